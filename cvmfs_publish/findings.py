@@ -1,4 +1,4 @@
-"""What was noticed or changed in an image while it was read and prepared, for its record and its owner."""
+"""Remarks about an image made while it was read and prepared, for its record and its owner."""
 
 from __future__ import annotations
 

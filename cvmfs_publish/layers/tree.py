@@ -129,7 +129,7 @@ class Tree:
         return "/".join(done)
 
     def walk(self) -> Iterator[tuple[RepoPath, Directory | Node]]:
-        """Yield every entry but the root, parents first, siblings sorted by the bytes of their names."""
+        """Yield every entry but the root: parents first, siblings in the byte order of names."""
         stack: list[tuple[str, Directory]] = [("", self.root)]
         while stack:
             prefix, directory = stack.pop()
