@@ -190,7 +190,7 @@ class _Reader:
         members = [member for member in get_args(wanted) if member is not types.NoneType]
         if _is_null(node) and len(members) < len(get_args(wanted)):
             return None
-        fitting = [member for member in members if _fits(node, member)]
+        fitting = [member for member in members if len(members) == 1 or _fits(node, member)]
         if len(fitting) == 1:  # its own error says more than the union's
             return self.convert(node, fitting[0], key, depth)
         for member in fitting:
