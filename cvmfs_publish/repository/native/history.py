@@ -1,0 +1,219 @@
+"""Keep the named snapshots (tags) of a repository in its history database.
+
+Source: facts/cvmfs-format.md sections 5.1 and 5.2 (history_sql.cc, history_sqlite.cc).  A history
+lives in memory here; it is stored compressed, as an object with suffix H.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import NamedTuple
+
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
+from cvmfs_publish.errors import InputError, IntegrityError
+from cvmfs_publish.repository.native.database import create_database, open_database, query
+
+TRUNK = "trunk"
+TRUNK_PREVIOUS = "trunk-previous"
+MAX_TAG_NAME = 255  # characters; our own bound, the format has none
+_TAG_NAME = re.compile(r"[A-Za-z0-9_./:-]+")
+_NO_HASH = bytes(20)
+
+_SCHEMA = """
+CREATE TABLE properties (key TEXT, value TEXT, CONSTRAINT pk_properties PRIMARY KEY (key));
+CREATE TABLE branches (branch TEXT, parent TEXT, initial_revision INTEGER,
+  CONSTRAINT pk_branch PRIMARY KEY (branch),
+  FOREIGN KEY (parent) REFERENCES branches (branch),
+  CHECK ((branch <> '') OR (parent IS NULL)),
+  CHECK ((branch = '') OR (parent IS NOT NULL)));
+INSERT INTO branches (branch, parent, initial_revision) VALUES ('', NULL, 0);
+CREATE TABLE tags (name TEXT, hash TEXT, revision INTEGER, timestamp INTEGER, channel INTEGER,
+  description TEXT, size INTEGER, branch TEXT,
+  CONSTRAINT pk_tags PRIMARY KEY (name),
+  FOREIGN KEY (branch) REFERENCES branches (branch));
+CREATE TABLE recycle_bin (hash TEXT, flags INTEGER, CONSTRAINT pk_hash PRIMARY KEY (hash));
+INSERT INTO properties (key, value) VALUES ('schema', '1.0');
+INSERT INTO properties (key, value) VALUES ('schema_revision', '3');
+"""
+
+
+class Tag(NamedTuple):
+    """A named revision."""
+
+    name: str
+    hash: ContentHash  # of the root catalog
+    revision: int
+    timestamp: int  # Unix seconds: `last_modified` of that root catalog
+    size: int  # bytes of that root catalog, uncompressed
+    description: str = ""
+    branch: str = ""  # "" is the default branch
+
+
+def is_tag_name(name: str) -> bool:
+    """Whether stock tools accept `name` for a tag."""
+    return len(name) <= MAX_TAG_NAME and _TAG_NAME.fullmatch(name) is not None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class History:
+    """An open history.  Not for several threads at once."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self.database = database
+
+    @classmethod
+    def create(cls, name: str) -> History:
+        """Return the history of a new repository: no tags, no predecessor."""
+        history = cls(create_database(_SCHEMA))
+        history._set_property("fqrn", name)
+        history.previous_revision = None
+        return history
+
+    @classmethod
+    def open(cls, data: bytes) -> History:
+        """Open a decompressed history file; raise `IntegrityError` if it is none."""
+        history = cls(open_database(data, "history"))
+        try:
+            history._rows("SELECT COUNT(*) FROM tags")
+            history._rows("SELECT COUNT(*) FROM branches")
+            history._rows("SELECT COUNT(*) FROM properties")
+        except IntegrityError:
+            history.close()
+            raise
+        return history
+
+    def close(self) -> None:
+        self.database.close()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The repository's name; must equal field N of the manifest."""
+        return self.get_property("fqrn") or ""
+
+    @property
+    def previous_revision(self) -> ContentHash | None:
+        """The history object before this one, None for the first.
+
+        `reconstruct_reflog` follows these links, so every history has the property.
+        """
+        text = self.get_property("previous_revision")
+        value = ContentHash.parse(text) if text is not None else None
+        return None if value is None or value.digest == _NO_HASH else value
+
+    @previous_revision.setter
+    def previous_revision(self, value: ContentHash | None) -> None:
+        none = ContentHash(_NO_HASH, HashAlgorithm.SHA1)
+        self._set_property("previous_revision", str(none if value is None else value))
+
+    def get_property(self, key: str) -> str | None:
+        found = self._rows("SELECT value FROM properties WHERE key = ?", key)
+        return str(found[0][0]) if found else None
+
+    def _set_property(self, key: str, value: str) -> None:
+        self._rows("INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)", key, value)
+
+    def tags(self) -> list[Tag]:
+        """Return all tags, oldest revision first; raise `IntegrityError` on a malformed one."""
+        found = self._rows(
+            "SELECT name, hash, revision, timestamp, size, description, branch FROM tags "
+            "ORDER BY revision, timestamp, name"
+        )
+        return [_decode(values) for values in found]
+
+    def tag(self, name: str) -> Tag | None:
+        return next((tag for tag in self.tags() if tag.name == name), None)
+
+    def add_tag(
+        self,
+        name: str,
+        root_hash: ContentHash,
+        revision: int,
+        timestamp: int,
+        size: int,
+        description: str = "",
+    ) -> None:
+        """Add a tag on the default branch.
+
+        Raises:
+            InputError: `name` is malformed, reserved or taken, or `description` is not text.
+        """
+        if not is_tag_name(name):
+            raise InputError(f"tag name {name!r} is not made of letters, digits and _ . / : -")
+        if name in (TRUNK, TRUNK_PREVIOUS):
+            raise InputError(f"tag name {name!r} is reserved", hint="choose another name")
+        if self.tag(name) is not None:
+            raise InputError(f"tag {name!r} exists already", hint="remove it first")
+        if "\0" in description or not _is_utf8(description):
+            raise InputError(f"description of tag {name!r} is not text: {description!r}")
+        self._insert(Tag(name, root_hash, revision, timestamp, size, description))
+
+    def remove_tag(self, name: str) -> None:
+        """Remove a tag; raise `InputError` if there is none or it is reserved."""
+        if name in (TRUNK, TRUNK_PREVIOUS):
+            raise InputError(f"tag {name!r} cannot be removed: it moves with every revision")
+        if self.tag(name) is None:
+            raise InputError(f"there is no tag {name!r}")
+        self._rows("DELETE FROM tags WHERE name = ?", name)
+
+    def advance(self, root_hash: ContentHash, revision: int, timestamp: int, size: int) -> None:
+        """Move `trunk` to a new revision and `trunk-previous` to where it was.
+
+        The undo-tag procedure of section 5.1 (swissknife_history.cc: UpdateUndoTags).
+        """
+        self._rows("DELETE FROM tags WHERE name = ?", TRUNK_PREVIOUS)
+        self._rows(
+            "UPDATE tags SET name = ?, description = 'default undo target' WHERE name = ?",
+            TRUNK_PREVIOUS,
+            TRUNK,
+        )
+        self._insert(Tag(TRUNK, root_hash, revision, timestamp, size, "current HEAD"))
+
+    def _insert(self, tag: Tag) -> None:
+        self._rows(
+            "INSERT INTO tags (name, hash, revision, timestamp, channel, description, size, "
+            "branch) VALUES (?, ?, ?, ?, 0, ?, ?, ?)",
+            tag.name,
+            str(tag.hash),
+            tag.revision,
+            tag.timestamp,
+            tag.description,
+            tag.size,
+            tag.branch,
+        )
+
+    def serialize(self) -> bytes:
+        """Return the database file, uncompressed."""
+        return bytes(self.database.serialize())
+
+    def _rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+        return query(self.database, "history", sql, *parameters)
+
+
+def _decode(values: tuple[object, ...]) -> Tag:
+    name, text, revision, timestamp, size, description, branch = values
+    if (
+        isinstance(name, str)
+        and isinstance(text, str)
+        and isinstance(revision, int)
+        and isinstance(timestamp, int)
+        and isinstance(size, int | None)
+        and isinstance(description, str)
+        and isinstance(branch, str)
+    ):
+        digest = ContentHash.parse(text)
+        return Tag(name, digest, revision, timestamp, size or 0, description, branch)
+    raise IntegrityError(f"history: malformed tag {name!r}")
