@@ -1,0 +1,235 @@
+"""Spread file contents over processes that compress, hash and store them.
+
+Content passes through shared memory, so no byte is sent through a pipe, and small files travel
+together: a slab holds as many as fit.  Compression needs most of the time of a publish and a
+Python interpreter runs one thread at a time, hence processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol, Self, cast
+
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
+from cvmfs_publish.content.local import LocalStore, storage_errors
+from cvmfs_publish.content.worker import PIECE, REQUEST, RESULT, STATUS
+from cvmfs_publish.errors import RepositoryError
+
+CHUNK_SIZE = 4 * 1024 * 1024  # bytes; larger files are cut into chunks of this size (section 4)
+SLAB_SIZE = CHUNK_SIZE  # bytes; a slab holds one chunk or many small files
+MAX_WORKERS = 16
+
+
+@dataclass(slots=True)
+class Stored:
+    """One piece of content, known by its hash once its slab is done."""
+
+    size: int  # uncompressed bytes
+    hash: ContentHash | None = None
+    stored_size: int = 0
+    new: bool = False  # it was not in the store before
+
+
+class ContentReader(Protocol):
+    """Where content comes from."""
+
+    def readinto(self, view: memoryview) -> None:
+        """Fill `view` completely or raise."""
+
+
+@dataclass(slots=True)
+class _Job:
+    slab: int
+    done: _Batch
+    pieces: list[tuple[Stored, int, bool]] = field(default_factory=list)
+    used: int = 0
+
+
+class _Batch:
+    """The unfinished slabs of one layer."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._changed = threading.Condition()
+        self.error: BaseException | None = None
+
+    def begin(self) -> None:
+        with self._changed:
+            self._open += 1
+
+    def end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._open -= 1
+            self.error = self.error or error
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._open == 0)
+            if self.error is not None:
+                raise self.error
+
+
+class Ingestor:
+    """Stores content with one process per core.  Several threads may `open` streams at once."""
+
+    def __init__(self, store: LocalStore, algorithm: HashAlgorithm, readers: int) -> None:
+        """Prepare for `readers` simultaneous streams; processes start with the first slab."""
+        self._store = store
+        self._algorithm = algorithm
+        self._workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        # A reader fills one slab while others are compressed or wait to be.
+        count = 2 * self._workers + 2 * readers
+        descriptor = os.memfd_create("cvmfs-publish-content", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, count * SLAB_SIZE)
+        self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, count * SLAB_SIZE)
+        self._view = memoryview(self._memory)
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slab in range(count):
+            self._free.put(slab)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _thread in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._view.release()
+        self._memory.close()
+        os.close(self._descriptor)
+
+    def open(self) -> ContentStream:
+        """Return a stream for the contents of one layer."""
+        return ContentStream(self)
+
+    # for ContentStream
+
+    def take(self, batch: _Batch) -> _Job:
+        return _Job(self._free.get(), batch)
+
+    def give_back(self, job: _Job) -> None:
+        self._free.put(job.slab)
+
+    def slab(self, job: _Job, offset: int, size: int) -> memoryview:
+        start = job.slab * SLAB_SIZE + offset
+        return self._view[start : start + size]
+
+    def submit(self, job: _Job) -> None:
+        with self._starting:
+            if len(self._threads) < self._workers:
+                thread = threading.Thread(target=self._drive, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        job.done.begin()
+        self._jobs.put(job)
+
+    def _drive(self) -> None:
+        """Feed one worker process until there are no more jobs."""
+        command = [sys.executable, "-P", "-m", "cvmfs_publish.content.worker"]
+        command += [os.fspath(self._store.root), self._algorithm.value]
+        command += [str(self._descriptor), str(SLAB_SIZE)]
+        with subprocess.Popen(  # noqa: S603 - our own program
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._descriptor,)
+        ) as process:
+            requests, replies = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+            while (job := self._jobs.get()) is not None:
+                error: BaseException | None = None
+                try:
+                    if job.done.error is None:
+                        with storage_errors("storing file contents"):
+                            self._run(job, requests, replies)
+                except RepositoryError as problem:
+                    error = problem
+                finally:
+                    self.give_back(job)
+                    job.done.end(error)
+
+    def _run(self, job: _Job, requests: BinaryIO, replies: BinaryIO) -> None:
+        message = bytearray(REQUEST.pack(job.slab, len(job.pieces)))
+        for piece, offset, is_chunk in job.pieces:
+            message += PIECE.pack(offset, piece.size, is_chunk)
+        requests.write(message)
+        requests.flush()
+        (code,) = STATUS.unpack(_read(replies, STATUS.size))
+        if code:
+            (length,) = STATUS.unpack(_read(replies, STATUS.size))
+            raise OSError(code, os.strerror(code), os.fsdecode(_read(replies, length)) or None)
+        answer = _read(replies, RESULT.size * len(job.pieces))
+        for (piece, _, _), values in zip(job.pieces, RESULT.iter_unpack(answer), strict=True):
+            digest, piece.stored_size, new = values
+            piece.hash, piece.new = ContentHash(digest, self._algorithm), bool(new)
+
+
+class ContentStream:
+    """The contents of one layer on their way into the store.  For one thread."""
+
+    def __init__(self, ingestor: Ingestor) -> None:
+        self._ingestor = ingestor
+        self._batch = _Batch()
+        self._job: _Job | None = None
+
+    def add(self, reader: ContentReader, size: int) -> list[Stored]:
+        """Read `size` bytes; return the pieces they are stored as, complete after `finish`.
+
+        One piece up to `CHUNK_SIZE` bytes, chunks of that size above.
+        """
+        if size <= CHUNK_SIZE:
+            return [self._add(reader, size, is_chunk=False)]
+        sizes = [CHUNK_SIZE] * (size // CHUNK_SIZE)
+        if size % CHUNK_SIZE:
+            sizes.append(size % CHUNK_SIZE)
+        return [self._add(reader, part, is_chunk=True) for part in sizes]
+
+    def _add(self, reader: ContentReader, size: int, *, is_chunk: bool) -> Stored:
+        if self._job is not None and self._job.used + size > SLAB_SIZE:
+            self._submit()
+        if self._batch.error is not None:
+            self._batch.wait()
+        if self._job is None:
+            self._job = self._ingestor.take(self._batch)
+        piece, job = Stored(size), self._job
+        with self._ingestor.slab(job, job.used, size) as view:
+            reader.readinto(view)
+        job.pieces.append((piece, job.used, is_chunk))
+        job.used += size
+        return piece
+
+    def _submit(self) -> None:
+        if self._job is not None:
+            self._ingestor.submit(self._job)
+            self._job = None
+
+    def finish(self) -> None:
+        """Return when everything added is stored.
+
+        Raises:
+            RepositoryError: the store could not take it (full, read-only, ...).
+        """
+        self._submit()
+        self._batch.wait()
+
+    def abandon(self) -> None:
+        """Forget content that was added but not handed over; for use after an error."""
+        if self._job is not None:
+            self._ingestor.give_back(self._job)
+            self._job = None
+
+
+def _read(replies: BinaryIO, size: int) -> bytes:
+    data = replies.read(size)
+    if len(data) != size:
+        raise OSError(errno.EPIPE, "a process storing file contents died")
+    return data

@@ -1,0 +1,226 @@
+"""Decompress a layer while it streams: gzip, zstd or plain tar, told apart by their first bytes.
+
+Source: image-spec `layer.md` (media types `+gzip`, `+zstd`, plain); RFC 1952 (a gzip file may have
+several members); RFC 8878 (a zstd file may have several frames and skippable ones).
+The media type is what the registry says, the magic is what the bytes are; the bytes win (E-30).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, cast
+
+import zstandard
+from isal import igzip_lib, isal_zlib
+
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import IntegrityError
+
+GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)  # its annotation says less
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+ZSTD_SKIPPABLE = tuple(bytes((n,)) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))
+GZIP_WINDOW = 31  # wbits of zlib: 15 bits of window, gzip header
+READ_SIZE = 512 * 1024  # bytes asked of the network at a time
+PIECE_SIZE = 1024 * 1024  # bytes decompressed at a time; bounds memory whatever the ratio
+ZSTD_WINDOW_LIMIT = 128 * 1024 * 1024  # bytes; what `zstd --long=27` needs
+RATIO_FREE = 64 * 1024 * 1024  # bytes; below, the ratio says nothing
+
+
+class ByteStream(Protocol):
+    """A verified stream of the compressed layer."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most `size` bytes, b"" at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecompressionLimits:
+    """How much a layer may grow; a larger one is refused while it streams."""
+
+    layer_bytes: int = 256 * 1024**3  # uncompressed bytes
+    ratio: int = 200  # uncompressed / compressed; real layers stay below 20, deflate below 1032
+
+
+class LayerStream:
+    """The uncompressed bytes of a layer, hashed as they pass.  For one thread."""
+
+    def __init__(self, source: ByteStream, limits: DecompressionLimits, name: str) -> None:
+        """Start reading; `name` is how errors call the layer."""
+        self._source = source
+        self._limits = limits
+        self._name = name
+        self._hash = hashlib.sha256()
+        self._buffer = memoryview(b"")
+        self.compressed = 0  # bytes taken from the source
+        self.size = 0  # bytes decompressed
+        head = self._fetch()
+        while head and len(head) < 4 and (more := self._fetch()):
+            head += more
+        self._pieces = self._decoder(head)
+
+    def _decoder(self, head: bytes) -> Callable[[], bytes]:
+        if head.startswith(GZIP_MAGIC):
+            return _Gzip(head, self._fetch, self._name).read
+        if head.startswith((ZSTD_MAGIC, *ZSTD_SKIPPABLE)):
+            return _Zstd(head, self._fetch, self._name).read
+        return _Plain(head, self._fetch).read
+
+    def _fetch(self) -> bytes:
+        data = self._source.read(READ_SIZE)
+        self.compressed += len(data)
+        return data
+
+    def _fill(self) -> bool:
+        """Decompress the next piece; return False at the end."""
+        piece = self._pieces()
+        self._hash.update(piece)
+        self.size += len(piece)
+        self._buffer = memoryview(piece)
+        if self.size > self._limits.layer_bytes:
+            raise IntegrityError(
+                f"layer {self._name} holds more than {self._limits.layer_bytes} bytes",
+                hint="raise `limits.layer_bytes` if this image is trusted to be that large",
+            )
+        if self.size > max(RATIO_FREE, self._limits.ratio * self.compressed):
+            raise IntegrityError(
+                f"layer {self._name} grows to more than {self._limits.ratio} times its "
+                f"{self.compressed} compressed bytes: a decompression bomb",
+                hint="raise `limits.compression_ratio` if this image is trusted",
+            )
+        return bool(piece)
+
+    def read(self, size: int) -> bytes:
+        """Return exactly `size` bytes, fewer only at the end of the layer."""
+        if len(self._buffer) >= size:  # nearly always
+            data = bytes(self._buffer[:size])
+            self._buffer = self._buffer[size:]
+            return data
+        parts = [bytes(self._buffer)]
+        missing = size - len(self._buffer)
+        self._buffer = self._buffer[:0]
+        while missing and self._fill():
+            part = bytes(self._buffer[:missing])
+            self._buffer = self._buffer[len(part) :]
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def readinto(self, view: memoryview) -> None:
+        """Fill `view`; raise `IntegrityError` if the layer ends before."""
+        done = 0
+        while done < len(view):
+            if not self._buffer and not self._fill():
+                raise IntegrityError(f"layer {self._name} ends in the middle of a file")
+            count = min(len(view) - done, len(self._buffer))
+            view[done : done + count] = self._buffer[:count]
+            self._buffer = self._buffer[count:]
+            done += count
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes; raise `IntegrityError` if the layer ends before."""
+        while size:
+            if not self._buffer and not self._fill():
+                raise IntegrityError(f"layer {self._name} ends in the middle of a file")
+            count = min(size, len(self._buffer))
+            self._buffer = self._buffer[count:]
+            size -= count
+
+    def drain(self) -> Digest:
+        """Read to the end, trailing bytes included (E-24); return the DiffID, verified so far."""
+        self._buffer = self._buffer[:0]
+        while self._fill():
+            pass
+        self._buffer = self._buffer[:0]
+        return Digest("sha256", self._hash.hexdigest())
+
+
+class _Plain:
+    def __init__(self, head: bytes, fetch: Callable[[], bytes]) -> None:
+        self._head: bytes | None = head
+        self._fetch = fetch
+
+    def read(self) -> bytes:
+        head, self._head = self._head, None
+        return head or self._fetch()
+
+
+class _Gzip:
+    """All members of a gzip stream; after the last one only zeros may follow, as padding."""
+
+    def __init__(self, head: bytes, fetch: Callable[[], bytes], name: str) -> None:
+        self._input = head
+        self._fetch = fetch
+        self._name = name
+        self._member = isal_zlib.decompressobj(wbits=GZIP_WINDOW)
+        self._pending = False
+        self._ended = False
+
+    def read(self) -> bytes:
+        while not self._ended:
+            if self._member.eof and not self._next_member():
+                break
+            if not self._input and not self._pending:
+                self._input = self._fetch()
+                if not self._input:
+                    raise IntegrityError(
+                        f"layer {self._name} is cut short: its gzip data do not end"
+                    )
+            try:
+                piece = self._member.decompress(self._input, PIECE_SIZE)
+            except _GZIP_ERROR as error:
+                raise IntegrityError(f"layer {self._name} is not valid gzip: {error}") from error
+            # A full piece may leave more output inside the decoder although all input is taken.
+            self._pending = len(piece) == PIECE_SIZE
+            member = self._member
+            self._input = member.unused_data if member.eof else member.unconsumed_tail
+            if piece:
+                return bytes(piece)
+        return b""
+
+    def _next_member(self) -> bool:
+        while not self._input.strip(b"\0"):
+            self._input = self._fetch()
+            if not self._input:
+                self._ended = True
+                return False
+        if not self._input.startswith(GZIP_MAGIC[: len(self._input)]):
+            raise IntegrityError(f"layer {self._name} has bytes after its gzip stream")
+        self._member = isal_zlib.decompressobj(wbits=GZIP_WINDOW)
+        return True
+
+
+class _Zstd:
+    """All frames of a zstd stream."""
+
+    def __init__(self, head: bytes, fetch: Callable[[], bytes], name: str) -> None:
+        self._head = head
+        self._fetch = fetch
+        self._name = name
+        decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT)
+        self._reader = decoder.stream_reader(
+            cast(BinaryIO, _Joined(head, fetch)), read_across_frames=True
+        )
+
+    def read(self) -> bytes:
+        try:
+            return self._reader.read(PIECE_SIZE)
+        except zstandard.ZstdError as error:
+            raise IntegrityError(f"layer {self._name} is not valid zstd: {error}") from error
+
+
+class _Joined:
+    """What the zstd reader wants to read from: the first bytes, then the rest."""
+
+    def __init__(self, head: bytes, fetch: Callable[[], bytes]) -> None:
+        self._head = head
+        self._fetch = fetch
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._head or self._fetch()
+        self._head = b""
+        if 0 <= size < len(data):
+            data, self._head = data[:size], data[size:]
+        return data

@@ -1,0 +1,210 @@
+"""Read one layer: store the contents of its files, keep what it does as a `LayerRecord`.
+
+Every entry is judged here as far as the layer alone allows; how it meets the layers below is
+decided in `merge`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from cvmfs_publish.content.ingest import ContentStream, Ingestor, Stored
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.findings import Finding
+from cvmfs_publish.layers import tar
+from cvmfs_publish.layers.compression import ByteStream, DecompressionLimits, LayerStream
+from cvmfs_publish.layers.record import LayerEntry, LayerRecord
+from cvmfs_publish.layers.tar import Member, TarReader
+from cvmfs_publish.layers.tree import Chunk, Content, Node, RepoPath
+from cvmfs_publish.layers.whiteouts import Change, parse_whiteout
+
+MAX_NAME_BYTES = 255  # NAME_MAX on Linux; a longer name could not be opened by any job
+MAX_TARGET_BYTES = 4095  # a longer symbolic link cannot be read back (format section 9.1)
+_TYPE_BITS = {
+    tar.FILE: stat.S_IFREG,
+    tar.SYMLINK: stat.S_IFLNK,
+    tar.CHARACTER: stat.S_IFCHR,
+    tar.BLOCK_DEVICE: stat.S_IFBLK,
+    tar.DIRECTORY: stat.S_IFDIR,
+    tar.FIFO: stat.S_IFIFO,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerLimits(DecompressionLimits):
+    """What a layer may contain; a layer beyond is refused while it streams."""
+
+    entries: int = 500_000  # twice the largest image seen in the field
+    path_bytes: int = 4095  # PATH_MAX without its zero byte
+
+
+def clean_path(name: str, what: str) -> RepoPath:
+    """Return a member name as a path below the root.
+
+    Leading slashes and "." are dropped, as every tool does (E-25); ".." is resolved as text.
+
+    Raises:
+        IntegrityError: the name leads out of the root, or a component is too long.
+    """
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not parts:
+                raise IntegrityError(f"{what} {name!r} leads out of the image")
+            parts.pop()
+            continue
+        if len(part) > MAX_NAME_BYTES // 4 and len(os.fsencode(part)) > MAX_NAME_BYTES:
+            raise IntegrityError(
+                f"{what} {name[:80]!r}… has a component of {len(os.fsencode(part))} bytes; "
+                f"file systems end at {MAX_NAME_BYTES}"
+            )
+        parts.append(part)
+    return "/".join(parts)
+
+
+def read_layer(
+    blob: ByteStream,
+    digest: Digest,
+    size: int,
+    diff_id: Digest | None,
+    ingestor: Ingestor,
+    limits: LayerLimits,
+) -> LayerRecord:
+    """Read a layer to its end and store its files.
+
+    Args:
+        blob: the compressed bytes; verified against `digest` by whoever opened them.
+        diff_id: digest of the uncompressed archive that the image's configuration promises.
+
+    Raises:
+        IntegrityError: corrupt compression or archive, an entry that escapes, limits exceeded,
+            or a DiffID that differs.
+        RemoteError: the blob could not be fetched to its end.
+        RepositoryError: the store could not take the contents.
+    """
+    name = f"{digest.algorithm}:{digest.hex[:12]}"
+    stream = LayerStream(blob, limits, name)
+    contents = ingestor.open()
+    try:
+        reading = _Reading(name, limits, contents, TarReader(stream, f"layer {name}"))
+        reading.run()
+        actual = stream.drain()
+        while blob.read(1):  # a decoder may stop before the last byte; the digest covers it too
+            pass
+        if diff_id is not None and actual != diff_id:
+            raise IntegrityError(
+                f"layer {digest} unpacks to {actual}, the image's configuration promises {diff_id}",
+                hint="the image is damaged or was built by a broken tool; rebuild and push it",
+            )
+        contents.finish()
+    finally:
+        contents.abandon()
+    return LayerRecord(digest, actual, size, tuple(reading.finished()), tuple(reading.findings))
+
+
+class _Reading:
+    """The state of reading one layer."""
+
+    def __init__(
+        self, name: str, limits: LayerLimits, contents: ContentStream, archive: TarReader
+    ) -> None:
+        self.findings: list[Finding] = []
+        self._name = name
+        self._limits = limits
+        self._contents = contents
+        self._archive = archive
+        self._entries: list[LayerEntry] = []
+        self._pieces: list[tuple[int, list[Stored]]] = []  # by position in _entries
+
+    def run(self) -> None:
+        for count, member in enumerate(self._archive, start=1):
+            if count > self._limits.entries:
+                raise IntegrityError(
+                    f"layer {self._name} has more than {self._limits.entries} entries",
+                    hint="raise `limits.entries` if this image is trusted to be that large",
+                )
+            self._add(member)
+
+    def finished(self) -> list[LayerEntry]:
+        """Return the entries with the hashes of their contents, after these are stored."""
+        for position, pieces in self._pieces:
+            entry = self._entries[position]
+            node = entry.node
+            if node is None:
+                continue
+            self._entries[position] = entry._replace(
+                node=Node(
+                    node.mode, node.uid, node.gid, node.mtime, node.mtime_ns, node.size,
+                    xattrs=node.xattrs, content=_content(pieces),
+                )
+            )  # fmt: skip
+        return self._entries
+
+    def _add(self, member: Member) -> None:
+        path = clean_path(member.name, f"layer {self._name}: member")
+        if len(path) > self._limits.path_bytes // 4:
+            self._check_length(path)
+        whiteout = parse_whiteout(path, self._name)
+        if whiteout is not None:
+            change, where = whiteout
+            if change is Change.IGNORE:
+                self.findings.append(Finding(path, "aufs bookkeeping file dropped"))
+            else:
+                self._entries.append(LayerEntry(change, where))
+            return
+        if member.kind == tar.LINK:
+            target = clean_path(member.target, f"layer {self._name}: target of hard link {path!r}:")
+            self._entries.append(LayerEntry(Change.LINK, path, None, target))
+            return
+        if member.kind == tar.SYMLINK:
+            self._check_target(path, member.target)
+        if member.kind == tar.FILE:
+            self._pieces.append(
+                (len(self._entries), self._contents.add(self._archive, member.size))
+            )
+        self._entries.append(LayerEntry(Change.PUT, path, _node(member)))
+
+    def _check_length(self, path: RepoPath) -> None:
+        length = len(os.fsencode(path))
+        if length > self._limits.path_bytes:
+            raise IntegrityError(
+                f"layer {self._name} has a path of {length} bytes, {path[:80]!r}…; "
+                f"the limit is {self._limits.path_bytes}"
+            )
+
+    def _check_target(self, path: RepoPath, target: str) -> None:
+        if not 0 < len(os.fsencode(target)) <= MAX_TARGET_BYTES:
+            raise IntegrityError(
+                f"layer {self._name}: symbolic link {path!r} has a target of "
+                f"{len(os.fsencode(target))} bytes; 1 to {MAX_TARGET_BYTES} are possible"
+            )
+
+
+def _node(member: Member) -> Node:
+    return Node(
+        mode=_TYPE_BITS[member.kind] | (0o777 if member.kind == tar.SYMLINK else member.mode),
+        uid=member.uid,
+        gid=member.gid,
+        mtime=member.mtime,
+        mtime_ns=member.mtime_ns,
+        size=member.size if member.kind == tar.FILE else 0,
+        target=member.target if member.kind == tar.SYMLINK else "",
+        device=member.device,
+        xattrs=member.xattrs,
+    )
+
+
+def _content(pieces: list[Stored]) -> Content:
+    if len(pieces) == 1:
+        return Content(pieces[0].hash)
+    chunks, offset = [], 0
+    for piece in pieces:
+        if piece.hash is not None:
+            chunks.append(Chunk(offset, piece.size, piece.hash))
+        offset += piece.size
+    return Content(None, tuple(chunks))
