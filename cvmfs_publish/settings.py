@@ -8,8 +8,9 @@ The dataclass is the schema.  Understood field types: `str`, `int`, `float`, `bo
 `tuple[X, ...]`, `list[X]`, `frozenset[X]`, `dict[K, X]` (or `Mapping`), other dataclasses, and any
 class with a classmethod `parse(text)`.  A `PublishError` raised by `parse` or `__post_init__`
 becomes an `InputError` with file and line.  Field metadata: `doc` (one sentence for people), `key`
-(the name in the file where it differs from the field's).  A class attribute `UNAVAILABLE` names
-keys that are promised but do not work yet; they are refused with those words.
+(the name in the file where it differs from the field's), `later` (a pattern of values that are
+promised but do not work yet).  A class attribute `UNAVAILABLE` names keys of that sort.  Both are
+refused with those words: a setting that is accepted and does nothing misleads.
 
 Scalars are read as they are written: YAML 1.1 would make `no` a boolean, `010` eight and `1:30`
 ninety, which nobody who writes a name or a version means.  So a `str` field gets the text itself
@@ -25,7 +26,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -49,6 +50,7 @@ _DICTS = (dict, collections.abc.Mapping)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _YAML_TAG = "tag:yaml.org,2002:"
 
@@ -89,14 +91,10 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}:{line}: byte 0x{data[exc.start]:02x} is not UTF-8 text") from exc
 
 
-def setting(
-    doc: str, *, default: Value = MISSING, factory: Value = MISSING, key: str = ""
-) -> Value:
-    """Return a dataclass field with its sentence for people and, if it differs, its key."""
-    metadata = {"doc": doc} | ({"key": key} if key else {})
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+def about(doc: str, *, key: str = "", later: str = "") -> Mapping[str, str]:
+    """Return the metadata of a field: `field(default=3, metadata=about("how many"))`."""
+    extra = {"key": key, "later": later}
+    return {"doc": doc} | {name: value for name, value in extra.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +213,30 @@ class _Reader:
                     raise self.unknown(name_node, name, key, cls, known)
                 entry = known[name]
                 below = _join(key, name)
+                self.check_available(value_node, entry, below)
                 given[entry.name] = self.convert(value_node, hints[entry.name], below, depth + 1)
         missing = [n for n, entry in known.items() if entry.name not in given and _required(entry)]
         if missing:
             raise self.missing(node, key, missing, known)
         try:
-            return cls(**given)
+            return cls(**(self.path_defaults(cls) | given))
         except PublishError as exc:
             raise self.error(node, key, str(exc), exc.hint) from exc
+
+    def path_defaults(self, cls: type) -> dict[str, Path]:
+        """A relative default means what it would mean if it were written in the file."""
+        if self.base is None:
+            return {}
+        return {
+            entry.name: self.base / entry.default
+            for entry in _init_fields(cls)
+            if isinstance(entry.default, Path)
+        }
+
+    def check_available(self, node: yaml.Node, entry: Field[Any], key: str) -> None:
+        later = entry.metadata.get("later")
+        if later and isinstance(node, yaml.ScalarNode) and re.fullmatch(later, node.value):
+            raise self.error(node, key, f"{_shown(node.value)} is not available in this version")
 
     def pairs(
         self, node: yaml.MappingNode, key: str
@@ -260,6 +274,8 @@ class _Reader:
         return frozenset(values) if origin is frozenset else tuple(values)
 
     def to_dict(self, node: yaml.Node, wanted: Wanted, key: str, depth: int) -> dict[Any, Any]:
+        if _is_null(node):  # a section whose lines are all remarks
+            return {}
         if not isinstance(node, yaml.MappingNode):
             raise self.wrong_type(node, wanted, key)
         key_type, value_type = get_args(wanted)
@@ -303,7 +319,7 @@ class _Reader:
         )
 
     def to_path(self, node: yaml.ScalarNode, path: Path, key: str) -> Path:
-        if "\0" in node.value or node.value == "":
+        if "\0" in node.value or node.value == "" or _URL.match(node.value):
             raise self.wrong_type(node, Path, key)
         if node.value.startswith("~"):
             raise self.error(
@@ -327,7 +343,7 @@ class _Reader:
                 node,
                 _join(key, name),
                 "is not available in this version",
-                "remove the key; a setting that does nothing would only mislead",
+                "remove the key",
             )
         meant = nearest(name, known)
         guess = f"; did you mean {meant!r}?" if meant else ""
@@ -448,8 +464,6 @@ def _remedy(node: yaml.Node, wanted: Wanted) -> str:
             return "write [] for an empty list"
         if isinstance(node, yaml.ScalarNode):
             return f"write [{node.value[:100]}]"
-    if origin in _DICTS and _is_null(node):
-        return "write {} for none"
     if isinstance(node, yaml.ScalarNode) and node.style and wanted in (int, float, bool):
         unquoted = yaml.ScalarNode(node.tag, node.value)
         return "remove the quotes" if _SCALARS[wanted](unquoted) is not None else ""

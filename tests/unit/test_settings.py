@@ -44,7 +44,7 @@ class Port:
 @dataclass(frozen=True)
 class Range:
     low: int
-    high: int = settings.setting("the largest value", default=9)
+    high: int = field(default=9, metadata=settings.about("the largest value"))
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -77,6 +77,10 @@ class Everything:
     digest: Digest | None = None
     pause: Seconds = Seconds(1)
     dashed: str = field(default="", metadata={"key": "dashed-name"})
+    backend: Literal["one"] = field(
+        default="one", metadata=settings.about("which", later="two|three-.*")
+    )
+    password: str = field(default="", repr=False, metadata=settings.about("what"))
     computed: str = field(default="", init=False)
 
 
@@ -228,6 +232,9 @@ def test_durations_carry_their_unit(written: str, expected: timedelta) -> None:
         ("wait: 999999999w", "wait: wants a duration"),
         ("where: ''", "where: wants a path, found the text ''"),
         ("where: ~/keys", "where: '~/keys': ~ is not expanded here"),
+        ("where: s3://bucket", "where: wants a path, found 's3://bucket'"),
+        ("backend: three-x", "backend: 'three-x' is not available in this version"),
+        ("backend: threex", "backend: wants one of one, found 'threex'"),
         ("mode: atuo", "mode: wants one of auto, never, found 'atuo'; did you mean 'auto'?"),
         ("colour: greem", "colour: wants one of red, green, found 'greem'; did you mean 'green'?"),
         ("colour: blue", "colour: wants one of red, green, found 'blue'"),
@@ -272,7 +279,6 @@ def test_a_mistake_names_line_key_and_both_values(line: str, message: str) -> No
         ("count: 'five'", ""),
         ("names: a", "write [a]"),
         ("names:", "write [] for an empty list"),
-        ("table:", "write {} for none"),
         ("maybe: {x: 1}", "put quotes around the value if it is meant as text"),
         ("ports: {web: http}", "use a number such as 8080"),
         ("range: {low: 9, high: 1}", "swap them"),
@@ -307,6 +313,7 @@ def test_an_empty_file_lacks_only_what_is_required(text: str) -> None:
 
 def test_an_empty_section_takes_its_defaults() -> None:
     assert settings.parse(Outer, "inner:\n  # depth: 4\n", "a.yaml") == Outer(Inner(3))
+    assert read("name: x\ntable:\n  # a: 1\n").table == {}
 
 
 @pytest.mark.parametrize(
@@ -366,6 +373,14 @@ def test_a_file_is_read_and_its_paths_are_relative_to_it(tmp_path: Path) -> None
     assert (loaded.name, loaded.where) == ("é", tmp_path / "keys/new")
     path.write_text("name: x\nwhere: /etc/keys\n")
     assert settings.load(Everything, path).where == Path("/etc/keys")
+    path.write_text("name: x\n")
+    assert settings.load(Everything, path).where == tmp_path / "default"
+
+
+def test_a_secret_is_not_shown_by_accident() -> None:
+    loaded = read("name: x\npassword: hunter2")
+    assert loaded.password == "hunter2"
+    assert "hunter2" not in repr(loaded)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,240 @@
+"""`cvmfs-publish.yaml`: what it may say, what it may not yet say, and where it is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cvmfs_publish import config, settings
+from cvmfs_publish.config import ByteSize, Config, RegistryConfig, RootPath
+from cvmfs_publish.errors import InputError
+
+MINIMAL = "repository: {name: containers.example.org}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / config.FILE_NAME
+    path.write_text(text)
+    return path
+
+
+def load(folder: Path, text: str) -> Config:
+    return config.load_config(write(folder, text))
+
+
+def refusal(folder: Path, text: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load(folder, text)
+    return caught.value
+
+
+def test_a_name_is_enough_and_paths_are_beside_the_file(tmp_path: Path) -> None:
+    loaded = load(tmp_path, MINIMAL)
+    assert loaded.repository.name == "containers.example.org"
+    assert loaded.repository.storage == tmp_path / "repository"
+    assert loaded.repository.keys == tmp_path / "keys"
+    assert loaded.state == tmp_path / "state"
+    assert loaded.repository.hash == "sha1"
+    assert loaded.sandbox.standard_roots is True
+    assert loaded.limits.entries == 500_000
+
+
+def test_what_interface_shows_and_works_is_read(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        """\
+repository:
+  name: containers.example.org
+  backend: native                 # native | cvmfs_server | directory
+  storage: ./repository           # directory, or s3://bucket/prefix
+  keys: /etc/keys
+  layout: unpacked                # unpacked | osg
+state: ./state                    # SQLite, spool, locks
+sandbox:
+  roots: [/nfs, /gpfs, /afs]      # added to the built-in list
+  sites: [slac, in2p3, ./own.yaml]
+  permissions: readable           # readable | strict
+registries:
+  ghcr.io: {username: bot, password_file: token}
+  Index.Docker.io: {plain_http: false}
+limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
+""",
+    )
+    assert loaded.repository.storage == tmp_path / "repository"
+    assert loaded.repository.keys == Path("/etc/keys")
+    assert loaded.sandbox.roots == ("/nfs", "/gpfs", "/afs")
+    assert loaded.sandbox.sites == ("slac", "in2p3", tmp_path / "own.yaml")
+    assert loaded.registries == {
+        "ghcr.io": RegistryConfig(username="bot", password_file=tmp_path / "token"),
+        "docker.io": RegistryConfig(),
+    }
+    assert loaded.limits.image_bytes == 20 * 1024**3
+    assert loaded.limits.layer_bytes == 500 * 1000**2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "trust: []",
+        "wishlists: [images.yaml]",
+        "watch: {interval: 15m}",
+        "webhooks: {secret_file: hook}",
+        "retention: {keep_replaced: 30d}",
+        "replicas: []",
+        "notify: []",
+        "registries: {docker.io: {mirrors: [mirror.example.org]}}",
+        "registries: {docker.io: {pulls_per_hour: 60}}",
+    ],
+)
+def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line: str) -> None:
+    error = str(refusal(tmp_path, f"{MINIMAL}{line}\n"))
+    assert error.startswith(f"{tmp_path / config.FILE_NAME}:2: ")
+    assert error.endswith("is not available in this version")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["backend: cvmfs_server", "backend: directory", "storage: s3://bucket/prefix", "layout: osg"],
+)
+def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> None:
+    error = str(refusal(tmp_path, f"repository:\n  name: a.example.org\n  {key}\n"))
+    name, value = key.split(": ")
+    assert f":3: repository.{name}: {value!r} is not available in this version" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("repository: {name: a b}", "repository.name: 'a b' is not a repository name"),
+        ("repository: {name: .hidden}", "repository.name: '.hidden' is not a repository name"),
+        ("repository: {name: a/b}", "is not a repository name"),
+        (f"repository: {{name: {'a' * 61}}}", "61 characters, 60 are possible"),
+        ("repository: {}", "repository: required key 'name' missing"),
+        ("repository: {nmae: x}", "unknown key 'nmae' in repository; did you mean 'name'?"),
+        ("repository: {name: x, backend: nativ}", "did you mean 'native'?"),
+        ("repository: {name: x, storage: http://x/y}", "wants a path, found 'http://x/y'"),
+        ("repository: {name: x, hash: md5}", "wants one of sha1, shake128, rmd160, found 'md5'"),
+        (MINIMAL + "sandbox: {roots: [nfs]}", "sandbox.roots[0]: 'nfs' cannot be a root"),
+        (MINIMAL + "sandbox: {roots: [/nfs/]}", "'/nfs/' cannot be a root"),
+        (MINIMAL + "sandbox: {roots: [/]}", "'/' cannot be a root"),
+        (MINIMAL + "sandbox: {roots: [/a/../b]}", "'/a/../b' cannot be a root"),
+        (MINIMAL + 'sandbox: {roots: ["/a\\nb"]}', "cannot be a root"),
+        (MINIMAL + "sandbox: {setuid: maybe}", "wants one of strip, keep"),
+        (MINIMAL + "registries: {https://ghcr.io: {}}", "is not a registry host"),
+        (MINIMAL + "registries: {ghcr.io/org: {}}", "is not a registry host"),
+        (MINIMAL + "registries: {docker.io: {}, index.docker.io: {}}", "is given twice"),
+        (MINIMAL + "registries: {a: {username: b}}", "password_file is missing"),
+        (MINIMAL + "registries: {a: {password: b}}", "username is missing"),
+        (
+            MINIMAL + "registries: {a: {username: a, password: b, password_file: c}}",
+            "registries.a: password and password_file are both given",
+        ),
+        (MINIMAL + "limits: {entries: 0}", "entries: wants a number above zero, found 0"),
+        (MINIMAL + "limits: {image_bytes: 0}", "'0' is not a possible size"),
+        (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
+        (MINIMAL + "limits: {image_bytes: 99999999TiB}", "is not a possible size"),
+        (MINIMAL + "nesting: {max_entries: 5}", "max_entries: 5 would make thousands of catalogs"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, line: str, message: str) -> None:
+    error = str(refusal(tmp_path, line))
+    assert message in error
+    assert error.startswith(f"{tmp_path / config.FILE_NAME}:")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("1_000", 1000), ("3B", 3), ("2kB", 2000), ("2KiB", 2048), ("1 TiB", 1024**4)],
+)
+def test_sizes_are_decimal_or_binary_as_their_unit_says(text: str, size: int) -> None:
+    assert ByteSize.parse(text) == size
+
+
+def test_roots_may_be_deep() -> None:
+    assert RootPath.parse("/fs/ddn/sdf") == "/fs/ddn/sdf"
+
+
+def test_a_password_comes_from_the_file_or_the_key(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("  s3cret\n")
+    assert RegistryConfig("bot", password_file=token).read_password() == "s3cret"
+    assert RegistryConfig("bot", password="here").read_password() == "here"
+    assert RegistryConfig().read_password() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"x" * 70_000])
+def test_a_password_file_holds_one_line(tmp_path: Path, content: bytes) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(content)
+    with pytest.raises(InputError, match="does not hold one line with a password"):
+        RegistryConfig("bot", password_file=token).read_password()
+
+
+def test_a_missing_password_file_is_named(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    with pytest.raises(InputError, match=re.escape(f"{token}: cannot be read: No such file")):
+        RegistryConfig("bot", password_file=token).read_password()
+
+
+def test_the_file_named_wins_then_the_variable_then_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {config.CONFIG_VARIABLE: "/from/variable.yaml"}
+    here = write(tmp_path, MINIMAL)
+    system = tmp_path / "system.yaml"
+    system.write_text(MINIMAL)
+    monkeypatch.setattr(config, "SYSTEM_FILE", system)
+    explicit = Path("/explicit.yaml")
+    assert config.find_config(explicit, environ, tmp_path) == explicit
+    assert config.find_config(None, environ, tmp_path) == Path("/from/variable.yaml")
+    assert config.find_config(None, {config.CONFIG_VARIABLE: ""}, tmp_path) == here
+    here.unlink()
+    assert config.find_config(None, {}, tmp_path) == system
+    system.unlink()
+    with pytest.raises(InputError, match="no configuration: neither") as caught:
+        config.find_config(None, {}, tmp_path)
+    assert "cvmfs-publish init NAME" in caught.value.hint
+
+
+def test_the_file_that_init_writes_is_read_back(tmp_path: Path) -> None:
+    text = config.render_default_config(
+        "a.example.org", storage="/srv/a b: c", keys="no", hash_algorithm="shake128"
+    )
+    loaded = load(tmp_path, text)
+    assert loaded.repository.name == "a.example.org"
+    assert loaded.repository.storage == Path("/srv/a b: c")
+    assert loaded.repository.keys == tmp_path / "no"
+    assert loaded.repository.hash == "shake128"
+    assert loaded == load(
+        tmp_path,
+        "repository: {name: a.example.org, storage: '/srv/a b: c', keys: no, hash: shake128}",
+    )
+
+
+@pytest.mark.parametrize("name", ["null", "no", "1.5", "0x1f", "1_0", "Null", "a-b_c.d"])
+def test_any_repository_name_survives_the_file(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, config.render_default_config(name)).repository.name == name
+
+
+def uncommented(text: str) -> str:
+    """Take away the `#` before keys, which unlike remarks have no blank after it."""
+    return re.sub(r"(?m)^( *)#(?=\S)", r"\1", text)
+
+
+def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> None:
+    text = config.render_default_config("a.example.org")
+    shown = load(tmp_path, uncommented(text))
+    login = RegistryConfig(username="bot", password_file=tmp_path / "token")
+    assert shown.registries == {"ghcr.io": login}
+    without = re.sub(r"(?m)^ +#(ghcr|username|password_file|plain_http).*\n", "", text)
+    assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
+
+
+def test_every_key_is_explained_in_that_file() -> None:
+    text = uncommented(config.render_default_config("a.example.org"))
+    for doc in settings.iter_keys(Config):
+        name = doc.path.rsplit(".", 1)[-1]
+        assert re.search(rf"\b{name}:", text), doc.path
+        assert doc.doc, f"{doc.path} is not documented"
