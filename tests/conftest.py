@@ -1,0 +1,92 @@
+"""Fixtures of all tests; and nothing a test does in this process reaches beyond this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import parts
+
+
+def _is_local(host: object) -> bool:
+    text = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    return text in (None, "", "localhost", "::1", "0.0.0.0", "::") or str(text).startswith("127.")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Make every other host unreachable, as on a machine without network.
+
+    Programs that tests start are not held back: `mmdebstrap` has to fetch its packages.
+    """
+    connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
+
+    def connect_locally(self: socket.socket, address: Any) -> None:  # noqa: ANN401
+        if self.family != socket.AF_UNIX and not _is_local(address[0]):
+            raise OSError(errno.ENETUNREACH, f"tests reach no other host, asked for {address}")
+        connect(self, address)
+
+    def resolve_locally(host: bytes | str | None, *rest: Any, **options: Any) -> object:  # noqa: ANN401
+        if not _is_local(host):
+            raise socket.gaierror(socket.EAI_NONAME, f"tests resolve no name, asked for {host!r}")
+        return getaddrinfo(host, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_locally)
+        patch.setattr(socket, "getaddrinfo", resolve_locally)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_surprises_from_the_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide proxies, credentials and configuration of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.upper().endswith("_PROXY") or name.startswith(
+                ("CVMFS", "APPTAINER", "SINGULARITY", "DOCKER_", "REGISTRY_AUTH_FILE")
+            ):
+                patch.delenv(name)
+        patch.setenv("DOCKER_CONFIG", str(tmp_path_factory.mktemp("no-docker-config")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def test_user() -> parts.User:
+    """The unprivileged user jobs of the tests run as."""
+    return parts.test_user()
+
+
+@pytest.fixture
+def shared_tmp() -> Iterator[Path]:
+    """A temporary directory the test user can reach and read; only its owner writes to it.
+
+    pytest's own `tmp_path` lies below a directory that no other user can enter.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="cvmfs-publish-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.RegistryServer]:
+    """One real registry for the whole run; tests choose repository names of their own."""
+    with parts.docker_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def registry_with_password(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[parts.RegistryServer]:
+    """A real registry that answers nobody without its user name and password."""
+    with parts.docker_registry(tmp_path_factory.mktemp("registry"), htpasswd=True) as server:
+        yield server
