@@ -1,0 +1,2 @@
+#!/bin/sh
+# Nothing: the runtime sets what every container has.

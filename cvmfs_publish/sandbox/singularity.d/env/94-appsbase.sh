@@ -1,0 +1,2 @@
+#!/bin/sh
+# Variables of the apps (SCIF) of this image.
