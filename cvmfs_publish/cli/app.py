@@ -1,0 +1,238 @@
+"""Turn a command line into one command's run, and its end into words and an exit code.
+
+Exit codes: 0 done; otherwise the family of the error (`errors.py`), 2 for wrong usage, 6 if some
+images of several failed, 130 if interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, ClassVar, TextIO
+
+import typer
+from typer.main import get_command
+
+from cvmfs_publish import __version__
+from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.lazy import Lazy, LazyGroup
+from cvmfs_publish.cli.output import PROGRAM, Output
+from cvmfs_publish.errors import InputError, PublishError
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `cvmfs-publish list | head -1`
+COMPLETION_VARIABLE = "_CVMFS_PUBLISH_COMPLETE"  # set by the shell's completion script
+
+# typer exports only this leaf of its (or click's) usage errors; its base covers all of them
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+_IMAGES = "cvmfs_publish.cli.images"
+_REPOSITORY = "cvmfs_publish.cli.repository"
+
+
+class Commands(LazyGroup):
+    """All commands, in the order in which a person meets them."""
+
+    table: ClassVar[Mapping[str, Lazy]] = {
+        "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
+        "publish": Lazy(_IMAGES, "Publish images from registries."),
+        "list": Lazy(_IMAGES, "List the published images."),
+        "show": Lazy(_IMAGES, "Show one published image in full."),
+        "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
+        "check": Lazy(_REPOSITORY, "Verify the whole repository."),
+        "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
+        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "site": Lazy(
+            "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
+        ),
+    }
+
+
+def _set_config(context: typer.Context, value: Path | None) -> None:
+    if value is not None:
+        session_of(context).config_path = value
+
+
+def _set_json(context: typer.Context, value: bool) -> None:
+    if value:
+        session_of(context).out.as_json = True
+
+
+def _set_verbosity(context: typer.Context, value: int) -> None:
+    session_of(context).out.verbosity += value
+
+
+def _set_quiet(context: typer.Context, value: bool) -> None:
+    if value:
+        session_of(context).out.quiet = True
+
+
+# Markup is off: `[/VARIANT]` in a help text is meant as it stands, and plain text starts faster
+app = typer.Typer(
+    cls=Commands,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def start(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=_set_config,
+            expose_value=False,
+            help="Configuration file; else $CVMFS_PUBLISH_CONFIG, ./cvmfs-publish.yaml,"
+            " /etc/cvmfs-publish/cvmfs-publish.yaml.",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            callback=_set_json,
+            expose_value=False,
+            help="Print exactly one JSON document, also for errors.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            show_default=False,
+            callback=_set_verbosity,
+            expose_value=False,
+            help="Say more; twice: say everything.",
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "-q",
+            "--quiet",
+            callback=_set_quiet,
+            expose_value=False,
+            help="Say nothing but results and errors.",
+        ),
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Publish container images into CernVM-FS as ready-to-run sandboxes.
+
+    Start with `cvmfs-publish init containers.example.org`, then
+    `cvmfs-publish publish docker.io/library/debian:12`.
+    """
+    out = session_of(context).out
+    if version:
+        out.result({"version": __version__}, f"{PROGRAM} {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise InputError("no command given", hint=f"`{PROGRAM} --help` lists the commands")
+    _configure_logging(out)
+
+
+def _configure_logging(out: Output) -> None:
+    level = logging.ERROR if out.quiet else logging.WARNING
+    if out.verbosity:
+        level = logging.INFO if out.verbosity == 1 else logging.DEBUG
+    logging.basicConfig(stream=out.stderr, level=level, format=f"{PROGRAM}: %(message)s")
+    # requests' own library logs every request; that is for -vv only
+    logging.getLogger("urllib3").setLevel(logging.DEBUG if out.verbosity > 1 else logging.ERROR)
+
+
+def run(arguments: Sequence[str], session: Session) -> int:
+    """Run one command line and return its exit code; nothing is raised, nothing exits."""
+    out = session.out
+    # a usage error may come before the parser has reached the option
+    out.as_json = "--json" in _before_dashes(arguments)
+    try:
+        code = _invoke(arguments, session)
+        out.stdout.flush()
+    except PublishError as exc:
+        out.error(exc.kind, str(exc), exc.hint)
+        if out.verbosity > 1:
+            _trace(out)
+        code = exc.exit_code
+    except UsageError as exc:
+        out.error("usage", _usage_message(exc), _usage_hint(exc))
+        code = EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        out.error("interrupted", "interrupted")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _discard(out.stdout)
+        code = EXIT_PIPE_CLOSED
+    except OSError as exc:
+        subject = f"{exc.filename}: " if exc.filename else ""
+        out.error("system", f"{subject}{exc.strerror or exc}", "" if out.verbosity else _MORE)
+        if out.verbosity:
+            _trace(out)
+        code = EXIT_BUG
+    except Exception as exc:  # noqa: BLE001 - the program's edge: the last word on any bug
+        out.error("bug", f"{type(exc).__name__}: {exc}", "" if out.verbosity else _MORE)
+        if out.verbosity:
+            _trace(out)
+        code = EXIT_BUG
+    return code
+
+
+_MORE = "run the command again with -v to see where this happened"
+
+
+def _invoke(arguments: Sequence[str], session: Session) -> int:
+    command = get_command(app)
+    if session.environ.get(COMPLETION_VARIABLE):  # asked by a shell, not by a person
+        command.main(list(arguments), PROGRAM, COMPLETION_VARIABLE, obj=session)
+    try:
+        with command.make_context(PROGRAM, list(arguments), obj=session) as context:
+            code = command.invoke(context)
+    except typer.Exit as exc:
+        return exc.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
+def _usage_message(error: Exception) -> str:
+    text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    return (text[:1].lower() + text[1:]).rstrip(".")
+
+
+def _usage_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    return f"`{path} --help` explains what is possible"
+
+
+def _trace(out: Output) -> None:
+    print(traceback.format_exc(), end="", file=out.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still buffered nowhere, or the interpreter complains about it at its exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def main() -> None:
+    """Run the program: the one place that reads the command line and the environment."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
+            stream.reconfigure(errors="backslashreplace")
+    out = Output(sys.stdout, sys.stderr, os.environ)
+    sys.exit(run(sys.argv[1:], Session(out, os.environ, Path.cwd())))

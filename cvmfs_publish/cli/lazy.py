@@ -1,0 +1,79 @@
+"""Import a command's module when the command is used, and not before.
+
+Most of a short run's time is imports: the HTTP server, the templates and the signatures together
+take longer than publishing an unchanged image.  So the command line knows every command's name and
+one line of help, and this module alone imports by name.  Everywhere else imports stand at the top.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.settings import nearest
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A command and where it is: the module has a `typer.Typer` named `app`."""
+
+    module: str
+    help: str  # one line, for the list of commands
+    is_group: bool = False  # the whole app is the command, `site`, and not one command of it
+
+
+class CommandGroup(TyperGroup):
+    """A group that answers a mistyped command with the nearest one."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override] # noqa: ANN401 - typer's own type is private
+        if args and args[0] not in self.commands and not ctx.resilient_parsing:
+            meant = nearest(args[0], self.commands)
+            raise InputError(
+                f"no such command: {args[0]}" + (f"; did you mean {meant!r}?" if meant else ""),
+                hint=f"`{ctx.command_path} --help` lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(CommandGroup):
+    """The top group: knows its commands by `table`, loads the one that is used.
+
+    The options of this group are understood by every command below as well, so that
+    `publish --json IMAGE` and `--json publish IMAGE` are the same.
+    """
+
+    table: ClassVar[Mapping[str, Lazy]] = {}
+
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - typer's own
+        super().__init__(**attributes)
+        for name, lazy in self.table.items():
+            self.add_command(TyperCommand(name, help=lazy.help), name)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override] # noqa: ANN401
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = self._load(name)
+        return name, command, rest
+
+    def _load(self, name: str) -> Any:  # noqa: ANN401
+        lazy = self.table[name]
+        loaded: Any = get_command(importlib.import_module(lazy.module).app)
+        if not lazy.is_group:
+            loaded = getattr(loaded, "commands", {name: loaded})[name]
+        self._share_options(loaded)
+        return loaded
+
+    def _share_options(self, command: Any) -> None:  # noqa: ANN401
+        names = {option for parameter in command.params for option in parameter.opts}
+        for parameter in self.params:
+            if not parameter.expose_value and not names & set(parameter.opts):
+                command.params.append(parameter)
+        for below in getattr(command, "commands", {}).values():
+            self._share_options(below)
