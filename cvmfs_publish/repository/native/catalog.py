@@ -284,6 +284,9 @@ class Catalog:
             "INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)", (key, str(value))
         )
 
+    def delete_property(self, key: str) -> None:
+        self.database.execute("DELETE FROM properties WHERE key = ?", (key,))
+
     @property
     def revision(self) -> int:
         return self._number("revision")

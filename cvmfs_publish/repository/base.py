@@ -1,0 +1,75 @@
+"""What the publisher needs of a repository, whoever writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from cvmfs_publish.content.ingest import Ingestor
+from cvmfs_publish.layers.tree import Content, RepoPath, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A published state of a repository."""
+
+    number: int
+    root_hash: str
+    timestamp: int  # Unix seconds
+
+
+class Transaction(Protocol):
+    """Changes that become visible together.  Paths are relative to the repository root."""
+
+    def store(self, data: bytes) -> Content:
+        """Store the content of a small file; nothing names it yet."""
+
+    def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
+        """Make a directory and its missing parents; idempotent.
+
+        `nested` are paths that should be catalogs of their own where the backend has catalogs.
+        Raises `RepositoryError` if something else is in the way.
+        """
+
+    def put_file(self, path: RepoPath, data: bytes) -> None:
+        """Write a small file into an existing directory; no change if it is the same."""
+
+    def put_symlink(self, path: RepoPath, target: str) -> None:
+        """Make or repoint a symbolic link in an existing directory; no change if it is the same."""
+
+    def put_tree(self, path: RepoPath, tree: Tree) -> None:
+        """Put a tree in place of whatever is at `path`; its contents are stored already."""
+
+    def remove(self, path: RepoPath) -> None:
+        """Remove an entry and everything below it; no error if there is none."""
+
+
+class Repository(Protocol):
+    """A place images are published to."""
+
+    def transaction(
+        self, now: int, step: Callable[[str], None] = ...
+    ) -> AbstractContextManager[Transaction]:
+        """Open a transaction; publish it if the block succeeds, discard it if it raises.
+
+        Atomic: readers see the old tree or the new one, also across `kill -9`.  A block that
+        changes nothing publishes nothing.  `now` is Unix seconds; `step` is told the name of
+        every stage before it begins.  Raises `LockedError` at once if another writer is active.
+        """
+
+    def ingestor(self, readers: int) -> Ingestor:
+        """Return what stores file contents, for `readers` simultaneous layers.
+
+        Only inside a transaction: what is stored and not yet named may otherwise be collected.
+        """
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        """Return a published file of moderate size; None if there is none."""
+
+    def object_names(self) -> set[str]:
+        """Return the names (`xx/rest`) of all stored objects."""
+
+    def revision(self) -> Revision:
+        """Return the published revision."""
