@@ -7,24 +7,21 @@ One client serves any number of threads.
 
 from __future__ import annotations
 
-import email.utils
 import http.client
-import ipaddress
-import json
 import random
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -34,23 +31,31 @@ from cvmfs_publish import __version__
 from cvmfs_publish.errors import IntegrityError, RemoteError
 from cvmfs_publish.reference import Reference, parse_registry
 from cvmfs_publish.sources.base import ImageNotFoundError, RateLimitedError
+from cvmfs_publish.sources.registry.answers import (
+    host_of,
+    is_loopback,
+    origin,
+    parse_errors,
+    parse_redirect,
+    parse_retry_after,
+    plan_backoff,
+    printable,
+)
 from cvmfs_publish.sources.registry.auth import (
     Credential,
     Request,
     Response,
     authorise,
     denied,
-    is_web_address,
 )
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 READ_TIMEOUT = timedelta(seconds=60)  # without a single byte, not for the whole answer
 ATTEMPTS = 5
-FIRST_WAIT = 0.5  # seconds before the second attempt; doubles from there
-MAX_BACKOFF = 30.0  # seconds
 MAX_RETRY_AFTER = timedelta(seconds=60)  # a longer wait is the caller's to plan
 MAX_REDIRECTS = 5
 MAX_PARALLEL = 32  # connections kept open per host
+TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer; real ones have a few thousand
 ERROR_BODY_LIMIT = 64 << 10  # bytes read of an answer that is not an image
 RETRIED = frozenset({429, 500, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -63,6 +68,7 @@ FOREIGN = (
     http.client.HTTPException,
     OSError,
     UnicodeError,
+    urllib3.exceptions.ProxySchemeUnsupported,  # their one error outside their own tree
 )
 _PASSING = (
     requests.ConnectionError,
@@ -70,6 +76,7 @@ _PASSING = (
     requests.exceptions.ChunkedEncodingError,
     urllib3.exceptions.TimeoutError,
     urllib3.exceptions.ProtocolError,
+    http.client.HTTPException,
     ConnectionError,
     TimeoutError,
 )
@@ -132,6 +139,11 @@ class Reply:
         if len(body) > limit:
             raise IntegrityError(f"{self._subject}: the answer is larger than {limit} bytes")
         return body
+
+    def drain(self) -> None:
+        """Pass over a short body that nobody needs, so that the connection can be used again."""
+        with suppress(TransferError):
+            self.read_up_to(ERROR_BODY_LIMIT)
 
     def read_up_to(self, size: int) -> bytes:
         pieces: list[bytes] = []
@@ -222,7 +234,7 @@ class RegistryClient:
         if reply.status == 401 and origin(reply.url) == origin(url):
             with reply:
                 challenge = reply.header("WWW-Authenticate")
-                reply.read_up_to(ERROR_BODY_LIMIT)  # so that the connection can be used again
+                reply.drain()
             authorization = self._renew(access, authorization, challenge, reference)
             reply = self._follow(_with_authorization(request, authorization), subject)
         if reply.status not in allowed and not 200 <= reply.status < 300:
@@ -258,9 +270,9 @@ class RegistryClient:
                 return reply
             with reply:
                 target = parse_redirect(request.url, reply.header("Location"), subject)
-                reply.read_up_to(ERROR_BODY_LIMIT)
+                reply.drain()
             if request.body:
-                raise RemoteError(f"{subject}: {_host(request.url)} redirects a login")
+                raise RemoteError(f"{subject}: {host_of(request.url)} redirects a login")
             if origin(target) != origin(request.url):
                 request = _with_authorization(request, "")
             request = replace(request, url=target)
@@ -309,7 +321,7 @@ class RegistryClient:
                 timeout=self._timeout,
             )
         except FOREIGN as exc:
-            raise translate(exc, f"{subject}: {_host(request.url)}") from exc
+            raise translate(exc, f"{subject}: {host_of(request.url)}") from exc
         return Reply(response, subject, self._count)
 
     def _count(self, received: int) -> None:
@@ -340,14 +352,18 @@ class RegistryClient:
         parts = urlsplit(request.url)
         if parts.scheme == "http" and not self._is_plain(parts.netloc):
             raise RemoteError(
-                f"{subject}: the token server {_host(request.url)} is to be asked without TLS",
+                f"{subject}: the token server {host_of(request.url)} is to be asked without TLS",
                 hint="a registry that really works so has to be configured for plain HTTP, "
                 "and its token server as well",
             )
-        with self._follow(request, subject) as reply:
-            if reply.status in RETRIED:
-                raise self._busy(reply, subject, "")
-            return Response(reply.status, reply.read_all(1 << 20))
+
+        def attempt() -> Response:
+            with self._follow(request, subject) as reply:
+                if reply.status in RETRIED:
+                    raise self._busy(reply, subject, "")
+                return Response(reply.status, reply.read_all(TOKEN_LIMIT))
+
+        return self._persist(attempt)
 
     def _refusal(self, reply: Reply, reference: Reference, path: str) -> RemoteError:
         subject, status = str(reference), reply.status
@@ -366,13 +382,13 @@ class RegistryClient:
             )
         if status in RETRIED:
             return self._busy(reply, subject, said)
-        host = _host(reply.url)
+        host = host_of(reply.url)
         detail = f"{': ' if said else ''}{said}"
         return RemoteError(f"{subject}: {host} answered {status} for {path}{detail}")
 
     def _busy(self, reply: Reply, subject: str, said: str) -> RemoteError:
         detail = f"{': ' if said else ''}{said}"
-        message = f"{subject}: {_host(reply.url)} answered {reply.status}{detail}"
+        message = f"{subject}: {host_of(reply.url)} answered {reply.status}{detail}"
         if reply.status != 429:
             return RemoteError(message, hint="the server is in trouble; try again later")
         asked = parse_retry_after(reply.header)
@@ -391,82 +407,13 @@ def translate(error: Exception, subject: str) -> TransferError:
     """Return our error for one out of `FOREIGN`; without the query of URLs, which may be secret."""
     root = _root(error)
     reason = str(root).partition("?")[0] or type(error).__name__
-    message = f"{subject}: {_printable(reason)}"
+    message = f"{subject}: {printable(reason)}"
     hint = ""
     if isinstance(root, ssl.SSLCertVerificationError):
         hint = "if the registry has a private certificate authority, set REQUESTS_CA_BUNDLE"
-    elif isinstance(root, ssl.SSLError) and root.reason == "WRONG_VERSION_NUMBER":
+    elif "WRONG_VERSION_NUMBER" in str(root):
         hint = "if the registry speaks plain HTTP, it has to be configured so"
     return TransferError(message, hint=hint, passing=isinstance(error, _PASSING) and not hint)
-
-
-def plan_backoff(failures: int, jitter: float) -> float:
-    """Return seconds to wait: doubling, and between half and all of it so that clients spread."""
-    return min(MAX_BACKOFF, FIRST_WAIT * 2.0 ** (failures - 1)) * (0.5 + jitter / 2)
-
-
-def parse_retry_after(header: Callable[[str], str]) -> timedelta | None:
-    """Return the wait a server asks for; a date counts from the server's own clock.
-
-    RFC 9110, section 10.2.3: an HTTP-date or a number of seconds.
-    """
-    text = header("Retry-After").strip()
-    if text.isascii() and text.isdigit():
-        return timedelta(seconds=min(int(text[:9]), 10**8))
-    try:
-        wait = email.utils.parsedate_to_datetime(text) - email.utils.parsedate_to_datetime(
-            header("Date")
-        )
-    # TypeError: one of the dates has no time zone
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return max(wait, timedelta())
-
-
-def parse_redirect(url: str, location: str, subject: str) -> str:
-    """Return the absolute target; raise `RemoteError` unless it is as safe as `url` was."""
-    shown = ascii(location.partition("?")[0][:200])
-    try:
-        target = urljoin(url, location) if location else ""
-    except ValueError:
-        target = ""
-    if not is_web_address(target):
-        raise RemoteError(f"{subject}: {_host(url)} redirects to {shown}, which is no web address")
-    if target.startswith("http:") and url.startswith("https:"):
-        raise RemoteError(f"{subject}: {_host(url)} redirects from TLS to plain HTTP: {shown}")
-    return target
-
-
-def parse_errors(body: bytes) -> tuple[str, str]:
-    """Return the first code and all messages of a registry's error document, else two "".
-
-    distribution-spec, "Error Codes": {"errors": [{"code": …, "message": …, "detail": …}]}
-    """
-    try:
-        errors = json.loads(body.decode())["errors"]
-        pairs = [(str(error["code"]), str(error.get("message", ""))) for error in errors]
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return "", ""
-    said = "; ".join(f"{code}: {message}" for code, message in pairs)
-    return (pairs[0][0] if pairs else ""), _printable(said)
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port: what must be equal for credentials to be sent again."""
-    parts = urlsplit(url)
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-    return parts.scheme, parts.hostname or "", port
-
-
-def is_loopback(host: str) -> bool:
-    """Whether host[:port] cannot leave this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _new_session() -> requests.Session:
@@ -493,10 +440,6 @@ def _with_authorization(request: Request, authorization: str) -> Request:
     return replace(request, headers=headers)
 
 
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
-
-
 def _root(error: BaseException) -> BaseException:
     """`requests` wraps `urllib3`, which wraps what happened; the wrappings repeat whole URLs."""
     for _ in range(5):
@@ -505,8 +448,3 @@ def _root(error: BaseException) -> BaseException:
             break
         error = inner
     return error
-
-
-def _printable(text: str) -> str:
-    """A server's words must not steer the terminal they are shown on."""
-    return "".join(c if c.isprintable() else " " for c in text[:500]).strip()
