@@ -20,6 +20,26 @@ from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import nearest
 
 
+def command_app(
+    *,
+    cls: type[TyperGroup] | None = None,
+    invoke_without_command: bool = False,
+    add_completion: bool = False,
+) -> typer.Typer:
+    """Return an empty app that looks and fails like all the others.
+
+    Markup is off: `[/VARIANT]` in a help text is meant as it stands, and plain text starts faster.
+    """
+    return typer.Typer(
+        cls=cls or CommandGroup,
+        invoke_without_command=invoke_without_command,
+        add_completion=add_completion,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
 @dataclass(frozen=True)
 class Lazy:
     """A command and where it is: the module has a `typer.Typer` named `app`."""
@@ -45,9 +65,11 @@ class CommandGroup(TyperGroup):
 class LazyGroup(CommandGroup):
     """The top group: knows its commands by `table`, loads the one that is used.
 
-    The options of this group are understood by every command below as well, so that
+    Its options named in `shared` are understood by every command below as well, so that
     `publish --json IMAGE` and `--json publish IMAGE` are the same.
     """
+
+    shared: ClassVar[frozenset[str]] = frozenset()
 
     table: ClassVar[Mapping[str, Lazy]] = {}
 
@@ -71,9 +93,8 @@ class LazyGroup(CommandGroup):
         return loaded
 
     def _share_options(self, command: Any) -> None:  # noqa: ANN401
-        names = {option for parameter in command.params for option in parameter.opts}
         for parameter in self.params:
-            if not parameter.expose_value and not names & set(parameter.opts):
+            if self.shared & set(parameter.opts):
                 command.params.append(parameter)
         for below in getattr(command, "commands", {}).values():
             self._share_options(below)

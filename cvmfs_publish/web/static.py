@@ -13,14 +13,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.repository.native import manifest as manifests
@@ -180,7 +181,8 @@ class _RepositoryFiles:
         return PlainTextResponse(text, code, headers={"Cache-Control": "no-store"})
 
     def send_file(self, request: Request) -> Response:
-        path: str = request.path_params["path"]
+        # not the path parameter: starlette's pattern drops a line feed at its end
+        path = str(request.scope["path"]).removeprefix(f"/cvmfs/{self.name}/")
         if path in _META:
             headers = META_HEADERS
         elif _OBJECT.fullmatch(path):
@@ -216,13 +218,34 @@ def _send(file: OpenFile, request: Request, common: dict[str, str]) -> Response:
     if request.method == "HEAD":
         os.close(file.descriptor)
         return Response(status_code=code, headers=headers)
-    if span.size <= READ_BYTES:
-        with file:
-            return Response(os.pread(file.descriptor, span.size, span.start), code, headers)
-    return StreamingResponse(_pieces(file, span), code, headers)
+    return _FileResponse(file, span, code, headers)
 
 
-def _pieces(file: OpenFile, span: Span) -> Iterator[bytes]:
-    with file:
-        for position in range(span.start, span.stop, READ_BYTES):
-            yield os.pread(file.descriptor, min(READ_BYTES, span.stop - position), position)
+class _FileResponse(Response):
+    """Sends a part of an open file piece by piece and closes it, however the sending ends."""
+
+    def __init__(self, file: OpenFile, span: Span, code: int, headers: dict[str, str]) -> None:
+        super().__init__(None, code, headers)
+        self._file = file
+        self._span = span
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = Request(scope, receive)
+        with self._file:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            position, stop = self._span.start, self._span.stop
+            while position < stop and not await client.is_disconnected():
+                piece = await run_in_threadpool(
+                    os.pread, self._file.descriptor, min(READ_BYTES, stop - position), position
+                )
+                if not piece:  # truncated meanwhile: the client sees the connection break
+                    return
+                position += len(piece)
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})

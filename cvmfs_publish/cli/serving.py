@@ -1,0 +1,51 @@
+"""`serve`: the repository over HTTP until somebody stops it."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.web.server import bind, create_server
+from cvmfs_publish.web.static import create_app, read_manifest
+
+DEFAULT_LISTEN = "127.0.0.1:8080"
+
+app = command_app()
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 chooses a free one.")
+    ] = DEFAULT_LISTEN,
+) -> None:
+    """Serve the repository over HTTP, read-only, at /cvmfs/NAME.
+
+    For trying things out and for small sites; any web server that serves the storage folder does
+    the same.  /healthz answers whether the repository is readable.
+
+    Example: cvmfs-publish serve --listen 0.0.0.0:8000
+    """
+    session = session_of(context)
+    repository = session.config.repository
+    manifest = read_manifest(repository.name, repository.storage)
+    with bind(listen) as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{port}/cvmfs/{repository.name}"
+        session.out.result(
+            {"url": url, "repository": repository.name, "revision": manifest.revision}, url
+        )
+        session.out.stdout.flush()  # whoever started the service waits for this line
+        session.out.note("serving until stopped with Ctrl-C or SIGTERM")
+        application = create_app(repository.name, repository.storage)
+        server = create_server(application, log_requests=session.out.verbosity > 0)
+        # uvicorn finishes what is under way, then raises the signal again for the handler before
+        # it; to be stopped is no failure of a service
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run(sockets=[listener])
