@@ -104,7 +104,14 @@ def read_layer(
         contents.finish()
     finally:
         contents.abandon()
-    return LayerRecord(digest, actual, size, tuple(reading.finished()), tuple(reading.findings))
+    return LayerRecord(
+        digest=digest,
+        diff_id=actual,
+        size=size,
+        stored_bytes=reading.stored_bytes(),
+        entries=tuple(reading.finished()),
+        findings=tuple(reading.findings),
+    )
 
 
 class _Reading:
@@ -144,6 +151,10 @@ class _Reading:
                 )
             )  # fmt: skip
         return self._entries
+
+    def stored_bytes(self) -> int:
+        """Return the size of the objects the files are stored as, after they are."""
+        return sum(piece.stored_size for _, pieces in self._pieces for piece in pieces)
 
     def _add(self, member: Member) -> None:
         path = clean_path(member.name, f"layer {self._name}: member")

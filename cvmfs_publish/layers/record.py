@@ -42,19 +42,20 @@ class LayerRecord:
     digest: Digest  # of the compressed blob
     diff_id: Digest  # of the uncompressed archive
     size: int  # compressed bytes
+    stored_bytes: int  # of the objects its files are stored as
     entries: tuple[LayerEntry, ...]
     findings: tuple[Finding, ...] = ()
 
     def object_names(self) -> Iterator[str]:
-        """Yield the names, as below `data/`, of the objects this layer's files are stored as."""
+        """Yield the names (`data/xx/rest`) of the objects this layer's files are stored as."""
         for entry in self.entries:
             content = entry.node.content if entry.node is not None else None
             if content is None:
                 continue
             if content.hash is not None:
-                yield content.hash.path(Suffix.DATA)[5:]
+                yield content.hash.path(Suffix.DATA)
             for chunk in content.chunks:
-                yield chunk.hash.path(Suffix.CHUNK)[5:]
+                yield chunk.hash.path(Suffix.CHUNK)
 
 
 class RecordStore:
@@ -98,6 +99,7 @@ class RecordStore:
             "hash": self._algorithm.value,
             "diff_id": str(record.diff_id),
             "size": record.size,
+            "stored_bytes": record.stored_bytes,
             "findings": record.findings,
             "entries": [_encode_entry(entry) for entry in record.entries],
         }
@@ -107,6 +109,7 @@ class RecordStore:
             digest=digest,
             diff_id=Digest.parse(document["diff_id"]),
             size=document["size"],
+            stored_bytes=document["stored_bytes"],
             entries=tuple(self._decode_entry(values) for values in document["entries"]),
             findings=tuple(Finding(*values) for values in document["findings"]),
         )

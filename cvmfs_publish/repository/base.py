@@ -20,8 +20,34 @@ class Revision:
     timestamp: int  # Unix seconds
 
 
-class Transaction(Protocol):
-    """Changes that become visible together.  Paths are relative to the repository root."""
+class View(Protocol):
+    """One published revision, read-only."""
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        """Return a file of moderate size; None if there is none at `path`."""
+
+    def read_symlink(self, path: RepoPath) -> str | None:
+        """Return the target of a symbolic link; None if there is none at `path`."""
+
+    def is_directory(self, path: RepoPath) -> bool:
+        """Whether there is a directory at `path`."""
+
+    def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
+        """Return name and whether it is a directory for every entry of a directory, sorted.
+
+        Empty if there is no directory at `path`.
+        """
+
+
+class Transaction(View, Protocol):
+    """Changes that become visible together.  Paths are relative to the repository root.
+
+    Reading shows the changes made so far.
+    """
+
+    @property
+    def revision(self) -> int:
+        """The number the revision will have, if it is published."""
 
     def store(self, data: bytes) -> Content:
         """Store the content of a small file; nothing names it yet."""
@@ -65,11 +91,11 @@ class Repository(Protocol):
         Only inside a transaction: what is stored and not yet named may otherwise be collected.
         """
 
-    def read_file(self, path: RepoPath) -> bytes | None:
-        """Return a published file of moderate size; None if there is none."""
+    def open(self) -> AbstractContextManager[View]:
+        """Open the published revision for reading; it stays readable while others publish."""
 
-    def object_names(self) -> set[str]:
-        """Return the names (`xx/rest`) of all stored objects."""
+    def has_objects(self, names: Iterable[str]) -> bool:
+        """Whether all objects of these names (`data/xx/rest`) are stored."""
 
     def revision(self) -> Revision:
         """Return the published revision."""

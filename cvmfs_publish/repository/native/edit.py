@@ -33,6 +33,7 @@ from cvmfs_publish.repository.native.catalog import (
 )
 
 MAX_CATALOG_BYTES = 1024**3  # uncompressed; a catalog of five million entries
+MAX_FILE_BYTES = 64 * 1024**2  # uncompressed; of the records this program writes
 
 
 @dataclass(slots=True)
@@ -90,6 +91,14 @@ class TreeEditor:
     def children(self, path: RepoPath) -> list[Row]:
         """Return the entries directly below a directory."""
         return self._locate(path).catalog.children(path)
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        """Return the content of a small file as it is now; None if there is none."""
+        row = self.get(path)
+        content = row.node.content if row is not None else None
+        if content is None or content.hash is None:
+            return None
+        return decompress(self._store.read(content.hash, Suffix.DATA), MAX_FILE_BYTES)
 
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
         """Make a directory and its parents; those new ones named in `nested` get a catalog."""

@@ -30,7 +30,14 @@ from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import reflog as reflogs
 from cvmfs_publish.repository.native import whitelist as whitelists
 from cvmfs_publish.repository.native.build import store_catalog
-from cvmfs_publish.repository.native.catalog import COUNTERS, Catalog, CatalogRef, Row, kind_flags
+from cvmfs_publish.repository.native.catalog import (
+    COUNTERS,
+    Catalog,
+    CatalogRef,
+    Row,
+    kind_flags,
+    split_path,
+)
 from cvmfs_publish.repository.native.edit import TreeEditor
 from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.manifest import Manifest
@@ -183,13 +190,13 @@ class NativeRepository:
         self.manifest()
         return browse_snapshot(self.storage, name=self.name)
 
-    def read_file(self, path: RepoPath) -> bytes | None:
+    @contextmanager
+    def open(self) -> Iterator[SnapshotView]:
         with self.snapshot() as snapshot:
-            row = snapshot.lookup(path)
-            return snapshot.read_file(path) if row is not None and row.node.is_file else None
+            yield SnapshotView(snapshot)
 
-    def object_names(self) -> set[str]:
-        return self._store.names()
+    def has_objects(self, names: Iterable[str]) -> bool:
+        return all(map(self._store.has, names))
 
     def ingestor(self, readers: int) -> Ingestor:
         return Ingestor(self._store, self.manifest().root_hash.algorithm, readers)
@@ -249,7 +256,7 @@ class NativeRepository:
                 root = CatalogRef(manifest.root_hash, manifest.root_size)
                 editor = TreeEditor(self._store, algorithm, root, timestamp)
                 try:
-                    yield NativeTransaction(editor, self._max_entries)
+                    yield NativeTransaction(editor, self._max_entries, manifest.revision + 1)
                     if editor.changed:
                         self._commit(manifest, keys, editor, reflog, timestamp, step)
                 finally:
@@ -417,12 +424,51 @@ class NativeRepository:
         return Revision(final.revision, str(final.root_hash), final.timestamp)
 
 
+class SnapshotView:
+    """See `repository.base.View`."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        row = self._snapshot.lookup(path)
+        return self._snapshot.read_file(path) if row is not None and row.node.is_file else None
+
+    def read_symlink(self, path: RepoPath) -> str | None:
+        row = self._snapshot.lookup(path)
+        return row.node.target if row is not None and row.node.is_symlink else None
+
+    def is_directory(self, path: RepoPath) -> bool:
+        row = self._snapshot.lookup(path)
+        return row is not None and row.node.is_dir
+
+    def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
+        rows = self._snapshot.listdir(path) if self.is_directory(path) else []
+        return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
+
+
 class NativeTransaction:
     """See `repository.base.Transaction`."""
 
-    def __init__(self, editor: TreeEditor, max_entries: int) -> None:
+    def __init__(self, editor: TreeEditor, max_entries: int, revision: int) -> None:
         self._editor = editor
         self._max_entries = max_entries
+        self.revision = revision
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        return self._editor.read_file(path)
+
+    def read_symlink(self, path: RepoPath) -> str | None:
+        row = self._editor.get(path)
+        return row.node.target if row is not None and row.node.is_symlink else None
+
+    def is_directory(self, path: RepoPath) -> bool:
+        row = self._editor.get(path)
+        return row is not None and row.node.is_dir
+
+    def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
+        rows = self._editor.children(path) if self.is_directory(path) else []
+        return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
 
     def store(self, data: bytes) -> Content:
         with storage_errors("storing a file"):

@@ -1,0 +1,524 @@
+"""Publish images: from references as people type them to one new revision of a repository.
+
+All images of a call become visible together.  An image that is published as its registry has it
+costs one HEAD request; one whose layers are known costs its manifest, its configuration and
+metadata work.  An image that fails is reported and leaves the others alone; what fails in the
+repository itself stops everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+from cvmfs_publish import __version__
+from cvmfs_publish.content.ingest import Ingestor
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
+from cvmfs_publish.findings import Finding
+from cvmfs_publish.layers import record as layer_records
+from cvmfs_publish.layers.merge import merge
+from cvmfs_publish.layers.read import LayerLimits, read_layer
+from cvmfs_publish.layers.record import LayerRecord, RecordStore
+from cvmfs_publish.layers.tree import Tree, node_of
+from cvmfs_publish.layers.treedigest import tree_digest
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.repository.base import Repository, Transaction, View
+from cvmfs_publish.repository.layouts import (
+    DEFAULT_PLATFORM,
+    MANIFEST_FILE,
+    NamePlacement,
+    Placement,
+    catalog_roots,
+    place,
+    place_name,
+    relative,
+)
+from cvmfs_publish.repository.records import Publication, SandboxRecord, read_publication
+from cvmfs_publish.sandbox.policy import SandboxPolicy, summarise
+from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
+from cvmfs_publish.sources.base import (
+    BlobStream,
+    ImageSource,
+    LayerDescriptor,
+    Platform,
+    ResolvedImage,
+)
+
+READERS = 4  # layers fetched and read at the same time
+
+Status = Literal["published", "unchanged", "failed"]
+
+
+class Reporter(Protocol):
+    """Told what is going on, from several threads; must be quick and must not raise."""
+
+    def phase(self, reference: str, phase: str) -> None:
+        """`phase` of an image or, with reference "", of the repository begins."""
+
+    def layer(self, reference: str, digest: str, done: int, total: int) -> None:
+        """`done` of `total` compressed bytes of a layer were read."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def phase(self, reference: str, phase: str) -> None:
+        pass
+
+    def layer(self, reference: str, digest: str, done: int, total: int) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """How images are read and prepared."""
+
+    policy: SandboxPolicy = field(default_factory=SandboxPolicy)
+    limits: LayerLimits = field(default_factory=LayerLimits)
+    image_bytes: int = 256 * 1024**3  # unpacked bytes of one image
+
+    def recipe(self) -> str:
+        """Return a digest of everything but the image that decides what a sandbox looks like."""
+        parts = [RECIPE, layer_records.FORMAT, asdict(self.policy)]
+        text = json.dumps(parts, sort_keys=True)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+@dataclass(slots=True)
+class ImageResult:
+    """What became of one image."""
+
+    reference: str
+    status: Status
+    platform: str
+    publication: Publication | None = None
+    layers_total: int = 0
+    layers_reused: int = 0
+    fetched_bytes: int = 0
+    seconds: float = 0.0
+    error: PublishError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """What became of all images of a call."""
+
+    revision: int
+    root_hash: str
+    images: tuple[ImageResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 6 some failed; if all failed, the code of the first failure."""
+        errors = [image.error for image in self.images if image.error is not None]
+        if not errors:
+            return 0
+        return 6 if len(errors) < len(self.images) else errors[0].exit_code
+
+
+@dataclass(slots=True)
+class _Wish:
+    """One image of a call, on its way."""
+
+    result: ImageResult
+    reference: Reference | None = None
+    digest: Digest | None = None
+    started: float = 0.0
+
+    def fail(self, error: PublishError) -> None:
+        self.result.status = "failed"
+        self.result.error = error
+        self.result.seconds = time.monotonic() - self.started
+
+
+class Publisher:
+    """Publishes images from one source into one repository."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        source: ImageSource,
+        records: RecordStore,
+        settings: PublishSettings,
+        reporter: Reporter | None = None,
+    ) -> None:
+        self._repository = repository
+        self._source = source
+        self._records = records
+        self._settings = settings
+        self._recipe = settings.recipe()
+        self._reporter = reporter or Silent()
+
+    def publish(
+        self,
+        references: Sequence[str],
+        *,
+        now: datetime,
+        platform: Platform | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> PublishResult:
+        """Publish images in one transaction.
+
+        Args:
+            references: as people type them; duplicates are published once.
+            now: time of the new revision.
+            platform: of all images; linux/amd64 by default.
+            force: prepare and publish again what is unchanged.  Layers are still not read again.
+            dry_run: resolve images and say what would happen; nothing is fetched or written.
+
+        Raises:
+            LockedError: another writer is active.
+            RepositoryError: the repository cannot be written; nothing of the call is published.
+        """
+        chosen = platform or DEFAULT_PLATFORM
+        wishes = [self._wish(text, chosen) for text in dict.fromkeys(references)]
+        with self._repository.open() as view:
+            due = [wish for wish in wishes if self._is_due(wish, view, chosen, force=force)]
+        if due and dry_run:
+            for wish in due:
+                self._foresee(wish, chosen)
+        elif due:
+            self._publish_due(due, chosen, now, force=force)
+        revision = self._repository.revision()
+        return PublishResult(
+            revision.number, revision.root_hash, tuple(wish.result for wish in wishes)
+        )
+
+    # before the transaction
+
+    def _wish(self, text: str, platform: Platform) -> _Wish:
+        wish = _Wish(ImageResult(text, "failed", str(platform)), started=time.monotonic())
+        try:
+            wish.reference = Reference.parse(text)
+            wish.result.reference = str(wish.reference)
+        except PublishError as error:
+            wish.fail(error)
+        return wish
+
+    def _is_due(self, wish: _Wish, view: View, platform: Platform, *, force: bool) -> bool:
+        """Ask the registry for the digest; whether it is not what is published already."""
+        if wish.reference is None:
+            return False
+        self._reporter.phase(wish.result.reference, "asking")
+        try:
+            wish.digest = self._source.head(wish.reference)
+        except PublishError as error:
+            wish.fail(error)
+            return False
+        found = read_publication(view, place_name(wish.reference, platform).publication)
+        if (
+            force
+            or found is None
+            or found.digest != str(wish.digest)
+            or found.recipe != self._recipe
+            or not view.is_directory(found.sandbox.lstrip("/"))
+            or view.read_symlink(found.path.lstrip("/")) is None
+        ):
+            return True
+        wish.result.status = "unchanged"
+        wish.result.publication = found
+        wish.result.layers_total = wish.result.layers_reused = len(found.layers)
+        wish.result.seconds = time.monotonic() - wish.started
+        return False
+
+    def _foresee(self, wish: _Wish, platform: Platform) -> None:
+        if wish.reference is None:
+            return
+        try:
+            image = self._source.resolve(wish.reference, platform, wish.digest)
+        except PublishError as error:
+            wish.fail(error)
+            return
+        known = [layer for layer in image.layers if self._known(layer) is not None]
+        wish.result.status = "published"
+        wish.result.layers_total = len(image.layers)
+        wish.result.layers_reused = len(known)
+        wish.result.fetched_bytes = sum(layer.size for layer in image.layers if layer not in known)
+        wish.result.seconds = time.monotonic() - wish.started
+
+    # inside the transaction
+
+    def _publish_due(
+        self, due: list[_Wish], platform: Platform, now: datetime, *, force: bool
+    ) -> None:
+        def step(name: str) -> None:
+            self._reporter.phase("", name)
+
+        with (
+            self._repository.transaction(int(now.timestamp()), step) as transaction,
+            self._repository.ingestor(READERS) as ingestor,
+        ):
+            for wish in due:
+                try:
+                    self._publish_one(wish, platform, transaction, ingestor, now, force=force)
+                except RepositoryError:
+                    raise
+                except PublishError as error:
+                    wish.fail(error)
+
+    def _publish_one(
+        self,
+        wish: _Wish,
+        platform: Platform,
+        transaction: Transaction,
+        ingestor: Ingestor,
+        now: datetime,
+        *,
+        force: bool,
+    ) -> None:
+        if wish.reference is None:
+            return
+        name = wish.result.reference
+        self._reporter.phase(name, "resolving")
+        image = self._source.resolve(wish.reference, platform, wish.digest)
+        records = self._read_layers(wish, image, ingestor)
+        self._reporter.phase(name, "stacking")
+        tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
+        self._check_size(tree, name)
+        prepared = prepare(tree, image.config, self._settings.policy, transaction.store)
+        self._reporter.phase(name, "committing")
+        placement = place(
+            wish.reference, image.platform, image.config_digest, image.manifest_digest
+        )
+        publication = self._record(
+            image, placement, records, tree, prepared, findings, transaction, now
+        )
+        self._apply(transaction, image, placement, publication, tree, force=force)
+        wish.result.status = "published"
+        wish.result.publication = publication
+        wish.result.seconds = time.monotonic() - wish.started
+
+    def _check_size(self, tree: Tree, name: str) -> None:
+        entries = size = 0
+        for _, entry in tree.walk():
+            entries += 1
+            size += node_of(entry).size
+        if entries > self._settings.limits.entries:
+            raise IntegrityError(
+                f"{name} has {entries} entries; the limit is {self._settings.limits.entries}",
+                hint="raise `limits.entries` if this image is trusted to be that large",
+            )
+        if size > self._settings.image_bytes:
+            raise IntegrityError(
+                f"{name} has {size} bytes; the limit is {self._settings.image_bytes}",
+                hint="raise `limits.image_bytes` if this image is trusted to be that large",
+            )
+
+    def _record(
+        self,
+        image: ResolvedImage,
+        placement: Placement,
+        records: Iterable[LayerRecord],
+        tree: Tree,
+        prepared: Prepared,
+        findings: list[Finding],
+        transaction: Transaction,
+        now: datetime,
+    ) -> Publication:
+        nodes = [node_of(entry) for _, entry in tree.walk()]
+        return Publication(
+            reference=str(image.reference),
+            digest=str(image.digest),
+            manifest_digest=str(image.manifest_digest),
+            image_id=str(image.config_digest),
+            platform=str(image.platform),
+            path="/" + placement.name,
+            sandbox="/" + placement.sandbox,
+            published_at=now.isoformat(timespec="seconds"),
+            revision=transaction.revision,
+            entries=len(nodes),
+            content_bytes=sum(node.size for node in nodes if node.is_file),
+            stored_bytes=sum(record.stored_bytes for record in records),
+            tree_digest=str(tree_digest(tree)),
+            recipe=self._recipe,
+            layers=tuple(str(layer.digest) for layer in image.layers),
+            roots_added=prepared.roots_added,
+            findings=tuple(summarise([*findings, *prepared.findings])),
+            publisher=f"cvmfs-publish {__version__}",
+        )
+
+    def _apply(
+        self,
+        transaction: Transaction,
+        image: ResolvedImage,
+        placement: Placement,
+        publication: Publication,
+        tree: Tree,
+        *,
+        force: bool,
+    ) -> None:
+        """Write sandbox, records and names; the sandbox is left alone if it is the same."""
+        sandbox = SandboxRecord(publication.recipe, publication.tree_digest).to_json()
+        present = transaction.read_file(placement.image_record) == sandbox
+        if force or not present or not transaction.is_directory(placement.sandbox):
+            _make_parents(transaction, placement.sandbox)
+            transaction.put_tree(placement.sandbox, tree)
+        _put_file(transaction, placement.image_record, sandbox)
+        _put_file(transaction, f"{placement.metadata}/{MANIFEST_FILE}", image.manifest)
+        _put_file(
+            transaction,
+            NamePlacement(placement.name, placement.platform_name, placement.metadata).publication,
+            publication.to_json(),
+        )
+        _link(transaction, placement.immutable_name, placement)
+        self._link_names(transaction, placement, image.platform)
+
+    def _link_names(
+        self, transaction: Transaction, placement: Placement, platform: Platform
+    ) -> None:
+        """Point the public name at the sandbox, or by way of the platform if there are several."""
+        current = transaction.read_symlink(placement.name)
+        variant = placement.variant_target()
+        if platform == DEFAULT_PLATFORM and current != variant:
+            _link(transaction, placement.name, placement)
+            return
+        _link(transaction, placement.platform_name, placement)
+        if current is not None and current != variant:
+            # The name was the default platform's alone: that one gets a link of its own.
+            own = place_name(Reference.parse(placement.name), DEFAULT_PLATFORM).platform_name
+            target = placement.name.rpartition("/")[0] + "/" + current
+            _make_parents(transaction, own)
+            transaction.put_symlink(own, relative(own, posixpath.normpath(target)))
+        _make_parents(transaction, placement.name)
+        transaction.put_symlink(placement.name, variant)
+
+    # layers
+
+    def _known(self, layer: LayerDescriptor) -> LayerRecord | None:
+        """Return the record of a layer that was read before and whose objects are all there."""
+        record = self._records.load(layer.digest)
+        if record is None or (layer.diff_id is not None and record.diff_id != layer.diff_id):
+            return None
+        return record if self._repository.has_objects(record.object_names()) else None
+
+    def _read_layers(
+        self, wish: _Wish, image: ResolvedImage, ingestor: Ingestor
+    ) -> list[LayerRecord]:
+        """Return the records of all layers, in order; those unknown are fetched in parallel."""
+        self._reporter.phase(wish.result.reference, "fetching")
+        found: dict[Digest, LayerRecord] = {}
+        missing: dict[Digest, LayerDescriptor] = {}
+        for layer in image.layers:
+            if layer.digest in found or layer.digest in missing:
+                continue
+            record = self._known(layer)
+            if record is not None:
+                found[layer.digest] = record
+            else:
+                missing[layer.digest] = layer
+        wish.result.layers_total = len(image.layers)
+        wish.result.layers_reused = len(image.layers) - len(missing)
+        if missing:
+            fetched = self._fetch(wish.result.reference, image, list(missing.values()), ingestor)
+            found.update(fetched)
+            wish.result.fetched_bytes = sum(layer.size for layer in missing.values())
+        return [found[layer.digest] for layer in image.layers]
+
+    def _fetch(
+        self,
+        name: str,
+        image: ResolvedImage,
+        layers: list[LayerDescriptor],
+        ingestor: Ingestor,
+    ) -> dict[Digest, LayerRecord]:
+        stop = threading.Event()
+        # Largest first: the last one to finish decides how long it takes.
+        ordered = sorted(layers, key=lambda layer: layer.size, reverse=True)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="layer") as pool:
+            futures: dict[Future[LayerRecord], Digest] = {}
+            try:
+                for layer in ordered:
+                    future = pool.submit(self._fetch_one, name, image, layer, ingestor, stop)
+                    futures[future] = layer.digest
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                unfinished = [future for future in futures if not future.done()]
+                if unfinished or any(future.exception() for future in futures):
+                    stop.set()
+                    for future in unfinished:
+                        future.cancel()
+        raise_first(futures)
+        return {digest: future.result() for future, digest in futures.items()}
+
+    def _fetch_one(
+        self,
+        name: str,
+        image: ResolvedImage,
+        layer: LayerDescriptor,
+        ingestor: Ingestor,
+        stop: threading.Event,
+    ) -> LayerRecord:
+        with self._source.open_layer(image.reference, layer) as stream:
+
+            def report(done: int) -> None:
+                self._reporter.layer(name, str(layer.digest), done, layer.size)
+
+            blob = _Watched(stream, stop, report)
+            record = read_layer(
+                blob, layer.digest, layer.size, layer.diff_id, ingestor, self._settings.limits
+            )
+        try:
+            self._records.save(record)
+        except OSError as error:
+            raise RepositoryError(
+                f"the record of layer {layer.digest} cannot be kept: {error.strerror}"
+                f" ({error.filename})",
+                hint="free space in the `state` directory, or make it writable",
+            ) from error
+        return record
+
+
+class _Stopped(PublishError):
+    """Another layer of the image failed, so this one is not needed any more."""
+
+
+class _Watched:
+    """A blob that can be stopped and tells how far it is."""
+
+    def __init__(
+        self, stream: BlobStream, stop: threading.Event, report: Callable[[int], None]
+    ) -> None:
+        self._stream = stream
+        self._stop = stop
+        self._report = report
+        self._done = 0
+
+    def read(self, size: int) -> bytes:
+        if self._stop.is_set():
+            raise _Stopped("stopped")
+        data = self._stream.read(size)
+        self._done += len(data)
+        self._report(self._done)
+        return data
+
+
+def raise_first(futures: Iterable[Future[LayerRecord]]) -> None:
+    """Raise the error that made the others stop."""
+    errors = [future.exception() for future in futures if not future.cancelled()]
+    real = [error for error in errors if error is not None and not isinstance(error, _Stopped)]
+    for error in real:
+        raise error
+
+
+def _make_parents(transaction: Transaction, path: str) -> None:
+    transaction.make_directories(path.rpartition("/")[0], catalog_roots(path))
+
+
+def _put_file(transaction: Transaction, path: str, data: bytes) -> None:
+    _make_parents(transaction, path)
+    transaction.put_file(path, data)
+
+
+def _link(transaction: Transaction, path: str, placement: Placement) -> None:
+    _make_parents(transaction, path)
+    transaction.put_symlink(path, placement.link_target(path))

@@ -1,0 +1,102 @@
+"""Decide where in a repository an image, its names and its records go.  Pure.
+
+`unpacked` is the convention of unpacked.cern.ch (facts/cvmfs-format.md section 10.1), so existing
+consumers find images where they look for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from posixpath import relpath
+
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.layers.tree import RepoPath
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.sources.base import Platform
+
+FLAT = ".flat"
+METADATA = ".metadata"
+MULTIARCH = ".multiarch"
+IMAGES = f"{METADATA}/.images"  # what was done to each sandbox, whatever names it has
+MANIFEST_FILE = "manifest.json"
+PUBLICATION_FILE = "publication.json"
+# What a client puts in place of the variable decides which platform a public name leads to.
+VARIANT = "$(CVMFS_ARCH:-amd64)"
+DEFAULT_PLATFORM = Platform.default()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one platform of one image goes.  All paths are relative to the repository root."""
+
+    sandbox: RepoPath
+    image_record: RepoPath  # a file: how the sandbox was made
+    name: RepoPath  # the public name, a symbolic link
+    platform_name: RepoPath  # the link of this platform where several are published
+    immutable_name: RepoPath  # the link by manifest digest
+    metadata: RepoPath  # the directory of the records of the name
+
+    def link_target(self, link: RepoPath) -> str:
+        """Return the relative text that leads from a link to the sandbox (E-55)."""
+        return relative(link, self.sandbox)
+
+    def variant_target(self) -> str:
+        """Return the text of a public name that leads to the client's own platform."""
+        _, _, rest = self.platform_name.removeprefix(MULTIARCH + "/").partition("/")
+        return relative(self.name, f"{MULTIARCH}/{VARIANT}/{rest}")
+
+
+def place(
+    reference: Reference, platform: Platform, image_id: Digest, manifest: Digest
+) -> Placement:
+    """Return where an image goes in the `unpacked` layout."""
+    names = place_name(reference, platform)
+    shard = f"{image_id.hex[:2]}/{image_id.hex}"
+    return Placement(
+        sandbox=f"{FLAT}/{shard}",
+        image_record=f"{IMAGES}/{shard}.json",
+        name=names.name,
+        platform_name=names.platform_name,
+        immutable_name=f"{reference.registry}/{reference.repository}@{manifest}",
+        metadata=names.metadata,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NamePlacement:
+    """What is known of an image's place from its name alone."""
+
+    name: RepoPath
+    platform_name: RepoPath
+    metadata: RepoPath
+
+    @property
+    def publication(self) -> RepoPath:
+        return f"{self.metadata}/{PUBLICATION_FILE}"
+
+
+def place_name(reference: Reference, platform: Platform) -> NamePlacement:
+    """Return where the links and records of a name go."""
+    architecture = platform.architecture + (f":{platform.variant}" if platform.variant else "")
+    below = "" if platform == DEFAULT_PLATFORM else f"{MULTIARCH}/{architecture}/"
+    return NamePlacement(
+        name=reference.name,
+        platform_name=f"{MULTIARCH}/{architecture}/{reference.name}",
+        metadata=f"{METADATA}/{below}{reference.name}",
+    )
+
+
+def catalog_roots(path: RepoPath) -> list[RepoPath]:
+    """Return which parents of a path deserve a catalog of their own.
+
+    One per registry and namespace and one per two digits of an image id: each stays small, and
+    publishing into a repository of thousands of images rewrites a handful of them.
+    """
+    parts = path.split("/")
+    depth = 2 + (parts[0] == METADATA) + (2 if MULTIARCH in parts else 0)
+    return ["/".join(parts[:count]) for count in range(1, min(depth, len(parts) - 1) + 1)]
+
+
+def relative(link: RepoPath, target: RepoPath) -> str:
+    """Return the text of a symbolic link at `link` that leads to `target`."""
+    return relpath("/" + target, "/" + link.rpartition("/")[0])
