@@ -2,8 +2,8 @@
 
     PublishError            1  a bug or an unknown failure
     ├── InputError          2  what the caller asked, or a configuration, cannot be understood
-    ├── RemoteError         3  a registry or server refused, failed or was unreachable; worth a retry
-    ├── IntegrityError      4  bytes are not what a digest, size, format or signature promised; no retry
+    ├── RemoteError         3  a remote refused, failed or was unreachable; worth a retry
+    ├── IntegrityError      4  bytes are not what was promised; no retry
     └── RepositoryError     5  the repository is locked, damaged or unsafe to write
         └── LockedError     5  another writer holds the repository; worth a retry
 

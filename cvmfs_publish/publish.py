@@ -478,7 +478,7 @@ class Publisher:
         return record
 
 
-class _Stopped(PublishError):
+class _StoppedError(PublishError):
     """Another layer of the image failed, so this one is not needed any more."""
 
 
@@ -495,7 +495,7 @@ class _Watched:
 
     def read(self, size: int) -> bytes:
         if self._stop.is_set():
-            raise _Stopped("stopped")
+            raise _StoppedError("stopped")
         data = self._stream.read(size)
         self._done += len(data)
         self._report(self._done)
@@ -505,7 +505,7 @@ class _Watched:
 def raise_first(futures: Iterable[Future[LayerRecord]]) -> None:
     """Raise the error that made the others stop."""
     errors = [future.exception() for future in futures if not future.cancelled()]
-    real = [error for error in errors if error is not None and not isinstance(error, _Stopped)]
+    real = [error for error in errors if error is not None and not isinstance(error, _StoppedError)]
     for error in real:
         raise error
 
