@@ -1,0 +1,42 @@
+# make test      install what the tests need, check style and types, run every test
+# make test-pure the tests that need no real programs, in less than a minute
+# make lint      style, types, shell
+# make demo      from nothing to a job in a published image; IMAGE=… takes any registry image
+# make bench     measure what the README claims
+# make venv      the environment alone; make clean removes what all of these made here
+
+BIN := .venv/bin
+IMAGE ?=
+PYTEST_ARGS ?=
+
+.PHONY: test test-pure lint parts venv demo bench clean
+.NOTPARALLEL:
+
+test: parts lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-pure: venv
+	@$(BIN)/python -m pytest -m "not parts" $(PYTEST_ARGS)
+
+parts:
+	@tools/install-parts
+
+lint: venv
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy cvmfs_publish tests benchmarks tools
+	@tools/lint-shell
+
+venv: .venv/complete
+
+.venv/complete: pyproject.toml tools/make-venv
+	@tools/make-venv
+
+demo: venv
+	@$(BIN)/python -m tools.demo $(if $(IMAGE),'$(IMAGE)')
+
+bench: venv
+	@$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv .parts .demo .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
