@@ -30,7 +30,6 @@ from pathlib import Path
 from benchmarks.material import Material, MiB
 from benchmarks.shape import Kind, Member, Shape, describe, flatten, plan_image
 
-RECIPE = 1  # raised whenever the same arguments would give other bytes than before
 STAMP = "image.json"  # written last: a layout without it is unfinished
 DEFAULT_DIRECTORY = Path(".benchmarks/image")
 TAGS = {"base": 4, "update": 5}  # layers
@@ -43,6 +42,8 @@ MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_CONFIG = "application/vnd.oci.image.config.v1+json"
 MEDIA_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
+# What decides the bytes; an image made by other sources is made anew.
+_SOURCES = ("make_image.py", "material.py", "shape.py")
 _TAR_TYPES = {
     Kind.DIRECTORY: tarfile.DIRTYPE,
     Kind.FILE: tarfile.REGTYPE,
@@ -194,7 +195,7 @@ _material: Material  # of a worker process; set once, before its first layer
 
 
 def _start_worker(material: Material) -> None:
-    global _material  # noqa: PLW0603  # how a pool hands large data to its workers
+    global _material  # how a pool hands large data to its workers
     _material = material
 
 
@@ -206,13 +207,21 @@ def _write_numbered_layer(job: tuple[Path, int, list[Member]]) -> Blob:
     return blob
 
 
+def recipe() -> str:
+    """Return a fingerprint of everything but the arguments that decides the image's bytes."""
+    known = hashlib.sha256(f"{sys.version_info[:2]} zlib {zlib.ZLIB_RUNTIME_VERSION}".encode())
+    for name in _SOURCES:
+        known.update((Path(__file__).parent / name).read_bytes())
+    return known.hexdigest()
+
+
 def read_image(directory: Path) -> Image | None:
-    """Return the finished image in `directory`, or None if there is none of this recipe."""
+    """Return the finished image in `directory`, or None if there is none of today's recipe."""
     try:
         stamp = json.loads((directory / STAMP).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    if stamp.get("recipe") != RECIPE:
+    if stamp.get("recipe") != recipe():
         return None
     blobs = tuple(Blob(**blob) for blob in stamp["blobs"])
     for blob in blobs:
@@ -255,7 +264,7 @@ def make_image(
     write_index(directory, blobs)
     shape = describe(flatten(plan[: TAGS["base"]]))
     stamp = {
-        "recipe": RECIPE,
+        "recipe": recipe(),
         "scale": scale,
         "seed": seed,
         "shape": dataclasses.asdict(shape),

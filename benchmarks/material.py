@@ -25,9 +25,22 @@ MiB = 1024 * KiB
 SMALL_FILE = 192 * KiB  # up to this size a file is one piece of one material
 IDENTITY = bytes(range(256))
 
-_ONSETS = "b c ch cl d dr f fl g gr h j k l m n p pl qu r s sh sl st t th tr v w x z".split()
-_VOWELS = "a a e e i i o o u ai ea ou io y".split()
-_CODAS = ["", "", "", "n", "r", "s", "t", "l", "m", "d", "ck", "nd", "st", "x"]
+_ONSETS: Sequence[str] = (
+    *"bcdfghjklmnprstvwxz",
+    "ch",
+    "cl",
+    "dr",
+    "fl",
+    "gr",
+    "pl",
+    "qu",
+    "sh",
+    "sl",
+    "st",
+    "tr",
+)
+_VOWELS: Sequence[str] = (*"aaeeiioouy", "ai", "ea", "ou", "io")
+_CODAS: Sequence[str] = ("", "", "", *"nrstlmdx", "ck", "nd", "st")
 
 # One line of a Python-like module; every `{}` becomes a name of that module.
 _PYTHON_LINES = (
@@ -147,7 +160,7 @@ def _machine_code(rng: random.Random, size: int) -> bytes:
     """x86-64-like code: few hundred common short instructions, operands local to a function."""
     opcodes = [rng.randbytes(rng.choice((1, 2, 2, 3, 3, 4))) for _ in range(700)]
     opcode_weights = zipf_weights(len(opcodes), 1.0)
-    idiom_weights = zipf_weights(70, 0.6)
+    idiom_weights = zipf_weights(55, 0.7)
     parts: list[bytes] = []
     done = 0
     position = 0
@@ -162,8 +175,8 @@ def _machine_code(rng: random.Random, size: int) -> bytes:
         idioms = [
             first + second
             for first, second in zip(
-                rng.choices(opcodes, cum_weights=opcode_weights, k=70),
-                rng.choices(operands, k=70),
+                rng.choices(opcodes, cum_weights=opcode_weights, k=55),
+                rng.choices(operands, k=55),
                 strict=True,
             )
         ]
@@ -235,7 +248,7 @@ def _bytecode(rng: random.Random, size: int) -> bytes:
     weights = zipf_weights(len(words), 0.8)
     opcodes = [rng.randrange(160) for _ in range(60)]
     opcode_weights = zipf_weights(len(opcodes), 1.1)
-    idiom_weights = zipf_weights(90, 0.8)
+    idiom_weights = zipf_weights(75, 0.9)
     parts: list[bytes] = []
     done = 0
     while done < size:
@@ -243,8 +256,8 @@ def _bytecode(rng: random.Random, size: int) -> bytes:
         idioms = [
             bytes((first, int(rng.expovariate(0.3)) & 255, second, int(rng.expovariate(0.5)) & 255))
             for first, second in zip(
-                rng.choices(opcodes, cum_weights=opcode_weights, k=90),
-                rng.choices(opcodes, cum_weights=opcode_weights, k=90),
+                rng.choices(opcodes, cum_weights=opcode_weights, k=75),
+                rng.choices(opcodes, cum_weights=opcode_weights, k=75),
                 strict=True,
             )
         ]
@@ -286,8 +299,8 @@ KINDS: Mapping[str, Mapping[str, float]] = {
     "prose": {"prose": 1.0},
     "table": {"table": 1.0},
     "bytecode": {"bytecode": 1.0},
-    "elf": {"code": 0.42, "relocations": 0.18, "symbols": 0.28, "counts": 0.10, "noise": 0.02},
-    "numbers": {"floats": 0.35, "counts": 0.65},
+    "elf": {"code": 0.39, "relocations": 0.19, "symbols": 0.30, "counts": 0.11, "noise": 0.01},
+    "numbers": {"floats": 0.2, "counts": 0.8},
     "packed": {"noise": 1.0},  # wheels, PNG, already compressed files
 }
 # Text stays text; re-lettering it would make it something no real file is.

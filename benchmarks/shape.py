@@ -21,8 +21,9 @@ from benchmarks.material import Content, make_words
 BODY_MEDIAN = 2536
 BODY_SIGMA = 1.947
 EMPTY_SHARE = 0.03  # __init__.py, py.typed, lock files
-COPY_SHARE = 0.05  # licences, vendored packages: same bytes under another name
+COPY_SHARE = 0.08  # licences, vendored packages: same bytes under another name
 BIG_FILE = 256 * 1024  # from here on files are libraries, data and archives, hardly ever source
+BIG_FILE_WEIGHTS = {"python": 0.02, "header": 0.02, "prose": 0.02, "packed": 0.4}
 
 TIME_BASE = 1_700_000_000  # seconds since 1970; files are up to a year older
 YEAR = 365 * 24 * 3600
@@ -131,8 +132,8 @@ LARGE_FILES: Sequence[tuple[int, str, str, int]] = (  # layer, path, content kin
     (0, "usr/share/icu/icudt72l.dat", "numbers", 27_020_288),
     (1, "opt/conda/lib/libopenblasp-r0.3.27.so", "elf", 22_031_360),
     (3, "opt/analysis/data/events.json", "table", 14_500_011),
-    (2, "opt/root/lib/libCore.so.6.30", "elf", 11_013_120),
-    (0, "usr/lib/gcc/x86_64-linux-gnu/12/cc1plus", "elf", 9_300_992),
+    (2, "opt/root/lib/libCore.so.6.30", "elf", 19_013_120),
+    (0, "usr/lib/gcc/x86_64-linux-gnu/12/cc1plus", "elf", 16_300_992),
 )
 LEADING_SYMLINKS = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin"}
 EMPTY_DIRECTORIES = ("dev", "proc", "sys", "run", "mnt", "srv", "usr/lib64", "usr/sbin", "var/tmp")
@@ -145,6 +146,7 @@ DOOMED_FILES = 200  # whiteouts of single files
 UPGRADED_FILES = 250  # the third layer replaces files of the first two
 CHMODED_FILES = 900  # the fourth layer repeats files of the second with another mode (chmod -R)
 HARD_LINKS = (130, 130, 30, 30)  # per layer; those of the third and fourth point into lower layers
+CHMODED_LIBRARY = "opt/conda/lib/libmkl_core.so.2"  # and one large file with them
 UPDATE_FILES = 200
 
 _EXTENSIONS = {
@@ -185,7 +187,7 @@ class _Planner:
         if self.contents and rng.random() < COPY_SHARE:
             return rng.choice(self.contents)
         weights = [
-            weight * (0.02 if size > BIG_FILE and kind in ("python", "header", "prose") else 1)
+            weight * (BIG_FILE_WEIGHTS.get(kind, 1.0) if size > BIG_FILE else 1.0)
             for kind, weight in kinds.items()
         ]
         kind = rng.choices(list(kinds), weights)[0]
@@ -199,7 +201,7 @@ class _Planner:
         for directory in rng.choices(directories, weights, k=self.count(area.files)):
             content = self.new_content(area.kinds, self.sizes.pop())
             if content.kind == "bytecode" and area.packages and "__pycache__" not in directory:
-                directory += "/__pycache__"  # noqa: PLW2901  # planned with its parent
+                directory += "/__pycache__"  # planned with its parent
             path = self.free_path(layer, directory, "{}" + _EXTENSIONS[content.kind])
             mode = 0o755 if content.kind == "elf" else 0o644
             if rng.random() < 0.003:
@@ -258,7 +260,10 @@ class _Planner:
         files = [
             member
             for member in self.layers[lower].values()
-            if member.kind is Kind.FILE and member.size < BIG_FILE and member.path not in hidden
+            if member.kind is Kind.FILE
+            and member.size < BIG_FILE
+            and member.path not in hidden
+            and not member.path.startswith((OPAQUE_DIRECTORY, DOOMED_DIRECTORY))
         ]
         for target in self.rng.sample(files, min(count, len(files))):
             path = self.free_path(layer, target.path.rpartition("/")[0], "{}.{}")
@@ -319,6 +324,9 @@ class _Planner:
                 and member.path not in touched
                 and not member.path.startswith((OPAQUE_DIRECTORY, DOOMED_DIRECTORY))
             ]
+            if not changed:
+                library = self.layers[1][CHMODED_LIBRARY]
+                self.add(layer, replace(library, mode=0o775, mtime=self.mtime()))
             for member in rng.sample(files, min(self.count(count), len(files))):
                 mtime = self.mtime()
                 if changed and member.content:
@@ -350,7 +358,7 @@ class _Planner:
         owners = {path: member for known in self.layers for path, member in known.items()}
         for path in list(members):
             while "/" in path:
-                path = path.rpartition("/")[0]  # noqa: PLW2901
+                path = path.rpartition("/")[0]
                 if path not in members:
                     members[path] = owners.get(path) or self.directory(path)
                     owners[path] = members[path]
@@ -417,9 +425,7 @@ def flatten(layers: Iterable[Sequence[Member]]) -> dict[str, Member]:
             for path, member in tree.items()
             if path not in gone and not path.startswith(below)
         }
-        tree.update(
-            (member.path, member) for member in layer if member.kind is not Kind.WHITEOUT
-        )
+        tree.update((member.path, member) for member in layer if member.kind is not Kind.WHITEOUT)
     return tree
 
 
