@@ -1,0 +1,1 @@
+"""Site configurations, and what worker nodes of a site get from them."""
