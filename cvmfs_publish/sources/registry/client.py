@@ -416,8 +416,16 @@ def translate(error: Exception, subject: str) -> TransferError:
     return TransferError(message, hint=hint, passing=isinstance(error, _PASSING) and not hint)
 
 
+class _Session(requests.Session):
+    """Without a look ahead: even if told not to follow a redirect, `requests` would parse its
+    target and read its whole body, however long, into memory."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 def _new_session() -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.headers["User-Agent"] = f"cvmfs-publish/{__version__}"
     # Digests are of bytes as stored; a transport encoding would only be undone again
     session.headers["Accept-Encoding"] = "identity"
