@@ -272,10 +272,6 @@ class LimitsConfig:
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
-    manifest_bytes: ByteSize = field(
-        default=ByteSize(4 * 1024**2),
-        metadata=about("a registry's answer that describes an image; registries accept 4 MiB"),
-    )
 
     def __post_init__(self) -> None:
         for name in ("entries", "path_bytes", "compression_ratio"):
@@ -444,8 +440,6 @@ limits:
   #path_bytes: 4095
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
-  # A registry's description of an image.  Registries accept 4 MiB.
-  #manifest_bytes: 4MiB
 
 nesting:
   # Entries of one catalog, the unit in which clients download the index.  Larger images are

@@ -43,10 +43,9 @@ class Commands(LazyGroup):
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
-        "publish": Lazy(_IMAGES, "Publish images from registries."),
+        "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
         "list": Lazy(_IMAGES, "List the published images."),
         "show": Lazy(_IMAGES, "Show one published image in full."),
-        "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
@@ -221,6 +220,7 @@ def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
 
 def _usage_message(error: Exception) -> str:
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    text = text.replace("Value error, ", "", 1)  # pydantic's words inside typer's
     return (text[:1].lower() + text[1:]).rstrip(".")
 
 

@@ -40,6 +40,11 @@ def command_app(
     )
 
 
+def load(module: str) -> Any:  # noqa: ANN401 - a module whose contents the caller knows
+    """Return a module of this package that is not needed by every run."""
+    return importlib.import_module(module)
+
+
 @dataclass(frozen=True)
 class Lazy:
     """A command and where it is: the module has a `typer.Typer` named `app`."""
@@ -86,7 +91,7 @@ class LazyGroup(CommandGroup):
 
     def _load(self, name: str) -> Any:  # noqa: ANN401
         lazy = self.table[name]
-        loaded: Any = get_command(importlib.import_module(lazy.module).app)
+        loaded: Any = get_command(load(lazy.module).app)
         if not lazy.is_group:
             loaded = getattr(loaded, "commands", {name: loaded})[name]
         self._share_options(loaded)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from cvmfs_publish.errors import PublishError
@@ -107,5 +108,15 @@ def format_bytes(size: int) -> str:
     return f"{value:.{digits}f} {unit}"
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, noun: str, several: str = "") -> str:
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def format_time(at: datetime) -> str:
+    """Return a time for programs: RFC 3339, UTC, whole seconds."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def format_minute(at: datetime) -> str:
+    """Return a time for people, who compare it with logs: UTC, to the minute."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")

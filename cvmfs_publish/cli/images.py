@@ -1,0 +1,151 @@
+"""`list`, `show`: images in the repository."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+
+import typer
+
+from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.options import ImageArgument, PlatformOption
+from cvmfs_publish.cli.output import (
+    format_bytes,
+    format_fields,
+    format_minute,
+    format_table,
+    plural,
+)
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.repository.base import View
+from cvmfs_publish.repository.layouts import place_name
+from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
+from cvmfs_publish.settings import nearest
+from cvmfs_publish.sources.base import Platform
+
+SHOWN_DIGITS = 12  # of a digest in a table, as Docker shows them
+SHOWN_FINDINGS = 20  # lines of `show`; --json has them all
+
+app = command_app()
+
+
+@app.command("list")
+def list_images(context: typer.Context) -> None:
+    """List the published images.
+
+    Example: cvmfs-publish list --json
+    """
+    session = session_of(context)
+    repository = open_repository(session.config)
+    revision = repository.revision()
+    with repository.open() as view:
+        records = list(iter_publications(view))
+    session.out.result(
+        {
+            "repository": repository.name,
+            "revision": revision.number,
+            "images": [record_document(record) for record in records],
+        },
+        _list_text(records),
+    )
+    if not records:
+        session.out.note(f"{repository.name} has no images yet")
+
+
+def _list_text(records: list[Publication]) -> str:
+    if not records:
+        return ""
+    header = ("IMAGE", "PLATFORM", "DIGEST", "PUBLISHED", "ENTRIES", "SIZE")
+    rows = [
+        (
+            record.reference,
+            record.platform,
+            record.digest.partition(":")[2][:SHOWN_DIGITS],
+            _minute(record.published_at),
+            f"{record.entries:>9,}",
+            f"{format_bytes(record.content_bytes):>8}",
+        )
+        for record in records
+    ]
+    return format_table(header, rows)
+
+
+@app.command()
+def show(context: typer.Context, image: ImageArgument, platform: PlatformOption = None) -> None:
+    """Show one published image in full.
+
+    Example: cvmfs-publish show ghcr.io/a/b:1
+    """
+    session = session_of(context)
+    with open_repository(session.config).open() as view:
+        record = find_publication(view, image, platform)
+    session.out.result(record_document(record), _show_text(record))
+
+
+def find_publication(view: View, image: str, platform: str | None) -> Publication:
+    """Return the record of a published image; `InputError` names what else is published."""
+    reference = Reference.parse(image)
+    wanted = Platform.parse(platform) if platform else Platform.default()
+    record = read_publication(view, place_name(reference, wanted).publication)
+    if record is not None:
+        return record
+    published = list(iter_publications(view))
+    for other in published:
+        if other.path == f"/{reference.name}":
+            raise InputError(
+                f"{reference} is published for {other.platform}, not for {wanted}",
+                hint=f"add --platform {other.platform}",
+            )
+    meant = nearest(reference.name, [other.path[1:] for other in published])
+    raise InputError(
+        f"{reference} is not published",
+        hint=f"did you mean {meant}?" if meant else "`cvmfs-publish list` shows what is",
+    )
+
+
+def record_document(record: Publication) -> dict[str, object]:
+    """Return what JSON results say about a published image: the record as it is stored."""
+    document = asdict(record)
+    document["findings"] = [finding._asdict() for finding in record.findings]
+    return document
+
+
+def _show_text(record: Publication) -> str:
+    layers = record.layers
+    text = format_fields(
+        [
+            ("image", record.reference),
+            ("platform", record.platform),
+            ("digest", record.digest),
+            ("manifest", record.manifest_digest),
+            ("image id", record.image_id),
+            ("path", record.path),
+            ("sandbox", record.sandbox),
+            ("published", f"{_minute(record.published_at)} in revision {record.revision}"),
+            ("content", f"{plural(record.entries, 'entry', 'entries')}, {_sizes(record)}"),
+            *(("layer" if number == 0 else "", layer) for number, layer in enumerate(layers)),
+            ("roots added", " ".join(record.roots_added) or "none"),
+            ("signature", record.signature or "not checked"),
+            ("published by", record.publisher),
+        ]
+    )
+    findings = [f"  /{path}: {what}" for path, what in record.findings[:SHOWN_FINDINGS]]
+    hidden = len(record.findings) - len(findings)
+    if hidden:
+        findings.append(f"  … and {hidden:,} more; --json lists them")
+    return "\n".join([text, plural(len(record.findings), "finding"), *findings])
+
+
+def _sizes(record: Publication) -> str:
+    return f"{format_bytes(record.content_bytes)}, {format_bytes(record.stored_bytes)} stored"
+
+
+def _minute(text: str) -> str:
+    """A record's time for people; as it stands if another program wrote something else."""
+    try:
+        return format_minute(datetime.fromisoformat(text))
+    except ValueError:
+        return text

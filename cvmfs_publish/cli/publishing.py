@@ -1,0 +1,245 @@
+"""`publish`: images from registries into the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.lazy import command_app, load
+from cvmfs_publish.cli.options import PlatformOption
+from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
+from cvmfs_publish.config import Config, RegistryHost
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.layers.read import LayerLimits
+from cvmfs_publish.layers.record import RecordStore
+from cvmfs_publish.publish import (
+    ImageResult,
+    Publisher,
+    PublishResult,
+    PublishSettings,
+    Reporter,
+    Silent,
+)
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.sandbox.policy import SandboxPolicy
+from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
+from cvmfs_publish.sites.binds import plan_targets
+from cvmfs_publish.sites.data import load_site
+from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.registry.auth import Credential
+from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.credentials import read_docker_credentials
+from cvmfs_publish.sources.registry.source import RegistrySource
+
+app = command_app()
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help="[docker://]REFERENCE, such as ghcr.io/a/b:1."),
+    ],
+    platform: PlatformOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Prepare and publish again what is unchanged.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be published; write nothing.")
+    ] = False,
+) -> int:
+    """Publish images from registries.
+
+    Fetches, verifies, unpacks and prepares the images and makes all of them visible in one new
+    revision.  An unchanged image costs one request and no revision.  An image that fails does not
+    hold back the others; exit code 6 says that some failed and others did not.
+
+    Example: cvmfs-publish publish ghcr.io/a/b:1 docker.io/library/debian:12
+    """
+    session = session_of(context)
+    chosen = Platform.parse(platform) if platform else None
+    with (
+        _reporter(session.out) as reporter,
+        open_publisher(session.config, session.environ, images, reporter) as publisher,
+    ):
+        result = publisher.publish(
+            images, now=datetime.now(UTC), platform=chosen, force=force, dry_run=dry_run
+        )
+    name = session.config.repository.name
+    session.out.result(publish_document(name, result, dry_run=dry_run), _text(result, dry_run))
+    if not session.out.as_json:
+        for image in result.images:
+            if image.error is not None:
+                message = str(image.error)
+                subject = "" if image.reference in message else f"{image.reference}: "
+                session.out.error(image.error.kind, subject + message, image.error.hint)
+    session.out.note(f"{name} is at revision {result.revision}")
+    return result.exit_code
+
+
+# from the configuration to the parts that do the work
+
+
+@contextmanager
+def open_publisher(
+    config: Config, environ: Mapping[str, str], images: Sequence[str], reporter: Reporter
+) -> Iterator[Publisher]:
+    """Put a publisher together for these images; connections are closed at the end.
+
+    Raises `InputError` for what the configuration says wrongly, `RepositoryError` if there is no
+    repository where it says.
+    """
+    repository = open_repository(config)
+    algorithm = repository.manifest().root_hash.algorithm
+    if config.repository.hash != algorithm.value:
+        raise InputError(
+            f"repository.hash is {config.repository.hash}, but {repository.name} was created with"
+            f" {algorithm.value}",
+            hint="correct the configuration; a repository keeps its hash",
+        )
+    settings = publish_settings(config)
+    plain_http = [host for host, registry in config.registries.items() if registry.plain_http]
+    credentials = find_credentials(config, environ, images)
+    with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
+        records = RecordStore(config.state / "layers", algorithm)
+        yield Publisher(repository, RegistrySource(client), records, settings, reporter)
+
+
+def publish_settings(config: Config) -> PublishSettings:
+    """Return how images are read and prepared, the roots of the configured sites included."""
+    sandbox, limits = config.sandbox, config.limits
+    roots = dict.fromkeys([*(STANDARD_ROOTS if sandbox.standard_roots else ()), *sandbox.roots])
+    for site in sandbox.sites:
+        roots.update(dict.fromkeys(plan_targets(load_site(str(site)))))
+    return PublishSettings(
+        policy=SandboxPolicy(
+            permissions=sandbox.permissions,
+            setuid=sandbox.setuid,
+            roots=tuple(roots),
+            keep_dirlinks=sandbox.keep_dirlinks,
+        ),
+        limits=LayerLimits(
+            layer_bytes=limits.layer_bytes,
+            ratio=limits.compression_ratio,
+            entries=limits.entries,
+            path_bytes=limits.path_bytes,
+        ),
+        image_bytes=limits.image_bytes,
+    )
+
+
+def find_credentials(
+    config: Config, environ: Mapping[str, str], images: Sequence[str]
+) -> dict[str, Credential]:
+    """Return the logins for the registries of these images, and for no others.
+
+    What the configuration does not say is asked of Docker's config.json and its helpers.
+    """
+    found: dict[str, Credential] = {}
+    unknown: set[str] = set()
+    for registry in _registries(images):
+        own = config.registries.get(RegistryHost(registry))
+        if own is not None and own.username is not None:
+            found[registry] = Credential(own.username, own.read_password() or "")
+        else:
+            unknown.add(registry)
+    folder = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME") or "/") / ".docker")
+    return found | read_docker_credentials(Path(folder) / "config.json", unknown)
+
+
+def _registries(images: Sequence[str]) -> set[str]:
+    registries = set()
+    for image in images:
+        with suppress(InputError):  # told by `publish`, with the other failures
+            registries.add(Reference.parse(image).registry)
+    return registries
+
+
+# telling how it went
+
+
+def _reporter(out: Output) -> AbstractContextManager[Reporter]:
+    if out.shows_progress:
+        bars: AbstractContextManager[Reporter] = load("cvmfs_publish.cli.bars").Bars(out)
+        return bars
+    return nullcontext(Phases(out) if out.verbosity else Silent())
+
+
+class Phases:
+    """A reporter for logs: one line per phase."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+
+    def phase(self, reference: str, phase: str) -> None:
+        self._out.note(f"{reference or 'repository'}: {phase}")
+
+    def layer(self, reference: str, digest: str, done: int, total: int) -> None:
+        if done == total:
+            self._out.note(f"{reference}: fetched {digest}, {format_bytes(total)}")
+
+
+def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict[str, object]:
+    """Return the JSON document of `publish`; its keys are a promise to scripts."""
+    return {
+        "repository": name,
+        "revision": result.revision,
+        "root_hash": result.root_hash,
+        "dry_run": dry_run,
+        "images": [_image_document(image) for image in result.images],
+    }
+
+
+def _image_document(image: ImageResult) -> dict[str, object]:
+    record = image.publication
+    return {
+        "reference": image.reference,
+        "status": image.status,
+        "digest": record and record.digest,
+        "image_id": record and record.image_id,
+        "platform": image.platform,
+        "path": record and record.path,
+        "sandbox": record and record.sandbox,
+        "entries": record and record.entries,
+        "bytes": record and record.content_bytes,
+        "stored_bytes": record and record.stored_bytes,
+        "layers": {
+            "total": image.layers_total,
+            "reused": image.layers_reused,
+            "fetched_bytes": image.fetched_bytes,
+        },
+        "roots_added": list(record.roots_added) if record else [],
+        "findings": [finding._asdict() for finding in record.findings] if record else [],
+        "seconds": round(image.seconds, 3),
+        "error": error_document(image.error) if image.error is not None else None,
+    }
+
+
+def _text(result: PublishResult, dry_run: bool) -> str:
+    return "\n".join(_line(image, dry_run) for image in result.images if image.error is None)
+
+
+def _line(image: ImageResult, dry_run: bool) -> str:
+    record = image.publication
+    if image.status == "unchanged" and record is not None:
+        return f"unchanged  {image.reference}  {record.path}"
+    layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
+    if record is None or dry_run:
+        return (
+            f"would publish  {image.reference}  {layers}, {format_bytes(image.fetched_bytes)}"
+            " to fetch"
+        )
+    findings = f", {plural(len(record.findings), 'finding')}" if record.findings else ""
+    return (
+        f"published  {image.reference}  {record.path}  "
+        f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
+        f"{layers}{findings}; {image.seconds:.1f} s"
+    )

@@ -1,0 +1,271 @@
+"""`init`, `check`, `info`: a repository as a whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.output import (
+    format_bytes,
+    format_fields,
+    format_minute,
+    format_time,
+    plural,
+)
+from cvmfs_publish.cli.progress import StatusLine
+from cvmfs_publish.config import FILE_NAME, RepositoryName, render_default_config
+from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.errors import InputError, RepositoryError
+from cvmfs_publish.repository.base import Revision
+from cvmfs_publish.repository.native.check import Report, check_repository
+from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
+from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
+
+SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
+
+
+class Backend(StrEnum):
+    """What `init --backend` may be."""
+
+    NATIVE = "native"
+    CVMFS_SERVER = "cvmfs_server"
+    DIRECTORY = "directory"
+
+
+app = command_app()
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Full name, such as containers.example.org.")
+    ],
+    storage: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of the repository.")
+    ] = "repository",
+    keys: Annotated[str, typer.Option(metavar="DIR", help="Folder of the keys.")] = "keys",
+    backend: Annotated[
+        Backend, typer.Option(help="Who writes the repository; only native works today.")
+    ] = Backend.NATIVE,
+    algorithm: Annotated[
+        HashAlgorithm, typer.Option("--hash", help="Content hash; sha1 suits every client.")
+    ] = HashAlgorithm.SHA1,
+) -> None:
+    """Create a repository and write cvmfs-publish.yaml.
+
+    Makes keys, a whitelist and an empty, signed first revision, and a commented configuration file
+    in the current folder.  Keys and a repository that exist already are used as they are.
+
+    Example: cvmfs-publish init containers.example.org --storage /srv/cvmfs/containers.example.org
+    """
+    session = session_of(context)
+    checked = RepositoryName.parse(name)
+    if backend is not Backend.NATIVE:
+        raise InputError(f"--backend {backend} is not available in this version")
+    if "://" in storage:
+        raise InputError(
+            f"--storage {storage} is not available in this version", hint="name a local folder"
+        )
+    config_path = session.config_path or session.cwd / FILE_NAME
+    if os.path.lexists(config_path):
+        raise InputError(
+            f"{config_path} already exists", hint="remove it, or change it with an editor"
+        )
+    repository = NativeRepository(checked, session.cwd / storage, session.cwd / keys)
+    is_new = not (repository.storage / MANIFEST_FILE).exists()
+    if is_new:
+        revision = repository.create(algorithm, datetime.now(UTC))
+    else:
+        repository.info(datetime.now(UTC))  # refuses another name, and keys that do not fit
+        revision = repository.revision()
+        algorithm = repository.manifest().root_hash.algorithm
+    text = render_default_config(
+        checked,
+        storage=_as_written(session, config_path, storage),
+        keys=_as_written(session, config_path, keys),
+        hash_algorithm=algorithm.value,
+    )
+    _write_new(config_path, text)
+    _report_init(session, repository, session.cwd / keys, config_path, revision, is_new)
+
+
+def _as_written(session: Session, config_path: Path, folder: str) -> str:
+    """The file's relative paths are relative to it, the command line's to the current folder."""
+    if config_path.parent == session.cwd:
+        return folder
+    return str(session.cwd / folder)
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:
+        raise InputError(
+            f"{path} cannot be written: {exc.strerror or exc}",
+            hint="the repository exists now; `init` elsewhere with the same folders adopts it",
+        ) from exc
+
+
+def _report_init(
+    session: Session,
+    repository: NativeRepository,
+    keys: Path,
+    config_path: Path,
+    revision: Revision,
+    is_new: bool,
+) -> None:
+    session.out.result(
+        {
+            "repository": repository.name,
+            "created": is_new,
+            "revision": revision.number,
+            "root_hash": revision.root_hash,
+            "storage": str(repository.storage),
+            "keys": str(keys),
+            "config": str(config_path),
+        },
+        f"{'created' if is_new else 'adopted'} {repository.name}, revision {revision.number}\n"
+        + format_fields(
+            [
+                ("storage", str(repository.storage)),
+                ("keys", str(keys)),
+                ("configuration", str(config_path)),
+            ]
+        ),
+    )
+    session.out.note(
+        f"clients need {repository.name}.pub; move {repository.name}.masterkey to a safe place\n"
+        "next: cvmfs-publish publish docker.io/library/debian:12"
+    )
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    scrub: Annotated[
+        bool, typer.Option("--scrub", help="Hash every object, and look at every tag.")
+    ] = False,
+) -> int:
+    """Verify the whole repository: signatures, catalogs, counters, references.
+
+    Looks at everything the current revision consists of, as clients, replicas and
+    `cvmfs_server check` do.  Exit code 5 if there is an error; warnings are only told.
+
+    Example: cvmfs-publish check --scrub
+    """
+    session = session_of(context)
+    repository = session.config.repository
+    with StatusLine(session.out) as status:
+        report = check_repository(
+            repository.storage,
+            [repository.keys / f"{repository.name}.pub"],
+            now=datetime.now(UTC),
+            name=repository.name,
+            scrub=scrub,
+            progress=lambda what, count: status.show(f"checked {count:,} {what}"),
+        )
+    session.out.result(_check_document(report), _check_text(report))
+    return 0 if report.ok else RepositoryError.exit_code
+
+
+def _check_document(report: Report) -> dict[str, object]:
+    return {
+        "repository": report.name,
+        "revision": report.revision,
+        "root_hash": report.root_hash,
+        "ok": report.ok,
+        "errors": len(report.errors),
+        "warnings": len(report.warnings),
+        "problems": [asdict(problem) for problem in report.problems],
+        "problems_dropped": report.dropped,
+        "counts": dict(sorted(report.counts.items())),
+    }
+
+
+def _check_text(report: Report) -> str:
+    lines = [f"{p.severity}: {p.place}: {p.text}" for p in report.problems[:SHOWN_PROBLEMS]]
+    hidden = len(report.problems) + report.dropped - len(lines)
+    if hidden:
+        lines.append(f"… and {plural(hidden, 'more problem')}; --json lists them")
+    counts = ", ".join(f"{what} {count:,}" for what, count in sorted(report.counts.items()))
+    lines.append(
+        f"{report.name} revision {report.revision}: {plural(len(report.errors), 'error')}, "
+        f"{plural(len(report.warnings), 'warning')}" + (f"; {counts}" if counts else "")
+    )
+    return "\n".join(lines)
+
+
+@app.command()
+def info(context: typer.Context) -> None:
+    """Show the repository's facts, sizes and expiry dates.
+
+    Example: cvmfs-publish info --json
+    """
+    session = session_of(context)
+    repository = open_repository(session.config)
+    now = datetime.now(UTC)
+    facts = repository.info(now)
+    session.out.result(_info_document(session, facts), _info_text(session, facts, now))
+
+
+def _info_document(session: Session, facts: RepositoryInfo) -> dict[str, object]:
+    manifest = facts.manifest
+    return {
+        "repository": manifest.name,
+        "revision": manifest.revision,
+        "root_hash": str(manifest.root_hash),
+        "published_at": format_time(datetime.fromtimestamp(manifest.timestamp, UTC)),
+        "storage": str(session.config.repository.storage),
+        "hash": manifest.root_hash.algorithm.value,
+        "ttl_seconds": manifest.ttl,
+        "garbage_collectable": manifest.garbage_collectable,
+        "whitelist_expires_at": format_time(facts.whitelist_expires_at),
+        "certificate_expires_at": format_time(facts.certificate_expires_at),
+        "has_master_key": facts.has_master_key,
+        "entries": _count_entries(facts),
+        "files": facts.counters["regular"],
+        "catalogs": facts.counters["nested"] + 1,
+        "bytes": facts.counters["file_size"],
+    }
+
+
+def _count_entries(facts: RepositoryInfo) -> int:
+    return sum(facts.counters[kind] for kind in ("regular", "symlink", "special", "dir"))
+
+
+def _info_text(session: Session, facts: RepositoryInfo, now: datetime) -> str:
+    manifest = facts.manifest
+    published = datetime.fromtimestamp(manifest.timestamp, UTC)
+    catalogs = facts.counters["nested"] + 1
+    master = "present" if facts.has_master_key else "not here"
+    return format_fields(
+        [
+            ("repository", manifest.name),
+            ("revision", str(manifest.revision)),
+            ("root hash", str(manifest.root_hash)),
+            ("published", format_minute(published)),
+            ("storage", str(session.config.repository.storage)),
+            ("entries", f"{_count_entries(facts):,} in {plural(catalogs, 'catalog')}"),
+            ("content", f"{format_bytes(facts.counters['file_size'])} in files, uncompressed"),
+            ("whitelist", _expiry(facts.whitelist_expires_at, now)),
+            ("certificate", _expiry(facts.certificate_expires_at, now)),
+            ("master key", master),
+        ]
+    )
+
+
+def _expiry(at: datetime, now: datetime) -> str:
+    days = (at - now).days
+    when = f"in {plural(days, 'day')}" if at > now else "clients refuse the repository"
+    return f"{'expires' if at > now else 'EXPIRED'} {format_minute(at)}, {when}"
