@@ -19,6 +19,7 @@ from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers.tree import RepoPath
 
 BASE = ".singularity.d"
+SHIPPED = "singularity.d"  # beside this module
 DIRECTORIES = (BASE, f"{BASE}/actions", f"{BASE}/env", f"{BASE}/libs")
 ACTIONS = ("exec", "run", "shell", "start", "test")
 # Those after the first line may hold what an image built for Singularity needs: kept if there.
@@ -135,7 +136,7 @@ def runtime_files(
     config: ImageConfig, oci_config: bytes
 ) -> tuple[dict[RepoPath, tuple[bytes, int]], dict[RepoPath, bytes], list[Finding]]:
     """Return the files to write: always (with mode), only if absent (mode 0755), and findings."""
-    shipped = files("cvmfs_publish.sandbox") / BASE
+    shipped = files("cvmfs_publish.sandbox") / SHIPPED
     values, findings = split_environment(config.environment)
     always: dict[RepoPath, tuple[bytes, int]] = {
         f"{BASE}/actions/{name}": ((shipped / "actions" / name).read_bytes(), 0o755)

@@ -1,0 +1,81 @@
+"""Put together what most tests of publishing need: a repository, a publisher, the judge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.layers.record import RecordStore
+from cvmfs_publish.publish import Publisher, PublishResult, PublishSettings
+from cvmfs_publish.repository.native.repository import NativeRepository
+from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.source import RegistrySource
+
+NAME = "test.example.org"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+JUDGE = SHARED / "tools" / "cvmfs_check.py"
+
+
+class Site:
+    """A repository of a test and what publishes into it."""
+
+    def __init__(self, base: Path, algorithm: HashAlgorithm = HashAlgorithm.SHA1) -> None:
+        self.storage = base / "repository"
+        self.keys = base / "keys"
+        self.state = base / "state"
+        self.repository = NativeRepository(NAME, self.storage, self.keys)
+        self.algorithm = algorithm
+        self.client = RegistryClient(attempts=2, sleep=lambda _: None)
+
+    def create(self) -> Site:
+        self.repository.create(self.algorithm, datetime.now(UTC))
+        return self
+
+    def publish(
+        self, *references: str, settings: PublishSettings | None = None, **options: Any
+    ) -> PublishResult:
+        """Publish now; `options` as of `Publisher.publish`."""
+        publisher = Publisher(
+            self.repository,
+            RegistrySource(self.client),
+            RecordStore(self.state / "layers", self.algorithm),
+            settings or PublishSettings(),
+        )
+        return publisher.publish(references, **{"now": datetime.now(UTC), **options})
+
+    def judge(self, *options: str) -> list[str]:
+        """Return the errors the independent checker finds, every object included."""
+        command = [sys.executable, str(JUDGE), str(self.storage), "--scrub", *options]
+        command += ["--public-key", str(self.keys / f"{NAME}.pub")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = result.stdout.splitlines()
+        assert lines and " errors, " in lines[-1], result.stdout + result.stderr
+        return [line for line in lines if line.startswith("ERROR")]
+
+    def published_tree(self, sandbox: str, scratch: Path) -> dict[bytes, dict[str, Any]]:
+        """Return what the judge reads below a sandbox, by relative path; its root is `b""`."""
+        listing = scratch / "tree.json"
+        assert self.judge("--dump-tree", str(listing)) == []
+        entries = json.loads(listing.read_text())
+        prefix = sandbox.strip("/")
+        tree = {}
+        for entry in entries:
+            path = entry["path"].strip("/")
+            if path == prefix or path.startswith(prefix + "/"):
+                tree[path[len(prefix) + 1 :].encode("utf-8", "surrogateescape")] = entry
+        return tree
+
+
+@contextmanager
+def site(base: Path, algorithm: HashAlgorithm = HashAlgorithm.SHA1) -> Iterator[Site]:
+    """Create a repository below `base` for the length of a test."""
+    created = Site(base, algorithm).create()
+    with created.client:
+        yield created
