@@ -17,6 +17,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -888,3 +889,15 @@ def push(
          "--dest-tls-verify=false", *login, f"oci:{layout}:{tag}", f"docker://{destination}"]
     )  # fmt: skip
     return manifest_digest(layout, tag)
+
+
+def main(words: Sequence[str]) -> None:
+    """Write `small_debian_image` for `make demo`: `python -m tests.images LAYOUT TAG`."""
+    layout, tag = words
+    what = small_debian_image(Path(layout), tag=tag)
+    size = sum(path.stat().st_size for path in Path(layout, "blobs/sha256").iterdir())
+    sys.stdout.write(f"{what}: {size / 1e6:.1f} MB\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
