@@ -162,7 +162,7 @@ def _render_client(site: Site, client: Client, pages: _Pages) -> dict[str, Rende
         values["CVMFS_QUOTA_LIMIT"] = str(client.quota_mb)
     if client.cache_base is not None:
         values["CVMFS_CACHE_BASE"] = client.cache_base
-    values.update(client.parameters)
+    values |= {str(name): str(text) for name, text in client.parameters.items()}
     files = {
         "client/default.local": pages.render("client/default.local", site=site.name, values=values)
     }
