@@ -39,10 +39,15 @@ from cvmfs_publish.repository.native.catalog import (
     Counters,
     decode_xattrs,
 )
-from cvmfs_publish.repository.native.database import open_database, query
+from cvmfs_publish.repository.native.check_schema import (
+    SCHEMA_REVISION,
+    SINCE,
+    SchemaExamination,
+    open_catalog,
+)
+from cvmfs_publish.repository.native.database import query
 from cvmfs_publish.repository.native.problems import Report
 
-SCHEMA_REVISION = 7
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux
 MAX_TARGET_BYTES = 4095  # a longer link target cannot be read by clients
 _MAX_ID = 2**32 - 1
@@ -53,46 +58,23 @@ _MARKER = os.fsencode(MARKER)
 _PATH_KEY = struct.Struct("<qq")
 _ALGORITHMS = {0: HashAlgorithm.SHA1, 0x100: HashAlgorithm.RMD160, 0x200: HashAlgorithm.SHAKE128}
 
-# table: columns in the order a fresh catalog has them, and the primary key (section 3.2)
-_TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "properties": (("key", "value"), ("key",)),
-    "catalog": (
-        (
-            "md5path_1",
-            "md5path_2",
-            "parent_1",
-            "parent_2",
-            "hardlinks",
-            "hash",
-            "size",
-            "mode",
-            "mtime",
-            "mtimens",
-            "flags",
-            "name",
-            "symlink",
-            "uid",
-            "gid",
-            "xattr",
-        ),
-        ("md5path_1", "md5path_2"),
-    ),
-    "chunks": (
-        ("md5path_1", "md5path_2", "offset", "size", "hash"),
-        ("md5path_1", "md5path_2", "offset", "size"),
-    ),
-    "nested_catalogs": (("path", "sha1", "size"), ("path",)),
-    "bind_mountpoints": (("path", "sha1", "size"), ("path",)),
-    "statistics": (("counter", "value"), ("counter",)),
-}
-# (table, column or None for all of it): schema revision that brought it
-_SINCE = {
-    ("nested_catalogs", "size"): 1,
-    ("catalog", "xattr"): 2,
-    ("bind_mountpoints", None): 4,
-    ("catalog", "mtimens"): 7,
-}
 _COUNTERS_SINCE = {"xattr": 2, "external": 3, "external_file_size": 3, "special": 5}
+
+# columns of `Entry`: without these a row has no place in the tree
+_PLACING = {"key_1", "key_2", "parent_1", "parent_2", "mode", "flags", "name"}
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("rowid", "key_1", "key_2", "parent_1", "parent_2", "hardlinks", "size"), int),
+    **dict.fromkeys(("mode", "mtime", "flags", "uid", "gid", "mtimens"), int),
+    **dict.fromkeys(("hash", "name", "symlink", "xattr"), bytes),
+}
+_NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(["size", "mtime", "uid", "gid"], 0),
+    "hardlinks": 1,
+    "hash": None,
+    "mtimens": None,
+    "symlink": b"",
+    "xattr": None,
+}
 
 Key = tuple[int, int]
 
@@ -157,7 +139,7 @@ def examine_catalog(data: bytes, prefix: str, report: Report) -> Examined | None
     """
     place = "/" + prefix
     try:
-        database = open_database(data, "catalog")
+        database = open_catalog(data)
     except IntegrityError as error:
         report.error(place, str(error))
         return None
@@ -205,12 +187,15 @@ class _Examination:
         self.binds: dict[bytes, Entry] = {}
         self.counted = dict.fromkeys(COUNTERS, 0)
         self.rare: dict[str, list[str]] = defaultdict(list)  # harmless, possibly very many
+        self.malformed: dict[Key, str] = {}
         self.visited = 0
 
     def run(self) -> Examined | None:
-        if not self.check_schema():
+        schema = SchemaExamination(self.database, self.prefix, self.report)
+        if not schema.run():
             return None
-        self.check_properties()
+        self.result.properties = schema.properties
+        self.schema_revision = schema.schema_revision
         self.load_entries()
         self.load_chunks()
         self.walk()
@@ -229,138 +214,19 @@ class _Examination:
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         return query(self.database, "catalog", sql, *parameters)
 
-    # the database
-
-    def check_schema(self) -> bool:
-        """Check tables, columns, keys and SQLite's own structures."""
-        if self.rows("PRAGMA encoding") != [("UTF-8",)]:
-            self.report.error(self.place, "catalog database is not encoded in UTF-8")
-            return False
-        verdict = self.rows("PRAGMA integrity_check(1)")
-        if verdict != [("ok",)]:
-            self.report.error(self.place, f"catalog database is damaged: {verdict[0][0]}")
-        found = dict(self.rows("SELECT name, type FROM sqlite_master WHERE type <> 'index'"))
-        for name, kind in found.items():
-            if kind != "table":
-                self.report.error(self.place, f"catalog database has a {kind}, {name}")
-                return False
-            if name not in _TABLES and name != "sqlite_stat1":
-                self.report.warning(self.place, f"catalog database has an unknown table {name}")
-        if "properties" not in found:
-            self.report.error(self.place, "catalog database has no table properties")
-            return False
-        self.load_properties()
-        readable = [self.check_table(table, table in found) for table in _TABLES]
-        return all(readable)
-
-    def check_table(self, table: str, exists: bool) -> bool:
-        if not exists:
-            if self.schema_revision < _SINCE.get((table, None), 0):
-                return True
-            self.report.error(self.place, f"catalog database has no table {table}")
-            return False
-        info = self.rows(f"PRAGMA table_info({table})")
-        columns = [name for _, name, *_ in info]
-        wanted, primary = _TABLES[table]
-        for column in wanted:
-            since = _SINCE.get((table, column), 0)
-            if column not in columns and since <= self.schema_revision:
-                self.report.error(self.place, f"catalog table {table} has no column {column}")
-                if since == 0:
-                    return False
-            elif column in columns and since > self.schema_revision:
-                self.report.error(
-                    self.place,
-                    f"catalog has schema revision {self.schema_revision}, but column {column} of "
-                    f"revision {since}: stock writers would fail to add it",
-                )
-        fresh = [column for column in wanted if column in columns]
-        # Columns added by an upgrade stand at the end.
-        old = [c for c in fresh if (table, c) not in _SINCE]
-        added = sorted((c for c in fresh if (table, c) in _SINCE), key=lambda c: _SINCE[table, c])
-        known = [column for column in columns if column in wanted]
-        if known not in (fresh, old + added) or len(known) < len(columns):
-            self.report.error(
-                self.place,
-                f"catalog table {table} has columns {', '.join(columns)}: not in the order that "
-                "stock programs rely on",
-            )
-        key = [name for _, name, _, _, _, position in sorted(info, key=_position) if position]
-        if key != list(primary):
-            self.report.error(
-                self.place, f"catalog table {table} has primary key ({', '.join(key)})"
-            )
-        if table == "catalog" and not self.has_parent_index():
-            self.report.error(self.place, "catalog has no index on parent_1, parent_2")
-        return True
-
-    def has_parent_index(self) -> bool:
-        return any(
-            [column for _, _, column in self.rows(f"PRAGMA index_info('{name}')")][:2]
-            == ["parent_1", "parent_2"]
-            for _, name, *_ in self.rows("PRAGMA index_list(catalog)")
-            if "'" not in name
-        )
-
-    # properties
-
-    def load_properties(self) -> None:
-        for key, value in self.rows("SELECT key, value FROM properties"):
-            if isinstance(key, str) and value is not None:
-                self.result.properties[key] = str(value)
-            else:
-                self.report.error(self.place, f"catalog property {key!r} has no text value")
-        text = self.result.properties.get("schema_revision", "0")
-        if text.isdecimal() and text.isascii() and len(text) < 10:
-            self.schema_revision = int(text)
-
-    def check_properties(self) -> None:
-        properties = self.result.properties
-        if properties.get("schema") != "2.5":
-            self.report.error(
-                self.place, f"catalog schema is {properties.get('schema')!r}, not 2.5"
-            )
-        if properties.get("schema_revision") != str(self.schema_revision):
-            self.report.error(
-                self.place, f"catalog schema_revision is {properties.get('schema_revision')!r}"
-            )
-        elif self.schema_revision > SCHEMA_REVISION:
-            self.report.error(
-                self.place,
-                f"catalog schema_revision is {self.schema_revision}, newest known is "
-                f"{SCHEMA_REVISION}",
-            )
-        for key in ("revision", "last_modified"):
-            if not _is_number(properties.get(key)):
-                self.report.error(self.place, f"catalog property {key} is {properties.get(key)!r}")
-        if not self.prefix and not _is_number(properties.get("TTL")):
-            self.report.warning(self.place, f"catalog property TTL is {properties.get('TTL')!r}")
-        prefix = os.fsencode(properties.get("root_prefix", ""))
-        if prefix != self.prefix:
-            self.report.error(
-                self.place,
-                f"catalog property root_prefix is {os.fsdecode(prefix)!r}, must be "
-                f"{os.fsdecode(self.prefix)!r}",
-            )
-        previous = properties.get("previous_revision")
-        if previous is not None:
-            try:
-                ContentHash.parse(previous)
-            except IntegrityError as error:
-                self.report.error(self.place, f"catalog property previous_revision: {error}")
-
     # rows
 
     def load_entries(self) -> None:
         optional = {
-            name: name if _SINCE["catalog", name] <= self.schema_revision else "NULL"
+            name: name if SINCE["catalog", name] <= self.schema_revision else "NULL"
             for name in ("mtimens", "xattr")
         }
         try:
             found = self.database.execute(
                 "SELECT rowid, md5path_1, md5path_2, parent_1, parent_2, hardlinks, size, mode, "  # noqa: S608 - constants
                 f"mtime, flags, uid, gid, hash, {optional['mtimens']}, CAST(name AS BLOB), "
-                f"CAST(symlink AS BLOB), {optional['xattr']}, typeof(name), typeof(symlink) "
+                f"CAST(symlink AS BLOB), {optional['xattr']}, typeof(name) = 'text', "
+                "typeof(symlink) = 'text' "
                 "FROM catalog"
             ).fetchall()
         except sqlite3.Error as error:
@@ -378,36 +244,35 @@ class _Examination:
             self.children[entry.parent_1, entry.parent_2].append(entry)
 
     def load_entry(self, values: tuple[Any, ...]) -> Entry | None:
-        """Return the row if its columns have the right types; else report it."""
-        *columns, name_type, symlink_type = values
+        """Return the row, columns of a wrong type replaced by neutral values and remembered.
+
+        None, and a problem, if the place of the row in the tree cannot be told.
+        """
+        *columns, name_is_text, symlink_is_text = values
+        wrong = {
+            column: value
+            for column, value in zip(Entry._fields, columns, strict=True)
+            if type(value) is not _TYPES[column]
+            and not (value is None and column in ("hash", "mtimens", "xattr"))
+        }
+        for column, is_text in (("name", name_is_text), ("symlink", symlink_is_text)):
+            if not is_text:
+                wrong.setdefault(column, "a blob")
         entry = Entry(*columns)
-        wrong = [
-            field
-            for field, value in zip(Entry._fields[:12], columns, strict=False)
-            if type(value) is not int
-        ]
-        if name_type != "text":
-            wrong.append("name")
-        if symlink_type != "text":
-            wrong.append("symlink")
-        if entry.hash is not None and (
-            type(entry.hash) is not bytes or len(entry.hash) != DIGEST_BYTES
-        ):
-            wrong.append("hash")
-        if entry.mtimens is not None and type(entry.mtimens) is not int:
-            wrong.append("mtimens")
-        if entry.xattr is not None and type(entry.xattr) is not bytes:
-            wrong.append("xattr")
+        if type(entry.hash) is bytes and len(entry.hash) != DIGEST_BYTES:
+            wrong["hash"] = entry.hash
         if not wrong:
             return entry
-        name = os.fsdecode(entry.name) if isinstance(entry.name, bytes) else f"row {entry.rowid}"
-        nulls = [w for w in wrong if (w, None) in zip(Entry._fields, columns, strict=True)]
-        is_null = f"; NULL: {', '.join(nulls)}" if nulls else ""
-        self.report.error(
-            f"{self.place.rstrip('/')}/…/{name}",
-            f"row {entry.rowid}: column of the wrong type: {', '.join(wrong)}{is_null}",
+        text = "malformed columns: " + ", ".join(
+            f"{column} is {'NULL' if value is None else repr(value)}"
+            for column, value in wrong.items()
         )
-        return None
+        if wrong.keys() & _PLACING:
+            name = os.fsdecode(entry.name) if type(entry.name) is bytes else f"row {entry.rowid}"
+            self.report.error(f"{self.place.rstrip('/')}/…/{name}", text)
+            return None
+        self.malformed[entry.key_1, entry.key_2] = text
+        return entry._replace(**{column: _NEUTRAL[column] for column in wrong})
 
     def load_chunks(self) -> None:
         self.counted["chunks"] = 0
@@ -527,6 +392,10 @@ class _Examination:
 
     def check_entry(self, path: bytes, entry: Entry) -> None:
         flags, mode = entry.flags, entry.mode
+        if self.malformed:
+            malformed = self.malformed.get((entry.key_1, entry.key_2))
+            if malformed is not None:
+                self.error(path, malformed)
         if entry.linkcount < 1:
             self.error(path, "linkcount is 0")
         if entry.hardlinks < 0:
@@ -566,7 +435,7 @@ class _Examination:
             if flags & (FLAG_CHUNKED | FLAG_EXTERNAL | FLAG_DIRECT_IO):
                 self.error(path, f"file flag (chunked, external, direct I/O) on a {name}")
             if flags & (FLAG_HASH_BITS | FLAG_COMPRESSION_BITS):
-                self.rare[f"hash or compression bits on a {name}"].append(path_text(path))
+                self.error(path, f"hash or compression bits in flags {flags:#x} of a {name}")
         if kind != stat.S_IFLNK and entry.symlink:
             self.error(path, f"{name} with a link target")
         check(self, path, entry)
@@ -753,7 +622,7 @@ class _Examination:
                 stored[counter] = value
         names = {f"{scope}_{name}" for scope in ("self", "subtree") for name in COUNTERS}
         for counter in sorted(stored.keys() - names):
-            self.report.warning(self.place, f"unknown statistics counter {counter}")
+            self.report.error(self.place, f"unknown statistics counter {counter}")
         for name in COUNTERS:
             for scope in ("self", "subtree"):
                 counter = f"{scope}_{name}"
@@ -845,11 +714,3 @@ def compare_subtree(examined: Examined, below: Counters, prefix: str, report: Re
                 "/" + prefix,
                 f"statistics counter subtree_{name} is {stored}, counted {below[name]}",
             )
-
-
-def _position(info: tuple[Any, ...]) -> int:
-    return int(info[5])
-
-
-def _is_number(text: str | None) -> bool:
-    return text is not None and text.isascii() and text.isdecimal() and len(text) < 20

@@ -70,26 +70,31 @@ class ObjectChecker:
         """Check claims; the text with each is the place to blame."""
         fresh = [(claim, place) for claim, place in claims if claim not in self._seen]
         self._seen.update(claim for claim, _ in fresh)
-        for start in range(0, len(fresh), _BATCH):
-            batch = fresh[start : start + _BATCH]
-            reading = self._affordable(batch)
-            self._report.counts["objects"] += len(batch)
-            if reading:
-                self._report.counts["contents read"] += len(batch)
-                self.verified.update(claim.hash.path(claim.kind) for claim, _ in batch)
-            self._submit(self._check_batch, batch, reading)
+        self._report.counts["objects"] += len(fresh)
+        read, looked_for = [], []
+        for claim, place in fresh:
+            if self._afford(claim):
+                read.append((claim, place))
+                self.verified.add(claim.hash.path(claim.kind))
+            else:
+                looked_for.append((claim, place))
+        self._report.counts["contents read"] += len(read)
+        for check, some in ((check_content, read), (check_presence, looked_for)):
+            for start in range(0, len(some), _BATCH):
+                self._submit(self._check_batch, check, some[start : start + _BATCH])
 
-    def _affordable(self, batch: list[tuple[Claim, str]]) -> bool:
+    def _afford(self, claim: Claim) -> bool:
         if self._budget is None:
             return True
-        cost = sum(claim.size + _COST_OF_A_FILE for claim, _ in batch)
+        cost = claim.size + _COST_OF_A_FILE
         if cost > self._budget:
             return False
         self._budget -= cost
         return True
 
-    def _check_batch(self, batch: list[tuple[Claim, str]], reading: bool) -> list[Problem]:
-        check = check_content if reading else check_presence
+    def _check_batch(
+        self, check: Callable[[Origin, Claim], str], batch: list[tuple[Claim, str]]
+    ) -> list[Problem]:
         problems = []
         for claim, place in batch:
             try:
