@@ -418,7 +418,7 @@ def flatten(layers: Iterable[Sequence[Member]]) -> dict[str, Member]:
                 if name == OPAQUE:
                     emptied.append(f"{directory}/")
                 else:
-                    gone.append(f"{directory}/{name.removeprefix(WHITEOUT)}")
+                    gone.append(f"{directory}/{name.removeprefix(WHITEOUT)}".lstrip("/"))
         below = (*(f"{path}/" for path in gone), *emptied)
         tree = {
             path: member

@@ -1,0 +1,339 @@
+"""Publish the benchmark image from a loopback registry, next to the programs people use today.
+
+    python benchmarks/publish.py [--repeat 3] [--json FILE] [--scale 0.01] [--only cvmfs umoci]
+
+Every repetition starts from nothing: a new repository, a new destination.  All data is in the page
+cache before the first step, earlier writes are flushed before each, and the order of the programs
+rotates, so that none of them always follows the same other one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import pwd
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.make_image import DEFAULT_DIRECTORY, TAGS, Image, format_image, make_image
+from benchmarks.measure import CommandError, Cost, run_measured
+from benchmarks.reference import read_stored_bytes
+from benchmarks.registry import Registry, RegistryError, run_registry
+from benchmarks.report import (
+    APPTAINER,
+    COLD,
+    SKOPEO,
+    UMOCI,
+    UNCHANGED,
+    UPDATE,
+    Report,
+    Run,
+    compare,
+    format_report,
+)
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+NAME = "bench.example.org"
+TEST_USER = "cvmfstest"  # runs what refuses to run as root
+READ_BYTES = 4 * 1024 * 1024
+# A data or chunk object; catalogs, history, certificates and the like end in another letter.
+_CONTENT_OBJECT = re.compile(r"[0-9a-f]{38}(-[a-z0-9]+)?P?")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command cost, asked the registry for, and wrote."""
+
+    cost: Cost
+    requests: dict[str, int]
+    output: bytes
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all steps need."""
+
+    image: Image
+    registry: Registry
+    work: Path  # emptied between steps
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Digests of all layers."""
+        return frozenset(blob.digest for blob in self.image.blobs)
+
+    def reference(self, tag: str) -> str:
+        """Return the name of a tag in the registry."""
+        return f"{self.registry.host}/bench:{tag}"
+
+    def measure(self, argv: Sequence[str], user: tuple[int, int] | None = None) -> Measured:
+        """Run a command in the working folder on a calm disk; count the requests it makes."""
+        mark = self.registry.mark()
+        os.sync()
+        environment = _environment(self.work)
+        cost, output = run_measured(argv, cwd=self.work, env=environment, user=user)
+        return Measured(cost, dict(self.registry.requests(mark, self.layers)), output)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """No proxy, login or setting of whoever runs this takes part."""
+    own = find_program("apptainer")
+    path = os.environ.get("PATH", os.defpath)
+    return {
+        "PATH": f"{Path(own).parent}:{path}" if own else path,
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "LANG": "C.UTF-8",
+        "APPTAINER_CACHEDIR": str(home / "cache"),
+        "APPTAINER_TMPDIR": str(home),
+    }
+
+
+def find_program(name: str) -> str | None:
+    """Return where a program is: what this checkout installed, then the search path."""
+    for own in sorted((CHECKOUT / ".parts").glob(f"*/bin/{name}")):
+        return str(own)
+    return shutil.which(name)
+
+
+def run_cvmfs_publish(bench: Bench) -> Iterator[Run]:
+    """Publish into a new repository, publish one more layer, publish that again."""
+    command = Path(sys.executable).with_name("cvmfs-publish")
+    program = [str(command)] if command.exists() else [sys.executable, "-m", "cvmfs_publish"]
+    repository = bench.work / "repository"
+    bench.measure([*program, "init", NAME, "--storage", str(repository), "--keys", "keys"])
+    before = (0, 0)
+    for step, tag in ((COLD, "base"), (UPDATE, "update"), (UNCHANGED, "update")):
+        done = bench.measure([*program, "publish", bench.reference(tag), "--json"])
+        _check_status(done.output, "unchanged" if step == UNCHANGED else "published")
+        total, contents = measure_objects(repository / "data")
+        yield Run(step, done.cost, done.requests, total - before[0], contents - before[1])
+        before = (total, contents)
+
+
+def _check_status(output: bytes, expected: str) -> None:
+    """Raise `CommandError` unless the command did what its time is shown for."""
+    found = [image["status"] for image in json.loads(output)["images"]]
+    if found != [expected]:
+        raise CommandError(f"cvmfs-publish publish: status {found}, expected [{expected!r}]")
+
+
+def run_umoci(bench: Bench) -> Iterator[Run]:
+    """Unpack from the local layout, not even from the registry."""
+    rootless = ["--rootless"] if os.geteuid() else []
+    image = f"{bench.image.directory.resolve()}:base"
+    done = bench.measure(
+        ["umoci", "unpack", *rootless, "--image", image, str(bench.work / "bundle")]
+    )
+    yield Run(UMOCI, done.cost, done.requests, measure_tree(bench.work / "bundle/rootfs"))
+
+
+def run_skopeo(bench: Bench) -> Iterator[Run]:
+    """Copy out of the registry; nothing is unpacked: a lower bound for the download."""
+    source = f"docker://{bench.reference('base')}"
+    done = bench.measure(
+        ["skopeo", "copy", "-q", "--src-tls-verify=false", source, f"oci:{bench.work}/copy:base"]
+    )
+    yield Run(SKOPEO, done.cost, done.requests, measure_tree(bench.work / "copy"))
+
+
+def run_apptainer(bench: Bench) -> Iterator[Run]:
+    """Build a sandbox from the registry, as root or, if it refuses, as the test user."""
+    program = find_program("apptainer") or "apptainer"
+    source = f"docker://{bench.reference('base')}"
+    target = bench.work / "sandbox"
+    argv = [program, "-q", "build", "--no-https", "--disable-cache", "--sandbox", str(target)]
+    try:
+        done = bench.measure([*argv, source])
+    except CommandError:
+        if os.geteuid():
+            raise
+        entry = pwd.getpwnam(TEST_USER)
+        _empty(bench.work)
+        os.chown(bench.work, entry.pw_uid, entry.pw_gid)
+        try:
+            done = bench.measure([*argv, source], (entry.pw_uid, entry.pw_gid))
+        finally:
+            os.chown(bench.work, 0, 0)
+    yield Run(APPTAINER, done.cost, done.requests, measure_tree(target))
+
+
+PROGRAMS: dict[str, Callable[[Bench], Iterator[Run]]] = {
+    "cvmfs": run_cvmfs_publish,
+    "umoci": run_umoci,
+    "skopeo": run_skopeo,
+    "apptainer": run_apptainer,
+}
+
+
+def measure_objects(data: Path) -> tuple[int, int]:
+    """Return the bytes of all objects below `data`, and of those that hold file contents."""
+    total = contents = 0
+    for path in data.glob("??/*"):
+        size = path.stat().st_size
+        total += size
+        contents += size if _CONTENT_OBJECT.fullmatch(path.name) else 0
+    return total, contents
+
+
+def measure_tree(root: Path) -> int:
+    """Return the bytes of the regular files below `root`, hard links counted once."""
+    sizes: dict[int, int] = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            facts = os.lstat(os.path.join(directory, name))
+            if stat.S_ISREG(facts.st_mode):
+                sizes[facts.st_ino] = facts.st_size
+    return sum(sizes.values())
+
+
+def _empty(directory: Path) -> None:
+    """Remove a folder with whatever permissions an image left in it, and make it anew."""
+    if directory.exists():
+        subprocess.run(["chmod", "-R", "u+rwX", str(directory)], check=False, capture_output=True)
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+
+
+def _push(image: Image, registry: Registry) -> None:
+    for tag in TAGS:
+        subprocess.run(
+            ["skopeo", "copy", "-q", "--dest-tls-verify=false",
+             f"oci:{image.directory.resolve()}:{tag}", f"docker://{registry.host}/bench:{tag}"],
+            check=True,
+        )  # fmt: skip
+
+
+def _warm(*directories: Path) -> None:
+    """Read every file once, so that all steps find the page cache alike."""
+    for directory in directories:
+        for path in directory.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    while file.read(READ_BYTES):
+                        pass
+
+
+def run_benchmark(image: Image, work: Path, repeat: int, programs: Sequence[str]) -> Report:
+    """Run everything `repeat` times and return what was measured.
+
+    A program that is missing or fails is left out from then on, with a note; ours must work.
+    Raises `CommandError` and `RegistryError`.
+    """
+    runs: list[Run] = []
+    notes: list[str] = []
+    wanted = list(programs)
+    zlib6 = read_stored_bytes(
+        image.directory, [blob.digest for blob in image.blobs[: TAGS["base"]]]
+    )
+    _empty(work)
+    with run_registry(work / "registry") as registry:
+        _push(image, registry)
+        _warm(image.directory, registry.root)
+        bench = Bench(image, registry, work / "step")
+        for repetition in range(repeat):
+            start = repetition % len(programs)
+            for name in (*programs[start:], *programs[:start]):
+                if name not in wanted:
+                    continue
+                _empty(bench.work)
+                try:
+                    for run in PROGRAMS[name](bench):
+                        runs.append(run)
+                        _say(f"{repetition + 1}/{repeat} {run.step}: {run.cost.seconds:.2f} s")
+                except (CommandError, FileNotFoundError, KeyError) as error:
+                    if name == "cvmfs":
+                        raise
+                    wanted.remove(name)
+                    notes.append(f"{name} left out: {error}")
+                    _say(notes[-1])
+    _empty(work)
+    work.rmdir()
+    return Report(runs, zlib6, notes)
+
+
+def describe_machine() -> dict[str, object]:
+    """Return what the numbers depend on besides the programs' own speed."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = {}
+    for name, option in (
+        ("umoci", "--version"), ("skopeo", "--version"), ("apptainer", "--version")
+    ):  # fmt: skip
+        program = find_program(name)
+        if program:
+            told = subprocess.run([program, option], capture_output=True, text=True, check=False)
+            versions[name] = told.stdout.strip()
+    return {
+        "cpu": cpu[1] if cpu else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "versions": versions,
+    }
+
+
+def write_json(path: Path, image: Image, report: Report) -> None:
+    """Write everything measured, for other programs to read."""
+    document = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "image": {
+            "scale": image.scale,
+            "gzip_bytes": image.gzip_bytes,
+            **dataclasses.asdict(image.shape),
+        },
+        "zlib6_bytes": report.zlib6,
+        "runs": [dataclasses.asdict(run) for run in report.runs],
+        "targets": [dataclasses.asdict(target) for target in compare(report)],
+        "notes": list(report.notes),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Publish the benchmark image; compare and time.")
+    parser.add_argument("--image", type=Path, help="OCI layout made by make_image.py")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the image, if it is made")
+    parser.add_argument("--work", type=Path, default=Path(".benchmarks/work"))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+    parser.add_argument("--strict", action="store_true", help="exit 1 if a target is missed")
+    options = parser.parse_args()
+    directory = options.image or (
+        DEFAULT_DIRECTORY
+        if options.scale == 1
+        else DEFAULT_DIRECTORY.with_name(f"image-{options.scale:g}")
+    )
+    try:
+        _say(f"making {directory} unless it is there")
+        image = make_image(directory, options.scale)
+        _say(format_image(image))
+        report = run_benchmark(image, options.work.resolve(), options.repeat, options.only)
+    except (CommandError, RegistryError, OSError, subprocess.CalledProcessError) as error:
+        _say(str(error))
+        return 2
+    print(format_report(report))
+    if options.json:
+        write_json(options.json, image, report)
+    missed = [target for target in compare(report) if not target.kept]
+    return 1 if missed and options.strict else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Turn measured runs into medians, a table and a comparison with the targets.  Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.measure import Cost
+
+MB = 1_000_000
+
+COLD = "cvmfs-publish, cold"
+UPDATE = "cvmfs-publish, one more layer"
+UNCHANGED = "cvmfs-publish, unchanged"
+UMOCI = "umoci unpack"
+SKOPEO = "skopeo copy"
+APPTAINER = "apptainer build --sandbox"
+STEPS = (COLD, UPDATE, UNCHANGED, UMOCI, SKOPEO, APPTAINER)
+NOTHING = "—"  # a cell without a value
+
+RATIO_TARGET = 0.6  # of the wall time of umoci unpack
+MEMORY_TARGET = 500 * MB
+STORED_TARGET = 1.08  # of what zlib level 6 needs
+UPDATE_TARGET = 3.0  # seconds
+UNCHANGED_TARGET = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured run of a step; bytes."""
+
+    step: str
+    cost: Cost
+    requests: Mapping[str, int]
+    stored: int  # what the step left on disk, or added to it
+    contents: int = 0  # of these, file contents in the object store
+
+
+@dataclass(frozen=True)
+class Target:
+    """One promise and what was measured for it."""
+
+    promise: str
+    measured: str
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """All runs of one benchmark; `zlib6` in bytes; `notes` on steps that did not run."""
+
+    runs: Sequence[Run]
+    zlib6: int
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def of(self, step: str) -> list[Run]:
+        """Return the runs of a step, in the order they were made."""
+        return [run for run in self.runs if run.step == step]
+
+    def median(self, step: str) -> float | None:
+        """Return the median wall time of a step in seconds."""
+        seconds = [run.cost.seconds for run in self.of(step)]
+        return statistics.median(seconds) if seconds else None
+
+
+def format_requests(requests: Mapping[str, int]) -> str:
+    """Return `1 HEAD manifest, 4 GET layer`, or a dash."""
+    parts = [f"{count} {what}" for what, count in sorted(requests.items()) if count]
+    return ", ".join(parts) or NOTHING
+
+
+def most_requests(runs: Sequence[Run]) -> Counter[str]:
+    """Return, for every sort of request, the most that any of the runs made."""
+    most: Counter[str] = Counter()
+    for run in runs:
+        most |= Counter(run.requests)
+    return most
+
+
+def plan_rows(report: Report) -> list[list[str]]:
+    """Return the cells of the table, header first."""
+    rows = [
+        ["step", "median s", "min-max s", "of umoci", "CPU s", "peak MB", "on disk MB", "requests"]
+    ]
+    umoci = report.median(UMOCI)
+    for step in STEPS:
+        runs = report.of(step)
+        median = report.median(step)
+        if median is None:
+            continue
+        seconds = [run.cost.seconds for run in runs]
+        rows.append(
+            [
+                step,
+                f"{median:.2f}",
+                f"{min(seconds):.2f}-{max(seconds):.2f}",
+                f"{median / umoci:.2f}" if umoci else NOTHING,
+                f"{statistics.median(run.cost.cpu_seconds for run in runs):.1f}",
+                f"{max(run.cost.peak_memory for run in runs) / MB:.0f}",
+                f"{statistics.median(run.stored for run in runs) / MB:.1f}",
+                format_requests(most_requests(runs)),
+            ]
+        )
+    return rows
+
+
+def format_rows(rows: Sequence[Sequence[str]], text: Collection[int]) -> str:
+    """Return a Markdown table; the columns in `text` go to the left, the others to the right."""
+    columns = range(len(rows[0]))
+    widths = [max(len(row[column]) for row in rows) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cells[column].ljust(widths[column])
+            if column in text
+            else cells[column].rjust(widths[column])
+            for column in columns
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * widths[column] if column in text else "-" * (widths[column] - 1) + ":"
+        for column in columns
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
+
+
+def compare(report: Report) -> list[Target]:
+    """Compare the runs with the targets; steps that were not run are left out."""
+    targets = []
+    cold, umoci = report.median(COLD), report.median(UMOCI)
+    if cold is not None and umoci is not None:
+        ratio = cold / umoci
+        targets.append(
+            Target(
+                f"cold publish ≤ {RATIO_TARGET} of umoci unpack",
+                f"{ratio:.2f} ({cold:.1f} s / {umoci:.1f} s)",
+                ratio <= RATIO_TARGET,
+            )
+        )
+    if cold is not None:
+        memory = max(run.cost.peak_memory for run in report.of(COLD))
+        stored = max(run.contents for run in report.of(COLD))
+        ratio = stored / report.zlib6
+        targets += [
+            Target(
+                f"peak memory of a cold publish ≤ {MEMORY_TARGET / MB:.0f} MB",
+                f"{memory / MB:.0f} MB",
+                memory <= MEMORY_TARGET,
+            ),
+            Target(
+                f"stored contents ≤ {STORED_TARGET} of zlib level 6",
+                f"{ratio:.3f} ({stored / MB:.1f} MB / {report.zlib6 / MB:.1f} MB)",
+                ratio <= STORED_TARGET,
+            ),
+        ]
+    targets += _compare_updates(report)
+    return targets
+
+
+def _compare_updates(report: Report) -> list[Target]:
+    targets = []
+    update, unchanged = report.median(UPDATE), report.median(UNCHANGED)
+    if update is not None:
+        fetched = most_requests(report.of(UPDATE))["GET layer"]
+        targets += [
+            Target(f"one more layer ≤ {UPDATE_TARGET:g} s", f"{update:.2f} s",
+                   update <= UPDATE_TARGET),
+            Target("one more layer: at most one layer fetched", f"{fetched}", fetched <= 1),
+        ]  # fmt: skip
+    if unchanged is not None:
+        asked = most_requests(report.of(UNCHANGED))
+        targets += [
+            Target(f"unchanged ≤ {UNCHANGED_TARGET:g} s", f"{unchanged:.2f} s",
+                   unchanged <= UNCHANGED_TARGET),
+            Target("unchanged: one HEAD, nothing else", format_requests(asked),
+                   asked == Counter({"HEAD manifest": 1})),
+        ]  # fmt: skip
+    return targets
+
+
+def format_report(report: Report) -> str:
+    """Return the table, the comparison and the notes as text that is also Markdown."""
+    verdicts = [["target", "measured", "kept"]]
+    verdicts += [[t.promise, t.measured, "yes" if t.kept else "NO"] for t in compare(report)]
+    parts = [format_rows(plan_rows(report), (0, 7)), format_rows(verdicts, (0, 1, 2))]
+    parts += [f"note: {note}" for note in report.notes]
+    return "\n\n".join(parts)
