@@ -279,8 +279,21 @@ def test_a_range_that_reveals_another_size_is_refused(
 ) -> None:
     registry.fault("GET", "/blobs/", cut(1_000_000))
     registry.fault("GET", "/blobs/", lambda r: Reply(416) if r.status == 206 else r, times=2)
-    with pytest.raises(IntegrityError, match=f"promised {len(CONTENT)}"):
+    with pytest.raises(IntegrityError, match=f"1000000 bytes at most, promised {len(CONTENT)}"):
         read(source, image, 1000)
+
+
+def test_a_range_of_something_larger_is_refused_before_it_is_read(
+    registry: FakeRegistry, client: RegistryClient, source: RegistrySource, image: ResolvedImage
+) -> None:
+    end = len(CONTENT) - 1
+    larger = with_header("Content-Range", f"bytes 1000000-{end}/{len(CONTENT) + 1}")
+    registry.fault("GET", "/blobs/", cut(1_000_000))
+    registry.fault("GET", "/blobs/", lambda r: larger(r) if r.status == 206 else r, times=2)
+    before = client.bytes_received
+    with pytest.raises(IntegrityError, match=f"has {len(CONTENT) + 1} bytes"):
+        read(source, image, 1000)
+    assert client.bytes_received - before == 1_000_000
 
 
 @pytest.mark.parametrize("breaks", [cut(10), reset(10)])
@@ -358,6 +371,20 @@ def test_nobody_at_home_is_a_remote_error_after_all_attempts(waits: Waits) -> No
         RegistrySource(client).head(reference)
     assert gone.host in str(caught.value)
     assert len(waits) == 4
+
+
+def test_attempts_are_not_multiplied_by_the_layers_of_the_client(waits: Waits) -> None:
+    with FakeRegistry() as gone:
+        reference = Reference.parse(gone.name("a/b"))
+    layer = LayerDescriptor(Digest.of(CONTENT), len(CONTENT), "", None)
+    with RegistryClient(sleep=waits) as client:
+        source = RegistrySource(client)
+        with pytest.raises(RemoteError):
+            source.resolve(reference, AMD64)
+        assert dict(client.requests_made) == {"GET": 5}
+        with source.open_layer(reference, layer) as stream, pytest.raises(RemoteError):
+            stream.read(1)
+        assert dict(client.requests_made) == {"GET": 10}
 
 
 def test_an_unknown_host_is_a_remote_error(waits: Waits) -> None:

@@ -42,10 +42,10 @@ def test_a_missing_file_knows_nobody(tmp_path: Path) -> None:
 def test_user_and_password_are_found_by_exact_host_and_port(tmp_path: Path) -> None:
     document = {
         "auths": {
-            "registry.example": auth("a:1"),
-            "registry.example:5000": auth("b:2:3"),
             "registry.example/team": auth("wrong:wrong"),
             "example": auth("wrong:wrong"),
+            "registry.example": auth("a:1"),
+            "registry.example:5000": auth("b:2:3"),
         }
     }
     wanted = ("registry.example", "registry.example:5000", "my.registry.example", "other.example")
