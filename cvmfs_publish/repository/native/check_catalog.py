@@ -51,6 +51,7 @@ from cvmfs_publish.repository.native.problems import Report
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux
 MAX_TARGET_BYTES = 4095  # a longer link target cannot be read by clients
 _MAX_ID = 2**32 - 1
+_MAX_MODE = 2**32 - 1
 _NO_HASH = bytes(DIGEST_BYTES)
 _KNOWN_FLAGS = 0x1FFFF
 _KIND_FLAGS = FLAG_DIR | FLAG_FILE | FLAG_LINK | FLAG_SPECIAL
@@ -148,9 +149,6 @@ def examine_catalog(data: bytes, prefix: str, report: Report) -> Examined | None
     except IntegrityError as error:
         report.error(place, str(error))
         return None
-    except (sqlite3.Error, OverflowError, UnicodeError) as error:
-        report.error(place, f"catalog cannot be read: {error}")
-        return None
     finally:
         database.close()
 
@@ -221,16 +219,12 @@ class _Examination:
             name: name if SINCE["catalog", name] <= self.schema_revision else "NULL"
             for name in ("mtimens", "xattr")
         }
-        try:
-            found = self.database.execute(
-                "SELECT rowid, md5path_1, md5path_2, parent_1, parent_2, hardlinks, size, mode, "  # noqa: S608 - constants
-                f"mtime, flags, uid, gid, hash, {optional['mtimens']}, CAST(name AS BLOB), "
-                f"CAST(symlink AS BLOB), {optional['xattr']}, typeof(name) = 'text', "
-                "typeof(symlink) = 'text' "
-                "FROM catalog"
-            ).fetchall()
-        except sqlite3.Error as error:
-            raise IntegrityError(f"catalog cannot be read: {error}") from error
+        found = self.rows(
+            "SELECT rowid, md5path_1, md5path_2, parent_1, parent_2, hardlinks, size, mode, "  # noqa: S608 - constants
+            f"mtime, flags, uid, gid, hash, {optional['mtimens']}, CAST(name AS BLOB), "
+            f"CAST(symlink AS BLOB), {optional['xattr']}, typeof(name) = 'text', "
+            "typeof(symlink) = 'text' FROM catalog"
+        )
         self.result.entries = len(found)
         for values in found:
             entry = self.load_entry(values)
@@ -261,6 +255,8 @@ class _Examination:
         entry = Entry(*columns)
         if type(entry.hash) is bytes and len(entry.hash) != DIGEST_BYTES:
             wrong["hash"] = entry.hash
+        if type(entry.mode) is int and not 0 <= entry.mode <= _MAX_MODE:
+            wrong["mode"] = entry.mode
         if not wrong:
             return entry
         text = "malformed columns: " + ", ".join(

@@ -47,7 +47,7 @@ def examine_history(data: bytes, manifest: Manifest, report: Report) -> list[Tag
         for (count,) in query(database, HISTORY, "SELECT COUNT(*) FROM recycle_bin"):
             if count:
                 report.warning(HISTORY, f"recycle_bin has {count} rows; it is not used any more")
-    except (IntegrityError, sqlite3.Error, OverflowError) as error:
+    except IntegrityError as error:
         report.error(HISTORY, str(error))
         return []
     finally:
@@ -177,7 +177,7 @@ def examine_reflog(
     try:
         _check_properties(database, FILE_NAME, "0", manifest, report)
         refs = query(database, "reflog", "SELECT hash, type, timestamp FROM refs")
-    except (IntegrityError, sqlite3.Error, OverflowError) as error:
+    except IntegrityError as error:
         report.error(FILE_NAME, str(error))
         return
     finally:

@@ -11,6 +11,8 @@ from typing import Any
 from cvmfs_publish.errors import IntegrityError
 
 PAGE_SIZE = 1024  # bytes; what stock writes
+# Where a damaged name stands in SQLite's message, Python fails to decode that message.
+DAMAGED = (sqlite3.Error, UnicodeError, OverflowError)
 _HEADER_BYTES = 100  # sqlite.org/fileformat.html, "The Database Header"
 
 
@@ -40,7 +42,7 @@ def open_database(data: bytes, what: str) -> sqlite3.Connection:
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute("PRAGMA cell_size_check = ON")
         database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         database.close()
         raise IntegrityError(f"{what} cannot be read: {error}") from error
     return database
@@ -52,5 +54,5 @@ def query(
     """Return all rows of a query; raise `IntegrityError` if the database is damaged."""
     try:
         return database.execute(sql, parameters).fetchall()
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         raise IntegrityError(f"{what} cannot be read: {error}") from error

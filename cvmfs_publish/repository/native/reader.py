@@ -262,16 +262,7 @@ class Snapshot:
             raise IntegrityError(
                 f"catalog {ref.hash} at /{prefix} has {len(data)} bytes, promised {ref.size}"
             )
-        catalog = Catalog.open(data)
-        if catalog.prefix != prefix:
-            found = catalog.prefix
-            catalog.close()
-            raise IntegrityError(f"catalog {ref.hash} is for /{found}, but mounted at /{prefix}")
-        try:
-            mounted = catalog, catalog.nested()
-        except IntegrityError:
-            catalog.close()
-            raise
+        mounted = _mount(data, prefix)
         self._open[prefix] = mounted
         if len(self._open) > OPEN_CATALOGS:
             self._open.popitem(last=False)[1][0].close()
@@ -394,6 +385,19 @@ class Snapshot:
         if row is not None and row.node.size > limit:
             raise InputError(f"/{path} has {row.node.size} bytes, more than {limit}")
         return b"".join(self.iter_file(path))
+
+
+def _mount(data: bytes, prefix: RepoPath) -> _Mounted:
+    catalog = Catalog.open(data)
+    try:
+        found, nested = catalog.prefix, catalog.nested()
+    except IntegrityError:
+        catalog.close()
+        raise
+    if found != prefix:
+        catalog.close()
+        raise IntegrityError(f"catalog of /{found} is mounted at /{prefix}")
+    return catalog, nested
 
 
 def _ancestors(path: RepoPath, prefix: RepoPath) -> Iterator[RepoPath]:

@@ -508,6 +508,7 @@ FAULTS: dict[str, Fault] = {
         row("/plain/hello.txt", "mode = 'rw-r--r--'"), "/…/hello.txt", "mode is 'rw"
     ),
     "mode of no kind": Fault(row("/plain/hello.txt", "mode = 420"), "/plain/hello.txt", "mode"),
+    "mode negative": Fault(row("/plain/hello.txt", "mode = -1"), "/…/hello.txt", "mode is -1"),
     "hash of wrong length": Fault(
         row("/plain/hello.txt", "hash = x'0102'"), "/plain/hello.txt", "hash is b"
     ),

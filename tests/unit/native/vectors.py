@@ -12,7 +12,9 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -49,7 +51,7 @@ def public_key(name: str = SHA1) -> Path:
 
 
 def key(path: str | bytes) -> tuple[int, int]:
-    raw = path.encode() if isinstance(path, str) else path
+    raw = os.fsencode(path)
     first, second = struct.unpack("<qq", hashlib.md5(raw).digest())
     return first, second
 
@@ -78,16 +80,12 @@ class Damaged:
         source = vector(name)
         self.name = name
         self.root = directory / "repo"
-        self.key_directory = directory / "keys"
         shutil.copytree(source / "repo", self.root, copy_function=_copy)
-        shutil.copytree(source / "keys", self.key_directory)
         for path in [self.root, *self.root.rglob("*")]:
             if path.is_dir():
                 path.chmod(0o755)
-        for path in self.key_directory.iterdir():
-            path.chmod(0o400)
-        self.keys: Keys = load_keys(self.key_directory, name)
-        self.public_key = self.key_directory / f"{name}.pub"
+        self.keys = vector_keys(name)
+        self.public_key = public_key(name)
 
     # reading
 
@@ -226,6 +224,22 @@ class Damaged:
         return check_repository(self.root, [self.public_key], **options)  # type: ignore[arg-type]
 
 
+def copy_keys(directory: Path, name: str = SHA1) -> Path:
+    """Copy the keys of a repository, private ones as private as they have to be."""
+    directory.mkdir(exist_ok=True)
+    for path in (vector(name) / "keys").iterdir():
+        copy = directory / path.name
+        shutil.copyfile(path, copy)
+        copy.chmod(0o400)
+    return directory
+
+
+@cache
+def vector_keys(name: str = SHA1) -> Keys:
+    with TemporaryDirectory() as directory:
+        return load_keys(copy_keys(Path(directory), name), name)
+
+
 def _copy(source: str, target: str) -> None:
     # No test changes the contents of the large files, so one copy of them is enough.
     if os.stat(source).st_size > 256 * 1024:
@@ -245,8 +259,3 @@ def _chain(prefix: str) -> list[tuple[str, str]]:
         "/nested": [("", "/nested")],
         "/nested/inner": [("", "/nested"), ("/nested", "/nested/inner")],
     }[prefix]
-
-
-@pytest.fixture
-def damaged(tmp_path: Path) -> Damaged:
-    return Damaged(tmp_path)
