@@ -157,15 +157,17 @@ def check(
         bool, typer.Option("--scrub", help="Hash every object, and look at every tag.")
     ] = False,
 ) -> int:
-    """Verify the whole repository: signatures, catalogs, counters, references.
+    """Verify the whole repository.
 
-    Looks at everything the current revision consists of, as clients, replicas and
+    Looks at signatures, catalogs, counters, history and objects, as clients, replicas and
     `cvmfs_server check` do.  Exit code 5 if there is an error; warnings are only told.
 
     Example: cvmfs-publish check --scrub
     """
     session = session_of(context)
     repository = session.config.repository
+    if not (repository.storage / MANIFEST_FILE).exists():
+        open_repository(session.config).manifest()  # raises: there is nothing to check
     with StatusLine(session.out) as status:
         report = check_repository(
             repository.storage,

@@ -24,9 +24,9 @@ def serve(
         str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 chooses a free one.")
     ] = DEFAULT_LISTEN,
 ) -> None:
-    """Serve the repository over HTTP, read-only, at /cvmfs/NAME.
+    """Serve the repository over HTTP.
 
-    For trying things out and for small sites; any web server that serves the storage folder does
+    It is at /cvmfs/NAME, read-only.  For trials and small sites; any web server does
     the same.  /healthz answers whether the repository is readable.
 
     Example: cvmfs-publish serve --listen 0.0.0.0:8000

@@ -1,0 +1,66 @@
+"""`site list|check|show|render`: site configurations from the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from cvmfs_publish.sites.data import list_sites
+from tests.unit.cli.support import Shell
+
+
+def test_list_names_every_site_that_came_along(shell: Shell) -> None:
+    names = [site["name"] for site in shell.json("site", "list")["sites"]]
+    assert names == list_sites()
+    assert "slac" in names
+    lines = shell.run("site", "list").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["SITE", *names]
+
+
+@pytest.mark.parametrize("name", list_sites())
+def test_every_site_can_be_checked_and_shown(shell: Shell, name: str) -> None:
+    document = shell.json("site", "check", name)
+    assert (document["site"], document["valid"]) == (name, True)
+    assert f"{name}: valid, " in shell.run("site", "check", name).out
+    values = shell.json("site", "show", name)
+    assert values["name"] == name
+    assert values["roots"]
+    assert f"name: {name}\n" in shell.run("site", "show", name).out
+
+
+def test_render_writes_the_files_and_lists_them(shell: Shell) -> None:
+    document = shell.json("site", "render", "slac", "--out", "rendered")
+    folder = shell.cwd / "rendered"
+    assert document["out"] == str(folder)
+    assert "bin/cvmfs-run" in document["files"]
+    assert all((folder / name).is_file() for name in document["files"])
+    ran = shell.run("site", "render", "slac", "--out", "rendered")
+    assert ran.code == 0
+    assert ran.out == f"{folder}: {len(document['files'])} files for slac\n"
+
+
+def test_render_refuses_a_folder_with_other_things_in_it(shell: Shell) -> None:
+    keep = shell.cwd / "mine" / "precious"
+    keep.parent.mkdir()
+    keep.write_text("keep")
+    ran = shell.run("site", "render", "slac", "--out", "mine")
+    assert ran.code == 2
+    assert keep.read_text() == "keep"
+
+
+def test_a_site_of_ones_own_is_a_path(shell: Shell) -> None:
+    (shell.cwd / "own.yaml").write_text("name: own\nruntmes: [apptainer]\n")
+    ran = shell.run("site", "check", str(shell.cwd / "own.yaml"))
+    assert ran.code == 2
+    assert "own.yaml:2: unknown key 'runtmes'; did you mean 'runtimes'?" in ran.err
+
+
+def test_a_site_nobody_knows_is_answered_with_the_known_ones(shell: Shell) -> None:
+    ran = shell.run("site", "show", "slc")
+    assert ran.code == 2
+    assert "did you mean 'slac'?" in ran.err
+
+
+def test_site_alone_is_wrong_usage(shell: Shell) -> None:
+    ran = shell.run("site")
+    assert ran.code == 2
+    assert ran.err.startswith("cvmfs-publish: error: missing command\n")
