@@ -210,6 +210,27 @@ def test_a_job_without_a_handler_dies_of_term(node: Node, mode: str) -> None:
         assert status(job.wait(30)) == 143
 
 
+def test_a_contained_job_leaves_no_process_when_the_launcher_is_killed(bare_node: Node) -> None:
+    node = Node(bare_node.root, str(require("apptainer")))
+    flag = node.folder("kill") / "alive"
+    script = 'while :; do echo x >>"$1"; sleep 0.05; done & echo ready; wait'
+    with popen_as_test_user(
+        node.words("--contain", "--bind", f"{flag.parent}:/nfs", node.image, "sh", "-c", script,
+                   "sh", "/nfs/alive"),
+        cwd=node.root,
+        stdout=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"ready\n"
+        job.kill()
+        assert job.stdout.read() == b""  # ends when the last process closes it
+        job.wait(30)
+    written = flag.stat().st_size
+    time.sleep(0.5)
+    assert flag.stat().st_size == written
+    shutil.rmtree(flag.parent)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_stdin_arguments_and_stdout_are_untouched(node: Node, mode: str) -> None:
     words = ["a b", "", "*", "$HOME", "it's", '"', "new\nline", "--bind", "--"]
@@ -432,6 +453,11 @@ def test_the_launcher_adds_no_variables_of_its_own(node: Node) -> None:
     assert {"CVMFS_RUN_IMAGE_NAME", "CVMFS_RUN_IMAGE_PATH"} <= names
 
 
+def test_an_empty_user_name_is_filled_in(node: Node) -> None:
+    env = {"USER": "", "LOGNAME": ""}
+    assert node.output(node.image, "pwd", env=env) == f"{node.root}\n"
+
+
 # ---------------------------------------------------------------- images by name, CVMFS
 
 
@@ -583,6 +609,20 @@ def test_a_broken_configuration_is_78(bare_node: Node, text: str, shell: str) ->
     assert b"class=config code=78 step=config" in result.stderr
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_bug_in_the_launcher_is_70_and_not_mistaken_for_the_jobs_status(
+    bare_node: Node, shell: str
+) -> None:
+    program = bare_node.launcher.read_text()
+    broken = bare_node.launcher.parent / "cvmfs-run-broken"
+    broken.write_text(program.replace("cr_choose_gpu ||", 'cr_choose_gpu "$cr_undefined" ||'))
+    words = [*SHELLS[shell], str(broken), str(bare_node.image), "true"]
+    result = run_as_test_user(words, cwd=bare_node.root)
+    broken.unlink()
+    assert result.returncode == 70
+    assert b"class=internal code=70" in result.stderr
+
+
 def test_a_runtime_that_cannot_start_is_71_in_mode_supervise(node: Node) -> None:
     broken = node.folder("runtime") / Path(node.runtime).name
     broken.write_text("#!/bin/sh\nexit 255\n")
@@ -602,6 +642,17 @@ def test_the_host_is_used_only_where_the_site_says_so(bare_node: Node) -> None:
     assert b"class=fallback" in result.stderr
     assert bare_node.run("--no-fallback", bare_node.image, "true", env=env).returncode == 69
     assert bare_node.run("/does/not/exist", "true", env=env).returncode == 66
+
+
+def test_a_batch_job_on_a_sick_node_waits_before_it_fails(bare_node: Node) -> None:
+    env = bare_node.configure("runtimes: [/opt/nowhere/apptainer]\nfail_delay: 2s")
+    began = time.monotonic()
+    assert bare_node.run(bare_node.image, "true", env=env).returncode == 69
+    assert time.monotonic() - began < 2  # nobody's batch job
+    began = time.monotonic()
+    env = {**env, "SLURM_JOB_ID": "1"}
+    assert bare_node.run(bare_node.image, "true", env=env).returncode == 69
+    assert time.monotonic() - began >= 2
 
 
 def test_inside_a_container_the_sites_policy_counts(bare_node: Node) -> None:
