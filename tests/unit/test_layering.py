@@ -53,6 +53,7 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "catalog.py",
         NATIVE + "check_catalog.py",
         NATIVE + "check_databases.py",
+        NATIVE + "check_schema.py",
         NATIVE + "database.py",
         NATIVE + "history.py",
         NATIVE + "reflog.py",
@@ -67,7 +68,7 @@ HOMES: dict[str, set[str]] = {
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "origin.py"},
     "uvicorn": {"web/"},
-    "yaml": {"settings.py"},
+    "yaml": {"settings.py", "cli/sites.py"},  # read in one place, written in the other
 }
 
 # What only the command line may do; a program of its own is named here.
