@@ -311,6 +311,28 @@ def test_a_missing_source_of_the_user_is_72(node: Node) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("spec", ["/usr:nfs", "/usr:/nfs:rx", "/usr:", "/usr:/nfs:ro:ro"])
+def test_a_mount_that_cannot_be_understood_is_64(node: Node, spec: str) -> None:
+    assert failure(node.run("--bind", spec, node.image, "true")) == (
+        64, "usage", "bind", "bad-option",
+    )  # fmt: skip
+
+
+def test_a_file_is_not_mounted_onto_a_directory_nor_the_other_way_round(node: Node) -> None:
+    words: list[str | Path] = ["--bind", "/etc/passwd:/nfs", node.image, "true"]
+    assert failure(node.run(*words))[0::3] == (72, "is-a-directory")
+    words[1] = "/usr:/etc/hosts"
+    assert failure(node.run(*words))[0::3] == (72, "not-a-directory")
+
+
+def test_a_relative_source_is_mounted_at_its_own_path(node: Node) -> None:
+    source = node.folder("relative source")
+    (source / "data").write_text("relative\n")
+    words: list[str | Path] = ["--bind", "relative source", node.image, "cat", f"{source}/data"]
+    assert node.output(*words) == "relative\n"
+    shutil.rmtree(source)
+
+
 def test_the_user_cannot_replace_a_required_mount(node: Node) -> None:
     env = node.configure("binds: [{source: /usr, target: /software, required: true}]")
     result = node.run("--bind", "/etc:/software", node.image, "true", env=env)
@@ -587,6 +609,7 @@ def test_a_gpu_that_is_not_there_is_76(bare_node: Node, device: str) -> None:
         ["--mode=fork", "/image", "true"],
         ["--runtime", "/bin/true", "/image", "true"],
         ["--bind", "", "/image", "true"],
+        ["--bind", ":/nfs", "/image", "true"],
         ["--", "true"],
         ["../image", "true"],
         ["a b", "true"],

@@ -115,9 +115,7 @@ def test_the_example_explains_every_key_right_above_it() -> None:
     for key in iter_keys(Site):
         name = key.path.split(".")[-1]
         places = [
-            number
-            for number, line in enumerate(lines)
-            if line.lstrip(" -").startswith(f"{name}:")
+            number for number, line in enumerate(lines) if line.lstrip(" -").startswith(f"{name}:")
         ]
         assert places, f"{key.path} is missing from example.yaml"
         commented = any(lines[number - 1].lstrip().startswith("#") for number in places)
