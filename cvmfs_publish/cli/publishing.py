@@ -167,7 +167,7 @@ def _registries(images: Sequence[str]) -> set[str]:
 
 
 def _reporter(out: Output) -> AbstractContextManager[Reporter]:
-    if out.shows_progress:
+    if out.shows_progress and not out.verbosity:
         bars: AbstractContextManager[Reporter] = load("cvmfs_publish.cli.bars").Bars(out)
         return bars
     return nullcontext(Phases(out) if out.verbosity else Silent())

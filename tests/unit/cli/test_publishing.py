@@ -287,6 +287,6 @@ def test_progress_is_drawn_at_a_terminal(
     os.close(control)
     assert (process.returncode, out[:9]) == (0, "published")
     text = drawn.decode()
-    assert "fetching" in text
+    assert f"{image}: " in text
     assert "\x1b[2K" in text  # a line is erased to be drawn again
     assert ("\x1b[38;" in text or "\x1b[3" in text) is ("NO_COLOR" not in environ)
