@@ -10,6 +10,7 @@ Needs no root.  Everything it makes is in .demo/ of the checkout.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pwd
 import shlex
@@ -29,11 +30,11 @@ from tests import parts
 
 REPOSITORY = "demo.example.org"
 RUNTIMES = ("apptainer", "singularity", "ch-run")
-JOB = """\
-. /etc/os-release
-echo "Hello from a job in $PRETTY_NAME, on $(uname -n), as user $(id -u)."
-echo "Its file system:" /*
-"""
+JOB = (
+    ". /etc/os-release; "
+    'echo "Hello from a job in $PRETTY_NAME, on $(uname -n), as user $(id -u)."; '
+    'echo "Its file system:" /*'
+)
 
 
 @dataclass
@@ -107,13 +108,13 @@ def is_open_to_all(directory: Path) -> bool:
     return all(each.stat().st_mode & stat.S_IXOTH for each in (directory, *directory.parents))
 
 
-def make_work_directory() -> Path:
-    """Return an empty directory that the job's user can reach."""
-    work = parts.CHECKOUT / ".demo"
+def make_work_directory(work: Path) -> Path:
+    """Return `work`, made and empty, or another empty directory that the job's user can reach."""
     shutil.rmtree(work, ignore_errors=True)
-    if job_user() is not None and not is_open_to_all(parts.CHECKOUT):
+    if job_user() is not None and not is_open_to_all(work.parent):
+        closed = work.parent
         work = Path(tempfile.mkdtemp(prefix="cvmfs-publish-demo-", dir="/var/tmp"))
-        say(f"Other users cannot enter {parts.CHECKOUT}, so the demo works in {work}.")
+        say(f"Other users cannot enter {closed}, so the demo works in {work}.")
     work.mkdir(exist_ok=True)
     work.chmod(0o755)
     return work
@@ -266,11 +267,17 @@ def as_user(
 
 def main(words: list[str]) -> int:
     """Run every step; return the job's exit status."""
-    demo = Demo(make_work_directory(), environment())
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
+    parser.add_argument(
+        "image", nargs="?", help="an image of any registry; else a small one is made"
+    )
+    parser.add_argument("--work", type=Path, default=parts.CHECKOUT / ".demo", help="emptied first")
+    asked = parser.parse_args(words)
+    demo = Demo(make_work_directory(asked.work.resolve()), environment())
     say(f"Commands run in {demo.work}, with .venv/bin in PATH.")
     runtime = provide_runtime(demo)
     with ExitStack() as stack:
-        reference = words[0] if words else stack.enter_context(image_in_registry(demo))
+        reference = asked.image or stack.enter_context(image_in_registry(demo))
         publish(demo, reference)
         render_site(demo)
         image = provide_tree(demo, reference)
