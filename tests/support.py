@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,14 +17,24 @@ from typing import Any
 
 from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.layers.record import RecordStore
-from cvmfs_publish.publish import Publisher, PublishResult, PublishSettings
+from cvmfs_publish.publish import Publisher, PublishResult, PublishSettings, Reporter
 from cvmfs_publish.repository.native.repository import NativeRepository
+from cvmfs_publish.repository.native.signing import create_keys
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
 
 NAME = "test.example.org"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 JUDGE = SHARED / "tools" / "cvmfs_check.py"
+
+
+@functools.cache
+def keys_of_this_run() -> Path:
+    """Make one set of keys: each takes a second, and no test depends on them being new."""
+    directory = Path(tempfile.mkdtemp(prefix="cvmfs-publish-keys-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    create_keys(directory, NAME, now=datetime.now(UTC))
+    return directory
 
 
 class Site:
@@ -35,11 +49,16 @@ class Site:
         self.client = RegistryClient(attempts=2, sleep=lambda _: None)
 
     def create(self) -> Site:
+        shutil.copytree(keys_of_this_run(), self.keys)
         self.repository.create(self.algorithm, datetime.now(UTC))
         return self
 
     def publish(
-        self, *references: str, settings: PublishSettings | None = None, **options: Any
+        self,
+        *references: str,
+        settings: PublishSettings | None = None,
+        reporter: Reporter | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> PublishResult:
         """Publish now; `options` as of `Publisher.publish`."""
         publisher = Publisher(
@@ -47,6 +66,7 @@ class Site:
             RegistrySource(self.client),
             RecordStore(self.state / "layers", self.algorithm),
             settings or PublishSettings(),
+            reporter,
         )
         return publisher.publish(references, **{"now": datetime.now(UTC), **options})
 
@@ -56,7 +76,8 @@ class Site:
         command += ["--public-key", str(self.keys / f"{NAME}.pub")]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = result.stdout.splitlines()
-        assert lines and " errors, " in lines[-1], result.stdout + result.stderr
+        assert lines, result.stderr
+        assert " errors, " in lines[-1], result.stdout + result.stderr
         return [line for line in lines if line.startswith("ERROR")]
 
     def published_tree(self, sandbox: str, scratch: Path) -> dict[bytes, dict[str, Any]]:

@@ -79,18 +79,25 @@ class LayerStream:
         self._hash.update(piece)
         self.size += len(piece)
         self._buffer = memoryview(piece)
-        if self.size > self._limits.layer_bytes:
+        self.check_growth(self.size)
+        return bool(piece)
+
+    def check_growth(self, size: int) -> None:
+        """Raise `IntegrityError` if `size` bytes are too many for this layer.
+
+        Also asked before a file is read: the holes of a sparse one are in no archive.
+        """
+        if size > self._limits.layer_bytes:
             raise IntegrityError(
                 f"layer {self._name} holds more than {self._limits.layer_bytes} bytes",
                 hint="raise `limits.layer_bytes` if this image is trusted to be that large",
             )
-        if self.size > max(RATIO_FREE, self._limits.ratio * self.compressed):
+        if size > max(RATIO_FREE, self._limits.ratio * self.compressed):
             raise IntegrityError(
                 f"layer {self._name} grows to more than {self._limits.ratio} times its "
                 f"{self.compressed} compressed bytes: a decompression bomb",
                 hint="raise `limits.compression_ratio` if this image is trusted",
             )
-        return bool(piece)
 
     def read(self, size: int) -> bytes:
         """Return exactly `size` bytes, fewer only at the end of the layer."""

@@ -91,7 +91,7 @@ def read_layer(
     stream = LayerStream(blob, limits, name)
     contents = ingestor.open()
     try:
-        reading = _Reading(name, limits, contents, TarReader(stream, f"layer {name}"))
+        reading = _Reading(name, limits, contents, stream)
         reading.run()
         actual = stream.drain()
         while blob.read(1):  # a decoder may stop before the last byte; the digest covers it too
@@ -118,13 +118,15 @@ class _Reading:
     """The state of reading one layer."""
 
     def __init__(
-        self, name: str, limits: LayerLimits, contents: ContentStream, archive: TarReader
+        self, name: str, limits: LayerLimits, contents: ContentStream, stream: LayerStream
     ) -> None:
         self.findings: list[Finding] = []
         self._name = name
         self._limits = limits
         self._contents = contents
-        self._archive = archive
+        self._stream = stream
+        self._archive = TarReader(stream, f"layer {name}")
+        self._size = 0  # bytes of all files so far, holes of sparse ones included
         self._entries: list[LayerEntry] = []
         self._pieces: list[tuple[int, list[Stored]]] = []  # by position in _entries
 
@@ -175,6 +177,8 @@ class _Reading:
         if member.kind == tar.SYMLINK:
             self._check_target(path, member.target)
         if member.kind == tar.FILE:
+            self._size += member.size
+            self._stream.check_growth(self._size)
             self._pieces.append(
                 (len(self._entries), self._contents.add(self._archive, member.size))
             )

@@ -127,9 +127,15 @@ def labels_document(config: ImageConfig) -> str:
 def charliecloud_environment(values: Mapping[str, str]) -> str:
     """Return `/ch/environment`, which `ch-run --set-env` reads: one `NAME=value` a line.
 
-    Values with a newline cannot be expressed there and are left out.
+    ch-run takes one pair of single quotes off a value; a value with a newline cannot be expressed
+    and is left out.
     """
-    return "".join(f"{name}={value}\n" for name, value in values.items() if "\n" not in value)
+    lines = []
+    for name, value in values.items():
+        if "\n" not in value:
+            quoted = len(value) > 1 and value[0] == value[-1] == "'"
+            lines.append(f"{name}='{value}'\n" if quoted else f"{name}={value}\n")
+    return "".join(lines)
 
 
 def runtime_files(
