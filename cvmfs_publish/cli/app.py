@@ -46,6 +46,7 @@ class Commands(LazyGroup):
         "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
         "list": Lazy(_IMAGES, "List the published images."),
         "show": Lazy(_IMAGES, "Show one published image in full."),
+        "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),

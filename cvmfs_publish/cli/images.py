@@ -1,9 +1,11 @@
-"""`list`, `show`: images in the repository."""
+"""`list`, `show`, `export`: images in the repository."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -21,7 +23,9 @@ from cvmfs_publish.cli.output import (
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
+from cvmfs_publish.repository.export import export_tree
 from cvmfs_publish.repository.layouts import place_name
+from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
 from cvmfs_publish.settings import nearest
 from cvmfs_publish.sources.base import Platform
@@ -83,6 +87,45 @@ def show(context: typer.Context, image: ImageArgument, platform: PlatformOption 
     with open_repository(session.config).open() as view:
         record = find_publication(view, image, platform)
     session.out.result(record_document(record), _show_text(record))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    image: ImageArgument,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to make; it may exist if it is empty.")
+    ],
+    platform: PlatformOption = None,
+) -> None:
+    """Write a published image as an ordinary folder.
+
+    For a node without CernVM-FS, or a laptop: the folder is what jobs see below /cvmfs, and
+    appears complete or not at all.
+
+    Example: cvmfs-publish export ghcr.io/a/b:1 ./sandbox
+    """
+    session = session_of(context)
+    target = session.cwd / folder
+    with open_repository(session.config).snapshot() as snapshot:
+        record = find_publication(SnapshotView(snapshot), image, platform)
+        exported = export_tree(snapshot, record.sandbox.lstrip("/"), target)
+    session.out.result(
+        {
+            "reference": record.reference,
+            "platform": record.platform,
+            "digest": record.digest,
+            "out": str(target),
+            "entries": exported.entries,
+            "bytes": exported.bytes,
+            "skipped_xattrs": exported.skipped_xattrs,
+        },
+        f"{target}: {record.reference}, {plural(exported.entries, 'entry', 'entries')}, "
+        f"{format_bytes(exported.bytes)}",
+    )
+    if exported.skipped_xattrs:
+        skipped = plural(exported.skipped_xattrs, "extended attribute")
+        session.out.note(f"{skipped} could not be set on this file system")
 
 
 def find_publication(view: View, image: str, platform: str | None) -> Publication:

@@ -174,6 +174,24 @@ def test_list_and_show_tell_what_is_published(home: Shell, registry: FakeRegistr
     assert "is not published\nhint: did you mean" in ran.err
 
 
+def test_export_writes_a_folder_once(home: Shell, registry: FakeRegistry) -> None:
+    image = registry.name("a/one", "1")
+    (published,) = home.json("publish", image)["images"]
+    document = home.json("export", image, "out/sandbox")
+    folder = home.cwd / "out/sandbox"
+    assert document["out"] == str(folder)
+    assert (document["digest"], document["entries"]) == (published["digest"], published["entries"])
+    assert (folder / "etc/one").read_text() == (folder / "etc/base").read_text() == "content"
+    assert (folder / "nfs").is_dir()
+    ran = home.run("export", image, "out/sandbox")
+    assert (ran.code, ran.out) == (2, "")
+    assert f"{folder} is not empty" in ran.err
+    ran = home.run("export", image, "again")
+    assert ran.out.startswith(f"{home.cwd / 'again'}: {image}, {published['entries']} entries, ")
+    assert home.run("export", registry.name("a/two", "1"), "two").code == 2
+    assert not (home.cwd / "two").exists()
+
+
 def configure(home: Shell, text: str) -> Path:
     path = home.cwd / "cvmfs-publish.yaml"
     path.write_text(f"repository: {{name: {NAME}}}\n{text}\n")
