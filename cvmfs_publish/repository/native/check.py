@@ -7,6 +7,7 @@ check goes on after a problem wherever it can; it never raises because of what i
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ from cvmfs_publish.repository.native.signing import (
 __all__ = ["Problem", "Progress", "Report", "Severity", "check_repository"]
 
 DEFAULT_BUDGET = 2 * 1024**3  # bytes of contents read without `scrub`: a few seconds
-DEFAULT_THREADS = 4
+MIN_THREADS = 4  # waiting for disks or servers is shared, even on a single core
 EXPIRY_WARNING = timedelta(days=7)
 MAX_DEPTH = 100  # catalogs nested in each other
 _MAX_REFLOG_BYTES = 1024**3
@@ -81,7 +82,7 @@ def check_repository(
     now: datetime,
     name: str | None = None,
     scrub: bool = False,
-    threads: int = DEFAULT_THREADS,
+    threads: int | None = None,
     budget: int | None = DEFAULT_BUDGET,
     progress: Progress | None = None,
 ) -> Report:
@@ -95,7 +96,7 @@ def check_repository(
         name: the repository's name; by default what the manifest says.
         scrub: also hash every object below `data` and report what is no object (directory), or
             read the content of every file (URL).  Tagged revisions are checked too.
-        threads: how many threads read objects.
+        threads: how many threads read objects; by default one per core.
         budget: about how many bytes of contents of the current revision are read to compare their
             length and hash with the catalogs; beyond it objects are only looked for.  None: no
             limit.  Ignored with `scrub`.
@@ -111,7 +112,7 @@ def check_repository(
         with ObjectChecker(
             origin,
             report,
-            threads=threads,
+            threads=threads or max(os.cpu_count() or 1, MIN_THREADS),
             budget=None if scrub else budget,
             progress=progress,
         ) as objects:

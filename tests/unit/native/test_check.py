@@ -32,9 +32,20 @@ from cvmfs_publish.repository.native.signing import (
 )
 from cvmfs_publish.repository.native.whitelist import make_whitelist
 from tests.unit.native.test_reader import served
-from tests.unit.native.vectors import NAMES, NOW, SHA1, SHAKE, Damaged, at, key, public_key, vector
+from tests.unit.native.vectors import (
+    FOLDER,
+    NAMES,
+    NOW,
+    SHA1,
+    SHAKE,
+    Damaged,
+    at,
+    key,
+    public_key,
+    vector,
+)
 
-JUDGE = vector() / "../../tools/cvmfs_check.py"
+JUDGE = FOLDER.parent / "tools" / "cvmfs_check.py"
 
 
 @pytest.mark.parametrize("scrub", [False, True])

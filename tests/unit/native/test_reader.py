@@ -313,9 +313,13 @@ def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
     assert read(origin, "file", 100) == b"x" * 100
     with pytest.raises(IntegrityError, match="more than 99"):
         read(origin, "file", 99)
-    with pytest.raises(MissingError, match="directory"):
-        read(origin, ".", 99)
-    assert origin.size(".") is None
+    os.mkfifo(tmp_path / "fifo")
+    for name in (".", "fifo"):
+        with pytest.raises(MissingError, match="no regular file"):
+            read(origin, name, 99)
+        assert origin.size(name) is None
+    (tmp_path / "empty").touch()
+    assert read(origin, "empty", 0) == b""
     assert origin.size("file") == 100
 
 
