@@ -229,7 +229,7 @@ def why_no_job(user: pwd.struct_passwd | None, runtime: str) -> str:
     """Return why no container can run on this machine, with the remedy; "" if one can."""
     if not runtime:
         return (
-            "Not run: there is no container runtime.  On Debian, `apt-get install charliecloud`\n"
+            "Not run: there is no container runtime.  On Debian, `apt-get install charliecloud-runtime`\n"
             "brings one (ch-run); elsewhere install Apptainer: https://apptainer.org."
         )
     try:
