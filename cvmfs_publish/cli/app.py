@@ -170,34 +170,44 @@ def run(arguments: Sequence[str], session: Session) -> int:
     out.as_json = "--json" in _before_dashes(arguments)
     logging.basicConfig(stream=out.stderr, format=f"{PROGRAM}: %(message)s", force=True)
     try:
-        code = _invoke(arguments, session)
+        code = _attempt(arguments, session)
         out.stdout.flush()
-    except PublishError as exc:
-        out.error(exc.kind, str(exc), exc.hint)
-        if out.verbosity > 1:
-            _trace(out)
-        code = exc.exit_code
-    except UsageError as exc:
-        out.error("usage", _usage_message(exc), _usage_hint(exc))
-        code = EXIT_USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        out.error("interrupted", "interrupted")
-        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard(out.stdout)
         code = EXIT_PIPE_CLOSED
     except OSError as exc:
-        subject = f"{exc.filename}: " if exc.filename else ""
-        out.error("system", f"{subject}{exc.strerror or exc}", "" if out.verbosity else _MORE)
-        if out.verbosity:
-            _trace(out)
-        code = EXIT_BUG
-    except Exception as exc:  # noqa: BLE001 - the program's edge: the last word on any bug
-        out.error("bug", f"{type(exc).__name__}: {exc}", "" if out.verbosity else _MORE)
-        if out.verbosity:
-            _trace(out)
+        _discard(out.stdout)
+        out.as_json = False
+        out.error("system", f"the result cannot be written: {exc.strerror or exc}")
         code = EXIT_BUG
     return code
+
+
+def _attempt(arguments: Sequence[str], session: Session) -> int:
+    """Run the command; every failure becomes words and a code, but for a reader that went away."""
+    out = session.out
+    try:
+        return _invoke(arguments, session)
+    except PublishError as exc:
+        out.error(exc.kind, str(exc), exc.hint)
+        _trace(out, from_verbosity=2)
+        return exc.exit_code
+    except UsageError as exc:
+        out.error("usage", _usage_message(exc), _usage_hint(exc))
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        out.error("interrupted", "interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        subject = f"{exc.filename}: " if exc.filename else ""
+        out.error("system", f"{subject}{exc.strerror or exc}", "" if out.verbosity else _MORE)
+        _trace(out, from_verbosity=1)
+    except Exception as exc:  # noqa: BLE001 - the program's edge: the last word on any bug
+        out.error("bug", f"{type(exc).__name__}: {exc}", "" if out.verbosity else _MORE)
+        _trace(out, from_verbosity=1)
+    return EXIT_BUG
 
 
 _MORE = "run the command again with -v to see where this happened"
@@ -231,8 +241,10 @@ def _usage_hint(error: Exception) -> str:
     return f"`{path} --help` explains what is possible"
 
 
-def _trace(out: Output) -> None:
-    print(traceback.format_exc(), end="", file=out.stderr)
+def _trace(out: Output, *, from_verbosity: int) -> None:
+    """Say where the error that is being handled came from."""
+    if out.verbosity >= from_verbosity:
+        print(traceback.format_exc(), end="", file=out.stderr)
 
 
 def _discard(stream: TextIO) -> None:
@@ -244,8 +256,15 @@ def _discard(stream: TextIO) -> None:
 
 def main() -> None:
     """Run the program: the one place that reads the command line and the environment."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started the program
+        sys.exit(EXIT_USAGE)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
     out = Output(sys.stdout, sys.stderr, os.environ)
-    sys.exit(run(sys.argv[1:], Session(out, os.environ, Path.cwd())))
+    try:
+        cwd = Path.cwd()
+    except OSError as exc:
+        out.error("system", f"the current folder cannot be used: {exc.strerror}", "cd elsewhere")
+        sys.exit(EXIT_USAGE)
+    sys.exit(run(sys.argv[1:], Session(out, os.environ, cwd)))

@@ -29,13 +29,20 @@ class Output:
     _answered: bool = False
 
     def result(self, document: Mapping[str, Any], text: str) -> None:
-        """Print the result of the command: `document` as JSON, or `text` for people."""
+        """Print the result of the command: `document` as JSON, or `text` for people.
+
+        Raises `PublishError` if it cannot be written, `BrokenPipeError` if nobody reads it.
+        """
         self._answered = True
-        if self.as_json:
-            # ASCII only: any name inside an image survives every terminal, locale and parser
-            print(json.dumps(document, indent=2), file=self.stdout)
-        elif text:
-            print(printable(text), file=self.stdout)
+        # ASCII only: any name inside an image survives every terminal, locale and parser
+        shown = json.dumps(document, indent=2) if self.as_json else printable(text)
+        try:
+            if shown:
+                print(shown, file=self.stdout)
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise PublishError(f"the result cannot be written: {exc.strerror or exc}") from exc
 
     def note(self, text: str) -> None:
         """Tell a person what happens; silent with --quiet and --json."""

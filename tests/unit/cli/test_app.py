@@ -209,6 +209,23 @@ def test_a_closed_pipe_ends_the_program_quietly(home: Shell) -> None:
     assert (process.returncode, err) == (141, "")
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["nonsense", "--json"]])
+def test_a_result_that_cannot_be_written_is_a_failure(home: Shell, arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full, home.spawn(*arguments, stdout=full) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err == ("cvmfs-publish: error: the result cannot be written: No space left on device\n")
+
+
+def test_a_folder_that_is_gone_is_named(shell: Shell) -> None:
+    gone = shell.cwd / "gone"
+    gone.mkdir()
+    code = "import os; os.rmdir(os.getcwd()); from cvmfs_publish.cli.app import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("cvmfs-publish: error: the current folder cannot be used: ")
+
+
 def test_an_interrupt_ends_with_130_and_no_trace(home: Shell) -> None:
     with home.spawn("serve", "--listen", "127.0.0.1:0") as process:
         assert process.stdout is not None
