@@ -229,8 +229,9 @@ def why_no_job(user: pwd.struct_passwd | None, runtime: str) -> str:
     """Return why no container can run on this machine, with the remedy; "" if one can."""
     if not runtime:
         return (
-            "Not run: there is no container runtime.  On Debian, `apt-get install charliecloud-runtime`\n"
-            "brings one (ch-run); elsewhere install Apptainer: https://apptainer.org."
+            "Not run: there is no container runtime.  On Debian\n"
+            "`apt-get install charliecloud-runtime` brings ch-run; elsewhere install Apptainer:\n"
+            "https://apptainer.org."
         )
     try:
         done = as_user(user, ["unshare", "--user", "--map-root-user", "true"], None)
