@@ -28,8 +28,8 @@ from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.merge import merge
 from cvmfs_publish.layers.read import LayerLimits, read_layer
 from cvmfs_publish.layers.record import LayerRecord, RecordStore
-from cvmfs_publish.layers.tree import Tree, node_of
-from cvmfs_publish.layers.treedigest import tree_digest
+from cvmfs_publish.layers.tree import Tree
+from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository, Transaction, View
 from cvmfs_publish.repository.layouts import (
@@ -284,33 +284,31 @@ class Publisher:
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
-        self._check_size(tree, name)
         prepared = prepare(tree, image.config, self._settings.policy, transaction.store)
+        size = summarise_tree(tree)
+        self._check_size(size, name)
         self._reporter.phase(name, "committing")
         placement = place(
             wish.reference, image.platform, image.config_digest, image.manifest_digest
         )
         publication = self._record(
-            image, placement, records, tree, prepared, findings, transaction, now
+            image, placement, records, size, prepared, findings, transaction, now
         )
         self._apply(transaction, image, placement, publication, tree, force=force)
         wish.result.status = "published"
         wish.result.publication = publication
         wish.result.seconds = time.monotonic() - wish.started
 
-    def _check_size(self, tree: Tree, name: str) -> None:
-        entries = size = 0
-        for _, entry in tree.walk():
-            entries += 1
-            size += node_of(entry).size
-        if entries > self._settings.limits.entries:
+    def _check_size(self, size: TreeSummary, name: str) -> None:
+        limits = self._settings
+        if size.entries > limits.limits.entries:
             raise IntegrityError(
-                f"{name} has {entries} entries; the limit is {self._settings.limits.entries}",
+                f"{name} has {size.entries} entries; the limit is {limits.limits.entries}",
                 hint="raise `limits.entries` if this image is trusted to be that large",
             )
-        if size > self._settings.image_bytes:
+        if size.bytes > limits.image_bytes:
             raise IntegrityError(
-                f"{name} has {size} bytes; the limit is {self._settings.image_bytes}",
+                f"{name} has {size.bytes} bytes; the limit is {limits.image_bytes}",
                 hint="raise `limits.image_bytes` if this image is trusted to be that large",
             )
 
@@ -319,13 +317,12 @@ class Publisher:
         image: ResolvedImage,
         placement: Placement,
         records: Iterable[LayerRecord],
-        tree: Tree,
+        size: TreeSummary,
         prepared: Prepared,
         findings: list[Finding],
         transaction: Transaction,
         now: datetime,
     ) -> Publication:
-        nodes = [node_of(entry) for _, entry in tree.walk()]
         return Publication(
             reference=str(image.reference),
             digest=str(image.digest),
@@ -336,10 +333,10 @@ class Publisher:
             sandbox="/" + placement.sandbox,
             published_at=now.isoformat(timespec="seconds"),
             revision=transaction.revision,
-            entries=len(nodes),
-            content_bytes=sum(node.size for node in nodes if node.is_file),
+            entries=size.entries,
+            content_bytes=size.bytes,
             stored_bytes=sum(record.stored_bytes for record in records),
-            tree_digest=str(tree_digest(tree)),
+            tree_digest=str(size.digest),
             recipe=self._recipe,
             layers=tuple(str(layer.digest) for layer in image.layers),
             roots_added=prepared.roots_added,

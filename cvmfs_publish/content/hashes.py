@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from cvmfs_publish.errors import IntegrityError
 
@@ -55,8 +55,7 @@ class Suffix(Enum):
 _TEXT = re.compile(r"([0-9a-f]{40})(?:-(rmd160|shake128))?")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ContentHash:
+class ContentHash(NamedTuple):
     """Identity of a stored object: the hash of its stored (compressed) bytes."""
 
     digest: bytes

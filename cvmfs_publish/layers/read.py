@@ -6,7 +6,6 @@ decided in `merge`.
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from cvmfs_publish.layers import tar
 from cvmfs_publish.layers.compression import ByteStream, DecompressionLimits, LayerStream
 from cvmfs_publish.layers.record import LayerEntry, LayerRecord
 from cvmfs_publish.layers.tar import Member, TarReader
-from cvmfs_publish.layers.tree import Chunk, Content, Node, RepoPath
+from cvmfs_publish.layers.tree import Chunk, Content, Node, RepoPath, encode_name
 from cvmfs_publish.layers.whiteouts import Change, parse_whiteout
 
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux; a longer name could not be opened by any job
@@ -58,9 +57,9 @@ def clean_path(name: str, what: str) -> RepoPath:
                 raise IntegrityError(f"{what} {name!r} leads out of the image")
             parts.pop()
             continue
-        if len(part) > MAX_NAME_BYTES // 4 and len(os.fsencode(part)) > MAX_NAME_BYTES:
+        if len(part) > MAX_NAME_BYTES // 4 and len(encode_name(part)) > MAX_NAME_BYTES:
             raise IntegrityError(
-                f"{what} {name[:80]!r}… has a component of {len(os.fsencode(part))} bytes; "
+                f"{what} {name[:80]!r}… has a component of {len(encode_name(part))} bytes; "
                 f"file systems end at {MAX_NAME_BYTES}"
             )
         parts.append(part)
@@ -127,8 +126,8 @@ class _Reading:
         self._stream = stream
         self._archive = TarReader(stream, f"layer {name}")
         self._size = 0  # bytes of all files so far, holes of sparse ones included
-        self._entries: list[LayerEntry] = []
-        self._pieces: list[tuple[int, list[Stored]]] = []  # by position in _entries
+        # What is complete, or a file's path, member and the pieces it is being stored as.
+        self._entries: list[LayerEntry | tuple[RepoPath, Member, list[Stored]]] = []
 
     def run(self) -> None:
         for count, member in enumerate(self._archive, start=1):
@@ -141,22 +140,17 @@ class _Reading:
 
     def finished(self) -> list[LayerEntry]:
         """Return the entries with the hashes of their contents, after these are stored."""
-        for position, pieces in self._pieces:
-            entry = self._entries[position]
-            node = entry.node
-            if node is None:
-                continue
-            self._entries[position] = entry._replace(
-                node=Node(
-                    node.mode, node.uid, node.gid, node.mtime, node.mtime_ns, node.size,
-                    xattrs=node.xattrs, content=_content(pieces),
-                )
-            )  # fmt: skip
-        return self._entries
+        return [
+            entry
+            if isinstance(entry, LayerEntry)
+            else LayerEntry(Change.PUT, entry[0], _node(entry[1], _content(entry[2])))
+            for entry in self._entries
+        ]
 
     def stored_bytes(self) -> int:
         """Return the size of the objects the files are stored as, after they are."""
-        return sum(piece.stored_size for _, pieces in self._pieces for piece in pieces)
+        files = (entry for entry in self._entries if not isinstance(entry, LayerEntry))
+        return sum(piece.stored_size for _, _, pieces in files for piece in pieces)
 
     def _add(self, member: Member) -> None:
         path = clean_path(member.name, f"layer {self._name}: member")
@@ -179,13 +173,13 @@ class _Reading:
         if member.kind == tar.FILE:
             self._size += member.size
             self._stream.check_growth(self._size)
-            self._pieces.append(
-                (len(self._entries), self._contents.add(self._archive, member.size))
-            )
-        self._entries.append(LayerEntry(Change.PUT, path, _node(member)))
+            pieces = self._contents.add(self._archive, member.size)
+            self._entries.append((path, member, pieces))
+        else:
+            self._entries.append(LayerEntry(Change.PUT, path, _node(member)))
 
     def _check_length(self, path: RepoPath) -> None:
-        length = len(os.fsencode(path))
+        length = len(encode_name(path))
         if length > self._limits.path_bytes:
             raise IntegrityError(
                 f"layer {self._name} has a path of {length} bytes, {path[:80]!r}…; "
@@ -193,14 +187,14 @@ class _Reading:
             )
 
     def _check_target(self, path: RepoPath, target: str) -> None:
-        if not 0 < len(os.fsencode(target)) <= MAX_TARGET_BYTES:
+        if not 0 < len(encode_name(target)) <= MAX_TARGET_BYTES:
             raise IntegrityError(
                 f"layer {self._name}: symbolic link {path!r} has a target of "
-                f"{len(os.fsencode(target))} bytes; 1 to {MAX_TARGET_BYTES} are possible"
+                f"{len(encode_name(target))} bytes; 1 to {MAX_TARGET_BYTES} are possible"
             )
 
 
-def _node(member: Member) -> Node:
+def _node(member: Member, content: Content | None = None) -> Node:
     return Node(
         mode=_TYPE_BITS[member.kind] | (0o777 if member.kind == tar.SYMLINK else member.mode),
         uid=member.uid,
@@ -211,6 +205,7 @@ def _node(member: Member) -> Node:
         target=member.target if member.kind == tar.SYMLINK else "",
         device=member.device,
         xattrs=member.xattrs,
+        content=content,
     )
 
 

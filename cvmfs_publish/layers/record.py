@@ -115,21 +115,18 @@ class RecordStore:
         )
 
     def _decode_entry(self, values: list[Any]) -> LayerEntry:
-        change, path = Change(values[0]), values[1]
-        if change is not Change.PUT:
-            return LayerEntry(change, path, None, values[2])
-        mode, uid, gid, mtime, mtime_ns, size, target, device, xattrs, digest, chunks = values[2:]
+        if len(values) == 3:
+            return LayerEntry(Change(values[0]), values[1], None, values[2])
+        path, mode, uid, gid, mtime, mtime_ns, size, target, device, xattrs, digest, chunks = values
         content = None
-        if digest is not None or chunks:
-            content = Content(
-                self._hash(digest) if digest is not None else None,
-                tuple(Chunk(start, length, self._hash(text)) for start, length, text in chunks),
-            )
-        node = Node(
-            mode, uid, gid, mtime, mtime_ns, size, target, device,
-            tuple((name, bytes.fromhex(value)) for name, value in xattrs), content,
-        )  # fmt: skip
-        return LayerEntry(change, path, node)
+        if digest:
+            content = Content(self._hash(digest))
+        elif chunks:
+            pieces = [Chunk(start, length, self._hash(text)) for start, length, text in chunks]
+            content = Content(None, tuple(pieces))
+        pairs = tuple([(name, bytes.fromhex(value)) for name, value in xattrs]) if xattrs else ()
+        node = Node(mode, uid, gid, mtime, mtime_ns, size, target, device, pairs, content)
+        return LayerEntry(Change.PUT, path, node)
 
     def _hash(self, text: str) -> ContentHash:
         return ContentHash(bytes.fromhex(text), self._algorithm)
@@ -140,9 +137,10 @@ def _encode_entry(entry: LayerEntry) -> list[Any]:
     if node is None:
         return [entry.change.value, entry.path, entry.target]
     content = node.content
+    chunks = content.chunks if content is not None else ()
     return [
-        entry.change.value, entry.path, node.mode, node.uid, node.gid, node.mtime, node.mtime_ns,
+        entry.path, node.mode, node.uid, node.gid, node.mtime, node.mtime_ns,
         node.size, node.target, node.device, [(k, v.hex()) for k, v in node.xattrs],
         content.hash.digest.hex() if content is not None and content.hash is not None else None,
-        [(c.offset, c.size, c.hash.digest.hex()) for c in content.chunks] if content else [],
+        [(c.offset, c.size, c.hash.digest.hex()) for c in chunks],
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.layers.tree import decode_name
 
 BLOCK = 512  # bytes
 HEADER_LIMIT = 1024 * 1024  # bytes of an extended header or long name; what other tools accept
@@ -186,7 +187,7 @@ class TarReader:
             key, equals, value = record[:-1].partition(b"=")
             if end > len(data) or not record.endswith(b"\n") or not equals:
                 raise self._error("malformed record in an extended header")
-            name = os.fsdecode(key)
+            name = decode_name(key)
             if name in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
                 sparse.append(value)
             into[name] = value
@@ -245,7 +246,7 @@ class TarReader:
                 sorted((k[len(_XATTR) :], v) for k, v in records.items() if k.startswith(_XATTR))
             )
         if kind not in _KINDS:
-            raise self._error(f"{os.fsdecode(name)!r} is of unknown type {chr(kind)!r}")
+            raise self._error(f"{decode_name(name)!r} is of unknown type {chr(kind)!r}")
         if kind == 0 and name.endswith(b"/"):
             kind = DIRECTORY  # before POSIX this was how directories were written
         elif kind in b"\x007":
@@ -257,7 +258,7 @@ class TarReader:
         self._padding = -self._left % BLOCK
         is_device = kind in (CHARACTER, BLOCK_DEVICE)
         member = Member(
-            name=os.fsdecode(name),
+            name=decode_name(name),
             kind=kind,
             mode=self._number(block[100:108], "mode") & 0o7777,
             uid=uid & 0xFFFFFFFF,
@@ -265,7 +266,7 @@ class TarReader:
             mtime=mtime,
             mtime_ns=mtime_ns,
             size=self._left,
-            target=os.fsdecode(target),
+            target=decode_name(target),
             device=self._device(block) if is_device else 0,
             xattrs=xattrs,
         )
@@ -330,7 +331,7 @@ class TarReader:
 
     def _pax_sparse(self, member: Member, records: dict[str, bytes], pairs: list[bytes]) -> None:
         if "GNU.sparse.name" in records:
-            member.name = os.fsdecode(records["GNU.sparse.name"])
+            member.name = decode_name(records["GNU.sparse.name"])
         size = records.get("GNU.sparse.realsize", records.get("GNU.sparse.size"))
         if size is None:
             raise self._error(f"sparse file {member.name!r} has no real size")

@@ -9,11 +9,11 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from cvmfs_publish.findings import Finding
-from cvmfs_publish.layers.tree import Directory, Node, RepoPath, Tree
+from cvmfs_publish.layers.tree import Directory, Node, RepoPath, Tree, encode_name
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 
 SETUID_SETGID = stat.S_ISUID | stat.S_ISGID
@@ -93,12 +93,12 @@ def _allowed(node: Node, path: RepoPath, policy: SandboxPolicy, findings: list[F
                 )
                 wanted = readable
     if wanted != mode:
-        node = replace(node, mode=wanted)
+        node = node._replace(mode=wanted)
     if node.xattrs:
         kept = tuple(pair for pair in node.xattrs if _is_allowed_xattr(*pair))[:MAX_XATTR_BYTES]
         for name in sorted({name for name, _ in node.xattrs} - {name for name, _ in kept}):
             findings.append(Finding(path, f"extended attribute {name} dropped"))
-        node = replace(node, xattrs=kept)
+        node = node._replace(xattrs=kept)
     return node
 
 
@@ -113,7 +113,7 @@ def _is_allowed_xattr(name: str, value: bytes) -> bool:
     """Only `user.*`: the others grant rights or fit one host only (E-23)."""
     return (
         name.startswith("user.")
-        and len(os.fsencode(name)) <= MAX_XATTR_BYTES
+        and len(encode_name(name)) <= MAX_XATTR_BYTES
         and len(value) <= MAX_XATTR_BYTES
     )
 

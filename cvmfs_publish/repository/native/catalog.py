@@ -7,7 +7,6 @@ revision 7.  A catalog lives in memory here; it is stored compressed, as an obje
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import stat
 import struct
@@ -17,13 +16,22 @@ from typing import Any, NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import IntegrityError
-from cvmfs_publish.layers.tree import Chunk, Content, Node, RepoPath
+from cvmfs_publish.layers.tree import (
+    Chunk,
+    Content,
+    Node,
+    RepoPath,
+    decode_name,
+    encode_name,
+)
+from cvmfs_publish.repository.native.database import open_database, query
 
 SCHEMA = "2.5"
 SCHEMA_REVISION = "7"
 DEFAULT_TTL = 240  # seconds between two looks of a client for a new revision; what stock writes
 DIRECTORY_SIZE = 4096  # bytes, by convention; must agree in both rows of a transition
 MARKER = ".cvmfscatalog"  # the empty file in the root directory of every nested catalog
+MAX_MODE = 0o177777  # the bits of st_mode
 MAX_ENTRIES = 200_000  # rows; a gateway refuses more (E-61)
 
 # section 3.6
@@ -127,7 +135,7 @@ class CatalogRef:
 
 def path_key(path: RepoPath) -> tuple[int, int]:
     """Return the key of a path: its MD5 as two signed little-endian numbers (section 3.4)."""
-    text = b"/" + os.fsencode(path) if path else b""
+    text = b"/" + encode_name(path) if path else b""
     first, second = _PATH_KEY.unpack(hashlib.md5(text, usedforsecurity=False).digest())
     return first, second
 
@@ -144,7 +152,7 @@ def join_path(parent: RepoPath, name: str) -> RepoPath:
 
 def encode_xattrs(xattrs: Iterable[tuple[str, bytes]]) -> bytes | None:
     """Return the blob of section 3.8, None for none.  Names and values have at most 255 bytes."""
-    pairs = sorted((os.fsencode(name), value) for name, value in xattrs)
+    pairs = sorted((encode_name(name), value) for name, value in xattrs)
     if not pairs:
         return None
     blob = bytearray((1, len(pairs)))
@@ -165,7 +173,7 @@ def decode_xattrs(blob: bytes | None) -> tuple[tuple[str, bytes], ...]:
             start = position + 2
             position = start + name_size + value_size
             pairs.append(
-                (os.fsdecode(blob[start : start + name_size]), blob[start + name_size : position])
+                (decode_name(blob[start : start + name_size]), blob[start + name_size : position])
             )
     except IndexError:
         raise IntegrityError("extended attributes are cut short") from None
@@ -192,21 +200,20 @@ def kind_flags(node: Node) -> int:
     return FLAG_FILE | (content.hash.algorithm.flags if content.hash else 0)
 
 
-def _encode(row: Row) -> tuple[object, ...]:
+def _encode(row: Row, parent_key: tuple[int, int]) -> tuple[object, ...]:
     node, path = row.node, row.path
-    parent, name = split_path(path)
     mode = node.mode
     size = node.size
     if stat.S_ISDIR(mode):
         size = DIRECTORY_SIZE
     elif stat.S_ISLNK(mode):
-        size = len(os.fsencode(node.target))
+        size = len(encode_name(node.target))
     elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         size = node.device
     content = node.content
     return (
         *path_key(path),
-        *(path_key(parent) if path else (0, 0)),
+        *parent_key,
         row.hardlinks,
         content.hash.digest if content is not None and content.hash is not None else None,
         size,
@@ -214,8 +221,8 @@ def _encode(row: Row) -> tuple[object, ...]:
         node.mtime,
         node.mtime_ns or None,
         row.flags,
-        os.fsencode(name),
-        os.fsencode(node.target),
+        encode_name(split_path(path)[1]),
+        encode_name(node.target),
         node.uid,
         node.gid,
         encode_xattrs(node.xattrs) if node.xattrs else None,
@@ -251,18 +258,7 @@ class Catalog:
         Raises:
             IntegrityError: it is no SQLite database, or one that clients cannot open.
         """
-        if data[:16] != b"SQLite format 3\0" or len(data) < 100:
-            raise IntegrityError("catalog is not a SQLite database")
-        if data[18:20] != b"\1\1":
-            raise IntegrityError("catalog is in write-ahead-log format, which clients cannot open")
-        database = sqlite3.connect(":memory:", isolation_level=None)
-        try:
-            database.deserialize(data)
-            database.execute("SELECT COUNT(*) FROM properties").fetchone()
-        except sqlite3.Error as error:
-            database.close()
-            raise IntegrityError(f"catalog cannot be read: {error}") from error
-        return cls(database)
+        return cls(open_database(data, "catalog"))
 
     def close(self) -> None:
         self.database.close()
@@ -313,12 +309,16 @@ class Catalog:
         chunks: list[tuple[object, ...]] = []
 
         def encoded() -> Iterator[tuple[object, ...]]:
+            parent, parent_key = "", path_key("")  # rows come directory by directory
             for row in rows:
+                above = split_path(row.path)[0]
+                if above != parent:
+                    parent, parent_key = above, path_key(above)
                 content = row.node.content
                 if content is not None and content.chunks:
                     key = path_key(row.path)
                     chunks.extend((*key, c.offset, c.size, c.hash.digest) for c in content.chunks)
-                yield _encode(row)
+                yield _encode(row, parent_key if row.path else (0, 0))
 
         self.database.execute("BEGIN")
         self.database.executemany(_INSERT_ENTRY, encoded())
@@ -374,8 +374,10 @@ class Catalog:
         numbers = (hardlinks, size, mode, mtime, flags, uid, gid)
         if not all(isinstance(number, int) for number in numbers) or not isinstance(name, bytes):
             raise IntegrityError(f"malformed row below /{parent or ''}")
+        if not 0 <= mode <= MAX_MODE:
+            raise IntegrityError(f"impossible mode {mode} below /{parent or ''}")
         mode, flags, size = int(mode), int(flags), int(size)
-        path = "" if parent is None else join_path(parent, os.fsdecode(name))
+        path = "" if parent is None else join_path(parent, decode_name(name))
         xattr = values[13]
         if xattr is not None and not isinstance(xattr, bytes):
             raise IntegrityError(f"malformed extended attributes of /{path}")
@@ -387,7 +389,7 @@ class Catalog:
             mtime=int(mtime),
             mtime_ns=int(mtimens or 0),
             size=size if stat.S_ISREG(mode) else 0,
-            target=os.fsdecode(target) if isinstance(target, bytes) else "",
+            target=decode_name(target) if isinstance(target, bytes) else "",
             device=size if is_device else 0,
             xattrs=decode_xattrs(xattr),
             content=self._content(path, (key_1, key_2), digest, flags)
@@ -410,7 +412,12 @@ class Catalog:
             "ORDER BY offset",
             *key,
         )
-        chunks = tuple(Chunk(int(o), int(s), ContentHash(bytes(h), algorithm)) for o, s, h in rows)
+        if not all(
+            isinstance(offset, int) and isinstance(size, int) and isinstance(digest, bytes)
+            for offset, size, digest in rows
+        ):
+            raise IntegrityError(f"malformed chunk of /{path}")
+        chunks = tuple(Chunk(o, s, ContentHash(h, algorithm)) for o, s, h in rows)
         return Content(bulk, chunks)
 
     # nested catalogs
@@ -421,7 +428,7 @@ class Catalog:
             "SELECT CAST(path AS BLOB), sha1, size FROM nested_catalogs ORDER BY rowid"
         )
         return {
-            os.fsdecode(path).removeprefix("/"): CatalogRef(
+            decode_name(path).removeprefix("/"): CatalogRef(
                 ContentHash.parse(str(text)), int(size or 0)
             )
             for path, text, size in found
@@ -431,12 +438,12 @@ class Catalog:
         self.database.execute(
             "INSERT OR REPLACE INTO nested_catalogs (path, sha1, size) "
             "VALUES (CAST(? AS TEXT), ?, ?)",
-            (b"/" + os.fsencode(path), str(ref.hash), ref.size),
+            (b"/" + encode_name(path), str(ref.hash), ref.size),
         )
 
     def remove_nested(self, path: RepoPath) -> None:
         self.database.execute(
-            "DELETE FROM nested_catalogs WHERE path = CAST(? AS TEXT)", (b"/" + os.fsencode(path),)
+            "DELETE FROM nested_catalogs WHERE path = CAST(? AS TEXT)", (b"/" + encode_name(path),)
         )
 
     # counters
@@ -521,7 +528,4 @@ class Catalog:
         self.database = fresh
 
     def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        try:
-            return self.database.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise IntegrityError(f"catalog cannot be read: {error}") from error
+        return query(self.database, "catalog", sql, *parameters)

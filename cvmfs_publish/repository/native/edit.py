@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import LocalStore
@@ -252,7 +252,7 @@ class TreeEditor:
                 f"catalog of /{mount.prefix} has no entry for its directory /{path}",
                 hint="the repository is damaged: run `cvmfs-publish check`",
             )
-        node = replace(row.node, mtime=self._timestamp, mtime_ns=0)
+        node = row.node._replace(mtime=self._timestamp, mtime_ns=0)
         mount.catalog.put([row._replace(node=node, hardlinks=row.hardlinks + links)])
 
     def _remove_rows(self, mount: _Mount, row: Row) -> None:
