@@ -57,12 +57,10 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "database.py",
         NATIVE + "history.py",
         NATIVE + "reflog.py",
-        "state.py",
     },
     "starlette": {"web/"},
     "subprocess": {
         "content/ingest.py",  # worker processes of our own
-        "repository/cvmfs_server.py",
         "sources/registry/credentials.py",  # docker-credential-…
     },
     "typer": {"cli/"},
