@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -289,6 +290,8 @@ def test_progress_is_drawn_at_a_terminal(
     home: Shell, registry: FakeRegistry, environ: dict[str, str]
 ) -> None:
     registry.add_image("a/big", [layer("big", os.urandom(5_000_000))], tag="1")
+    # long enough for several redraws
+    registry.fault("GET", "/blobs/", lambda reply: replace(reply, delay=0.5), times=None)
     home.environ.update({"TERM": "xterm-256color", "COLUMNS": "100", **environ})
     control, terminal = pty.openpty()
     image = registry.name("a/big", "1")
@@ -307,4 +310,6 @@ def test_progress_is_drawn_at_a_terminal(
     text = drawn.decode()
     assert f"{image}: " in text
     assert "\x1b[2K" in text  # a line is erased to be drawn again
-    assert ("\x1b[38;" in text or "\x1b[3" in text) is ("NO_COLOR" not in environ)
+    colours = re.findall(r"\x1b\[[0-9;]*m", text)
+    coloured = any(re.search(r"[\[;](3[0-8]|9[0-7])[;m]", colour) for colour in colours)
+    assert coloured is ("NO_COLOR" not in environ), set(colours)
