@@ -1,5 +1,5 @@
 # make test      install what the tests need, check style and types, run every test
-# make test-pure the tests that need no real programs, in less than a minute
+# make test-pure the tests that need no real programs and no patience, in less than a minute
 # make lint      style, types, shell
 # make demo      from nothing to a job in a published image; IMAGE=… takes any registry image
 # make bench     measure what the README claims
@@ -16,7 +16,7 @@ test: parts lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-pure: venv
-	@$(BIN)/python -m pytest -m "not parts" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not parts and not slow" $(PYTEST_ARGS)
 
 parts:
 	@tools/install-parts
