@@ -116,15 +116,17 @@ class _Layer:
 
     def _hide(self, parent: Directory, name: str, path: RepoPath) -> None:
         """Remove what lower layers have at `path`, keep what this layer wrote there or below."""
-        entry = parent.children.get(name)
-        if entry is None:
+        if name not in parent.children:
             return
         self._parent = None
-        if path not in self._upper:
-            del parent.children[name]
-        elif isinstance(entry, Directory):
-            for child in list(entry.children):
-                self._hide(entry, child, f"{path}/{child}")
+        stack = [(parent, name, path)]  # no recursion: an image may be deeper than Python's stack
+        while stack:
+            parent, name, path = stack.pop()
+            entry = parent.children[name]
+            if path not in self._upper:
+                del parent.children[name]
+            elif isinstance(entry, Directory):
+                stack.extend((entry, child, f"{path}/{child}") for child in entry.children)
 
     def _existing_parent(self, path: RepoPath) -> tuple[RepoPath, Directory, str] | None:
         directory, _, name = path.rpartition("/")
