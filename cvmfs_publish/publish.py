@@ -256,7 +256,7 @@ class Publisher:
 
         with (
             self._repository.transaction(int(now.timestamp()), step) as transaction,
-            self._repository.ingestor(READERS) as ingestor,
+            transaction.ingestor(READERS) as ingestor,
         ):
             for wish in due:
                 try:

@@ -14,10 +14,11 @@ import queue
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self, cast
 
-from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import LocalStore, storage_errors
 from cvmfs_publish.content.worker import PIECE, REQUEST, RESULT, STATUS
 from cvmfs_publish.errors import RepositoryError
@@ -34,7 +35,6 @@ class Stored:
     size: int  # uncompressed bytes
     hash: ContentHash | None = None
     stored_size: int = 0
-    new: bool = False  # it was not in the store before
 
 
 class ContentReader(Protocol):
@@ -98,6 +98,7 @@ class Ingestor:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
+        self._new: list[tuple[ContentHash, Suffix]] = []  # stored by this ingestor
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +111,15 @@ class Ingestor:
         self._view.release()
         self._memory.close()
         os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Remove every object that was not there before: nothing will ever name them.
+
+        Only after the last stream is finished or abandoned, and while no other writer is active.
+        """
+        for content_hash, kind in self._new:
+            self._store.remove(content_hash, kind)
+        self._new.clear()
 
     def open(self) -> ContentStream:
         """Return a stream for the contents of one layer."""
@@ -141,23 +151,32 @@ class Ingestor:
         command = [sys.executable, "-P", "-m", "cvmfs_publish.content.worker"]
         command += [os.fspath(self._store.root), self._algorithm.value]
         command += [str(self._descriptor), str(SLAB_SIZE)]
-        with subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._descriptor,)
-        ) as process:
-            requests, replies = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
-            while (job := self._jobs.get()) is not None:
-                error: BaseException | None = None
-                try:
-                    if job.done.error is None:
-                        with storage_errors("storing file contents"):
-                            self._run(job, requests, replies)
-                except RepositoryError as problem:
-                    error = problem
-                finally:
-                    self.give_back(job)
-                    job.done.end(error)
+        process: subprocess.Popen[bytes] | None = None
+        while (job := self._jobs.get()) is not None:
+            error: BaseException | None = None
+            try:
+                if job.done.error is None:
+                    with storage_errors("storing file contents"):
+                        if process is None:
+                            process = subprocess.Popen(  # noqa: S603 - our own program
+                                command,
+                                stdin=subprocess.PIPE,
+                                stdout=subprocess.PIPE,
+                                pass_fds=(self._descriptor,),
+                            )
+                        self._run(job, process)
+            except RepositoryError as problem:
+                error = problem
+            finally:
+                self.give_back(job)
+                job.done.end(error)
+        if process is not None:
+            # One that died has left a request nobody takes: reported with its job already.
+            with suppress(BrokenPipeError), process:
+                pass
 
-    def _run(self, job: _Job, requests: BinaryIO, replies: BinaryIO) -> None:
+    def _run(self, job: _Job, process: subprocess.Popen[bytes]) -> None:
+        requests, replies = cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
         message = bytearray(REQUEST.pack(job.slab, len(job.pieces)))
         for piece, offset, is_chunk in job.pieces:
             message += PIECE.pack(offset, piece.size, is_chunk)
@@ -168,9 +187,13 @@ class Ingestor:
             (length,) = STATUS.unpack(_read(replies, STATUS.size))
             raise OSError(code, os.strerror(code), os.fsdecode(_read(replies, length)) or None)
         answer = _read(replies, RESULT.size * len(job.pieces))
-        for (piece, _, _), values in zip(job.pieces, RESULT.iter_unpack(answer), strict=True):
+        for (piece, _, is_chunk), values in zip(
+            job.pieces, RESULT.iter_unpack(answer), strict=True
+        ):
             digest, piece.stored_size, new = values
-            piece.hash, piece.new = ContentHash(digest, self._algorithm), bool(new)
+            piece.hash = ContentHash(digest, self._algorithm)
+            if new:
+                self._new.append((piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA))
 
 
 class ContentStream:

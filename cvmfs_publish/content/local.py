@@ -103,6 +103,11 @@ class LocalStore:
             raise IntegrityError(f"object {path} in {self.root} is damaged: its hash differs")
         return stored
 
+    def remove(self, content_hash: ContentHash, kind: Suffix) -> None:
+        """Remove an object; no error if it is gone or cannot be removed."""
+        with suppress(OSError):
+            os.unlink(self._data + content_hash.path(kind))  # noqa: PTH108 - called for every file
+
     def has(self, name: str) -> bool:
         """Whether an object of this name, as below the root (`data/xx/rest`), is stored."""
         return os.path.exists(self._data + name)  # noqa: PTH110 - called for every file

@@ -49,6 +49,12 @@ class Transaction(View, Protocol):
     def revision(self) -> int:
         """The number the revision will have, if it is published."""
 
+    def ingestor(self, readers: int) -> Ingestor:
+        """Return what stores file contents, for `readers` simultaneous layers; use it in `with`.
+
+        What it stored is removed again if the repository cannot be written after all.
+        """
+
     def store(self, data: bytes) -> Content:
         """Store the content of a small file; nothing names it yet."""
 
@@ -83,12 +89,6 @@ class Repository(Protocol):
         Atomic: readers see the old tree or the new one, also across `kill -9`.  A block that
         changes nothing publishes nothing.  `now` is Unix seconds; `step` is told the name of
         every stage before it begins.  Raises `LockedError` at once if another writer is active.
-        """
-
-    def ingestor(self, readers: int) -> Ingestor:
-        """Return what stores file contents, for `readers` simultaneous layers.
-
-        Only inside a transaction: what is stored and not yet named may otherwise be collected.
         """
 
     def open(self) -> AbstractContextManager[View]:

@@ -23,7 +23,7 @@ from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import LocalStore, storage_errors
 from cvmfs_publish.content.objects import CATALOG_LEVEL, compress, compress_exactly, decompress
-from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
+from cvmfs_publish.errors import IntegrityError, LockedError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native import manifest as manifests
@@ -198,9 +198,6 @@ class NativeRepository:
     def has_objects(self, names: Iterable[str]) -> bool:
         return all(map(self._store.has, names))
 
-    def ingestor(self, readers: int) -> Ingestor:
-        return Ingestor(self._store, self.manifest().root_hash.algorithm, readers)
-
     def info(self, now: datetime) -> RepositoryInfo:
         """Return facts about the published revision; the whitelist is verified against the keys."""
         manifest = self.manifest()
@@ -245,7 +242,7 @@ class NativeRepository:
                 whitelist or the clock forbid signing.
         """
         self.manifest()  # a clear error before anything else if there is none
-        keys = load_keys(self._keys, self.name)
+        keys = load_keys(self._keys, self.name, with_master=False)
         with self._locked():
             manifest = self.manifest()
             self._check_base(manifest, keys, now)
@@ -255,12 +252,25 @@ class NativeRepository:
                 algorithm = manifest.root_hash.algorithm
                 root = CatalogRef(manifest.root_hash, manifest.root_size)
                 editor = TreeEditor(self._store, algorithm, root, timestamp)
+                transaction = NativeTransaction(
+                    editor, self._store, algorithm, self._max_entries, manifest.revision + 1
+                )
                 try:
-                    yield NativeTransaction(editor, self._max_entries, manifest.revision + 1)
+                    yield transaction
                     if editor.changed:
                         self._commit(manifest, keys, editor, reflog, timestamp, step)
+                except (OSError, RepositoryError):
+                    if self._is_published(manifest):  # the failure came before the switch
+                        transaction.discard()  # a full disk must not stay full of it
+                    raise
                 finally:
                     editor.close()
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        try:
+            return self.manifest() == manifest
+        except PublishError:
+            return False
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -450,8 +460,18 @@ class SnapshotView:
 class NativeTransaction:
     """See `repository.base.Transaction`."""
 
-    def __init__(self, editor: TreeEditor, max_entries: int, revision: int) -> None:
+    def __init__(
+        self,
+        editor: TreeEditor,
+        store: LocalStore,
+        algorithm: HashAlgorithm,
+        max_entries: int,
+        revision: int,
+    ) -> None:
         self._editor = editor
+        self._store = store
+        self._algorithm = algorithm
+        self._ingestors: list[Ingestor] = []
         self._max_entries = max_entries
         self.revision = revision
 
@@ -469,6 +489,16 @@ class NativeTransaction:
     def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
         rows = self._editor.children(path) if self.is_directory(path) else []
         return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
+
+    def ingestor(self, readers: int) -> Ingestor:
+        ingestor = Ingestor(self._store, self._algorithm, readers)
+        self._ingestors.append(ingestor)
+        return ingestor
+
+    def discard(self) -> None:
+        """Remove the file contents that were stored for nothing."""
+        for ingestor in self._ingestors:
+            ingestor.discard()
 
     def store(self, data: bytes) -> Content:
         with storage_errors("storing a file"):

@@ -241,8 +241,10 @@ def self_signed_certificate(key: rsa.RSAPrivateKey, name: str, now: datetime) ->
     )
 
 
-def load_keys(directory: Path, name: str) -> Keys:
+def load_keys(directory: Path, name: str, *, with_master: bool = True) -> Keys:
     """Read the keys of a repository; the master key may be absent.
+
+    `with_master`: read it if it is there; publishing does not need it.
 
     Raises:
         RepositoryError: a file is missing, unreadable, no key, not private enough, or keys and
@@ -252,7 +254,8 @@ def load_keys(directory: Path, name: str) -> Keys:
     private_key = _read_private_key(directory / f"{name}.key")
     public_key = read_public_key(directory / f"{name}.pub")
     master_path = directory / f"{name}.masterkey"
-    master_key = _read_private_key(master_path) if master_path.exists() else None
+    present = with_master and master_path.exists()
+    master_key = _read_private_key(master_path) if present else None
     if certificate.public_key() != private_key.public_key():
         raise RepositoryError(f"{directory}: {name}.key is not the key of {name}.crt")
     if master_key is not None and master_key.public_key() != public_key:
