@@ -49,13 +49,19 @@ def serve(
         pieces = list(PIECE.iter_unpack(request))
         base = slab * slab_size
         answer = bytearray(STATUS.pack(0))
+        stored_here: list[tuple[ContentHash, Suffix]] = []
         try:
             for offset, size, is_chunk in pieces:
                 stored = compress(memory[base + offset : base + offset + size])
                 content_hash = ContentHash(algorithm.digest(stored), algorithm)
-                new = store.put(stored, content_hash, Suffix.CHUNK if is_chunk else Suffix.DATA)
+                kind = Suffix.CHUNK if is_chunk else Suffix.DATA
+                new = store.put(stored, content_hash, kind)
+                if new:
+                    stored_here.append((content_hash, kind))
                 answer += RESULT.pack(content_hash.digest, len(stored), new)
         except OSError as error:
+            for content_hash, kind in stored_here:  # the publisher will not hear of these
+                store.remove(content_hash, kind)
             name = os.fsencode(error.filename or "")
             answer = bytearray(STATUS.pack(error.errno or 5) + STATUS.pack(len(name)) + name)
         replies.write(answer)

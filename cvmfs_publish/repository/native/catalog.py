@@ -307,6 +307,8 @@ class Catalog:
     def put(self, rows: Iterable[Row]) -> None:
         """Write rows in the given order; a row of the same path is replaced, chunks included."""
         chunks: list[tuple[object, ...]] = []
+        keys: list[tuple[int, int]] = []  # of rows that may replace one with chunks
+        has_chunks = bool(self._rows("SELECT EXISTS (SELECT 1 FROM chunks)")[0][0])
 
         def encoded() -> Iterator[tuple[object, ...]]:
             parent, parent_key = "", path_key("")  # rows come directory by directory
@@ -315,6 +317,8 @@ class Catalog:
                 if above != parent:
                     parent, parent_key = above, path_key(above)
                 content = row.node.content
+                if has_chunks:
+                    keys.append(path_key(row.path))
                 if content is not None and content.chunks:
                     key = path_key(row.path)
                     chunks.extend((*key, c.offset, c.size, c.hash.digest) for c in content.chunks)
@@ -324,7 +328,7 @@ class Catalog:
         self.database.executemany(_INSERT_ENTRY, encoded())
         self.database.executemany(
             "DELETE FROM chunks WHERE md5path_1 = ? AND md5path_2 = ?",
-            {(c[0], c[1]) for c in chunks},
+            keys,
         )
         self.database.executemany(
             f"INSERT INTO chunks ({_COLUMNS['chunks']}) VALUES (?,?,?,?,?)",  # noqa: S608 - constants

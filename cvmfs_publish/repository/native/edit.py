@@ -252,6 +252,8 @@ class TreeEditor:
                 f"catalog of /{mount.prefix} has no entry for its directory /{path}",
                 hint="the repository is damaged: run `cvmfs-publish check`",
             )
+        if not row.node.is_dir:
+            raise RepositoryError(f"/{path} is no directory: nothing can be put into it")
         node = row.node._replace(mtime=self._timestamp, mtime_ns=0)
         mount.catalog.put([row._replace(node=node, hardlinks=row.hardlinks + links)])
 
