@@ -6,6 +6,7 @@ images of several failed, 130 if interrupted.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -49,6 +50,7 @@ class Commands(LazyGroup):
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
+        "resign": Lazy(_REPOSITORY, "Renew the whitelist before it expires."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
@@ -261,6 +263,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
+    # Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
+    gc.set_threshold(200_000, 20, 100)
     out = Output(sys.stdout, sys.stderr, os.environ)
     try:
         cwd = Path.cwd()

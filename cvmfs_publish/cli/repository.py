@@ -1,4 +1,4 @@
-"""`init`, `check`, `info`: a repository as a whole."""
+"""`init`, `check`, `info`, `resign`: a repository as a whole."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
+from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
 
@@ -271,3 +272,26 @@ def _expiry(at: datetime, now: datetime) -> str:
     days = (at - now).days
     when = f"in {plural(days, 'day')}" if at > now else "clients refuse the repository"
     return f"{'expires' if at > now else 'EXPIRED'} {format_minute(at)}, {when}"
+
+
+@app.command()
+def resign(
+    context: typer.Context,
+    days: Annotated[
+        int, typer.Option(min=1, max=365, help="Days until clients stop trusting it.")
+    ] = DEFAULT_DAYS,
+) -> None:
+    """Renew the whitelist before it expires.
+
+    It says whose signatures clients accept; once it has expired they refuse new revisions.  Needs
+    the master key.
+
+    Example: cvmfs-publish resign --days 30
+    """
+    session = session_of(context)
+    repository = open_repository(session.config)
+    expires_at = repository.resign(datetime.now(UTC), days)
+    session.out.result(
+        {"repository": repository.name, "whitelist_expires_at": format_time(expires_at)},
+        f"whitelist of {repository.name} expires {format_minute(expires_at)}",
+    )

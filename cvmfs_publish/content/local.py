@@ -25,7 +25,7 @@ _FULL = {
     errno.EACCES: "run as the owner of the storage directory, or change its owner",
     errno.EPERM: "run as the owner of the storage directory, or change its owner",
     errno.EROFS: "mount the file system of the storage directory writable",
-    errno.ENOENT: "create the repository with `cvmfs-publish init`",
+    errno.ENOENT: "make the folder, or correct its name in the configuration",
 }
 
 

@@ -62,12 +62,19 @@ def _texts(config: Mapping[str, Any], key: str) -> list[str]:
     values = config.get(key) or []
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise IntegrityError(f"image configuration: `{key}` is not a list of texts")
+    try:
+        "".join(values).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise IntegrityError(f"image configuration: `{key}` is not Unicode: {error}") from error
     return values
 
 
 def quote(text: str) -> str:
-    """Return `text` as one word of a POSIX shell, whatever it holds."""
-    return "'" + text.replace("'", "'\\''") + "'"
+    """Return `text` as one word of a POSIX shell, whatever it holds.
+
+    Not with a backslash outside of quotes: the shell built into Apptainer 1.4 keeps it.
+    """
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def split_environment(lines: Iterable[str]) -> tuple[dict[str, str], list[Finding]]:

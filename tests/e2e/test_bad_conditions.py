@@ -222,8 +222,18 @@ def test_an_expired_whitelist(publisher: Publisher) -> None:
     assert "expired" in error_of(document)["message"]
     assert "resign" in error_of(document)["hint"]
     assert publisher.revision() == before
-    (publisher.storage / ".cvmfswhitelist").write_bytes(good)
+    assert good != expired
+    assert publisher.run("resign").returncode == 0
     recovers(publisher)
+
+
+def test_renewing_the_whitelist_needs_the_master_key(publisher: Publisher) -> None:
+    before = (publisher.storage / ".cvmfswhitelist").read_bytes()
+    (publisher.folder / "keys" / f"{NAME}.masterkey").unlink()
+    result = publisher.run("resign")
+    assert result.returncode == 5
+    assert "masterkey" in result.stderr
+    assert (publisher.storage / ".cvmfswhitelist").read_bytes() == before
 
 
 def test_a_revision_from_the_future(publisher: Publisher) -> None:
