@@ -90,3 +90,10 @@ def registry_with_password(
     """A real registry that answers nobody without its user name and password."""
     with parts.docker_registry(tmp_path_factory.mktemp("registry"), htpasswd=True) as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start whole programs are slow by where they are; `make test-pure` leaves them."""
+    for item in items:
+        if {"e2e", "killed"} & set(item.path.parts):
+            item.add_marker(pytest.mark.slow)
