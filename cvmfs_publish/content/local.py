@@ -18,6 +18,7 @@ from pathlib import Path
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 
+DIRECTORY_MODE, FILE_MODE = 0o755, 0o644  # as stock makes them
 TEMPORARY_PREFIX = "cvmfs-publish-"  # of our files in data/txn; others belong to stock tools
 _FULL = {
     errno.ENOSPC: "free some space, or move the storage to a larger file system",
@@ -52,13 +53,16 @@ class LocalStore:
         self._numbers = itertools.count()
 
     def create(self) -> None:
-        """Make the directories of an empty store; those that exist are left alone."""
+        """Make the directories of an empty store; those that exist are left alone.
+
+        A web server of another user reads them, whatever umask the publisher has.
+        """
         with storage_errors("creating the object store"):
-            for number in range(256):
-                (self.root / "data" / f"{number:02x}").mkdir(
-                    mode=0o755, parents=True, exist_ok=True
-                )
-            (self.root / "data" / "txn").mkdir(mode=0o755, exist_ok=True)
+            names = ["", "data", "data/txn", *(f"data/{number:02x}" for number in range(256))]
+            for path in (self.root / name for name in names):
+                if not path.is_dir():
+                    path.mkdir(parents=True)
+                    path.chmod(DIRECTORY_MODE)
 
     def put(self, stored: bytes, content_hash: ContentHash, kind: Suffix) -> bool:
         """Store an object of these bytes; return whether it is new.
@@ -146,6 +150,7 @@ class LocalStore:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o666)
         try:
+            os.fchmod(descriptor, FILE_MODE)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -242,3 +244,15 @@ def test_a_large_image_is_divided_into_catalogs(tmp_path: Path) -> None:
         assert max(sizes.values()) <= 1002  # with the root and its marker
         below = [path for path in sizes if path.startswith(publication.sandbox.strip("/") + "/")]
         assert len(below) >= 3
+
+
+def test_a_web_server_may_read_everything_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with FakeRegistry() as registry, site(tmp_path) as target:
+            registry.add_image("a/one", layers=[layer(one=b"1")], tag="1")
+            target.publish(f"{registry.host}/a/one:1")
+            for path in (target.storage, *target.storage.rglob("*")):
+                assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644)
+    finally:
+        os.umask(before)

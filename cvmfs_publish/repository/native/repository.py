@@ -95,9 +95,8 @@ class NativeRepository:
             )
         with storage_errors("creating the repository"):
             keys = self._create_or_load_keys(now)
-            self.storage.mkdir(parents=True, exist_ok=True)
+            self._store.create()
             with self._locked():
-                self._store.create()
                 self._store.write(MASTER_REPLICA, b"This repository may be replicated.\n")
                 self._write_whitelist(keys, now, whitelists.DEFAULT_DAYS)
                 return self._create_first_revision(keys, algorithm, int(now.timestamp()))
