@@ -5,7 +5,7 @@ cache.  Every `INTERVAL` the resident pages of the command and its descendants a
 sum counts a page once per process that shares it (forked workers share most of theirs), so where
 it exceeds the peak known so far the proportional set size, which does not, is read as well.
 
-Source: proc(5) on `statm`, `smaps_rollup` and `children`.
+Source: proc(5) on `statm`, `smaps_rollup`, `children` and `/proc/stat`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Cost:
     peak_memory: int  # largest sum of proportional set sizes over all processes
     peak_resident: int  # largest sum of resident set sizes: an upper bound of the former
     largest_process: int  # the kernel's own record of the largest single process
-    load: float  # runnable processes of the machine before the start: 0 on a quiet machine
+    other_cpu_seconds: float  # of the whole machine meanwhile, less `cpu_seconds`: disturbance
 
 
 class CommandError(Exception):
@@ -53,7 +53,7 @@ def run_measured(
     """
     identity = {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        load = os.getloadavg()[0]
+        busy = read_busy_seconds()
         started = time.perf_counter()
         process = subprocess.Popen(
             argv,
@@ -67,6 +67,7 @@ def run_measured(
         with _Sampler(process.pid) as sampler:
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - started
+        busy = read_busy_seconds() - busy
         process.returncode = os.waitstatus_to_exitcode(status)  # we waited, not Popen
         out.seek(0)
         written = out.read()
@@ -80,7 +81,7 @@ def run_measured(
         peak_memory=sampler.peak_memory or usage.ru_maxrss * 1024,
         peak_resident=sampler.peak_resident or usage.ru_maxrss * 1024,
         largest_process=usage.ru_maxrss * 1024,
-        load=load,
+        other_cpu_seconds=max(0.0, busy - usage.ru_utime - usage.ru_stime),
     )
     return cost, written
 
@@ -113,6 +114,16 @@ class _Sampler:
             if resident > self.peak_memory and rest < 0:
                 self.peak_memory = max(self.peak_memory, sum(map(read_proportional, pids)))
                 rest = 2
+
+
+def read_busy_seconds() -> float:
+    """Return the processor time that all processors together spent on anything since boot.
+
+    Includes what the hypervisor took away (`steal`).  Source: proc(5), `/proc/stat`.
+    """
+    cpu = (PROC / "stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, cpu[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def find_tree(root: int) -> list[int]:

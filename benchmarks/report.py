@@ -25,6 +25,7 @@ MEMORY_TARGET = 500 * MB
 STORED_TARGET = 1.08  # of what zlib level 6 needs
 UPDATE_TARGET = 3.0  # seconds
 UNCHANGED_TARGET = 1.0  # seconds
+DISTURBED = 0.25  # processors that others kept busy; the registry's share stays below
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,17 @@ def most_requests(runs: Sequence[Run]) -> Counter[str]:
 def plan_rows(report: Report) -> list[list[str]]:
     """Return the cells of the table, header first."""
     rows = [
-        ["step", "median s", "min-max s", "of umoci", "CPU s", "peak MB", "on disk MB", "requests"]
+        [
+            "step",
+            "median s",
+            "min-max s",
+            "of umoci",
+            "CPU s",
+            "others' CPU s",
+            "peak MB",
+            "on disk MB",
+            "requests",
+        ]
     ]
     umoci = report.median(UMOCI)
     for step in STEPS:
@@ -98,6 +109,7 @@ def plan_rows(report: Report) -> list[list[str]]:
                 f"{min(seconds):.2f}-{max(seconds):.2f}",
                 f"{median / umoci:.2f}" if umoci else NOTHING,
                 f"{statistics.median(run.cost.cpu_seconds for run in runs):.1f}",
+                f"{statistics.median(run.cost.other_cpu_seconds for run in runs):.1f}",
                 f"{max(run.cost.peak_memory for run in runs) / MB:.0f}",
                 f"{statistics.median(run.stored for run in runs) / MB:.1f}",
                 format_requests(most_requests(runs)),
@@ -181,10 +193,27 @@ def _compare_updates(report: Report) -> list[Target]:
     return targets
 
 
+def find_disturbances(report: Report) -> list[str]:
+    """Return a warning for every step whose times others on the machine have spoiled."""
+    return [
+        f"{step}: others kept {others:.1f} processors busy; its times say little"
+        for step in STEPS
+        if (runs := report.of(step))
+        and (
+            others := statistics.median(
+                run.cost.other_cpu_seconds / run.cost.seconds for run in runs
+            )
+        )
+        > DISTURBED
+        and statistics.median(run.cost.seconds for run in runs) > 5  # else start and end weigh
+    ]
+
+
 def format_report(report: Report) -> str:
     """Return the table, the comparison and the notes as text that is also Markdown."""
     verdicts = [["target", "measured", "kept"]]
     verdicts += [[t.promise, t.measured, "yes" if t.kept else "NO"] for t in compare(report)]
-    parts = [format_rows(plan_rows(report), (0, 7)), format_rows(verdicts, (0, 1, 2))]
-    parts += [f"note: {note}" for note in report.notes]
+    parts = [format_rows(plan_rows(report), (0, 8)), format_rows(verdicts, (0, 1, 2))]
+    notes = [*report.notes, *find_disturbances(report)]
+    parts += [f"note: {note}" for note in notes]
     return "\n\n".join(parts)

@@ -51,6 +51,17 @@ def test_processor_time_of_children_is_counted(tmp_path: Path) -> None:
     assert cost.cpu_seconds >= 0.8
 
 
+def test_processor_time_of_others_is_told_apart(tmp_path: Path) -> None:
+    busy = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as other:
+        try:
+            cost, _ = run_measured(["sleep", "1.5"], cwd=tmp_path, env=ENVIRONMENT)
+        finally:
+            other.kill()
+    assert cost.other_cpu_seconds > 0.3
+    assert cost.cpu_seconds < 0.25
+
+
 def test_a_failed_command_tells_its_status_and_last_words(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match=r"exit status 3: no space") as caught:
         run_measured(["sh", "-c", "echo no space >&2; exit 3"], cwd=tmp_path, env=ENVIRONMENT)

@@ -92,7 +92,26 @@ def test_a_row_shows_median_range_ratio_and_the_worst_memory() -> None:
     runs = good_runs()
     runs.append(replace(runs[0], cost=replace(COST, seconds=13.0, peak_memory=444 * MB)))
     row = plan_rows(Report(runs, 690 * MB))[1]
-    assert row == [COLD, "13.50", "12.00-90.00", "0.52", "15.0", "444", "700.0", "4 GET layer"]
+    assert row == [
+        COLD,
+        "13.50",
+        "12.00-90.00",
+        "0.52",
+        "15.0",
+        "0.1",
+        "444",
+        "700.0",
+        "4 GET layer",
+    ]
+
+
+def test_a_busy_machine_is_told() -> None:
+    quiet = Report(good_runs(), 690 * MB)
+    assert "say little" not in format_report(quiet)
+    spoiled = [replace(done, cost=replace(done.cost, other_cpu_seconds=26.0))
+               if done.step == UMOCI else done for done in good_runs()]  # fmt: skip
+    note = "note: umoci unpack: others kept 1.0 processors busy; its times say little"
+    assert format_report(Report(spoiled, 690 * MB)).endswith(note)
 
 
 def test_a_table_is_aligned_markdown() -> None:
