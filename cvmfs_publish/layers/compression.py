@@ -200,22 +200,22 @@ class _Gzip:
 
 
 class _Zstd:
-    """All frames of a zstd stream."""
+    """All frames of a zstd stream, complete to the last."""
 
     def __init__(self, head: bytes, fetch: Callable[[], bytes], name: str) -> None:
-        self._head = head
-        self._fetch = fetch
         self._name = name
+        self._input = _Joined(head, fetch)
         decoder = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT)
-        self._reader = decoder.stream_reader(
-            cast(BinaryIO, _Joined(head, fetch)), read_across_frames=True
-        )
+        self._reader = decoder.stream_reader(cast(BinaryIO, self._input), read_across_frames=True)
 
     def read(self) -> bytes:
         try:
-            return self._reader.read(PIECE_SIZE)
+            piece = self._reader.read(PIECE_SIZE)
         except zstandard.ZstdError as error:
             raise IntegrityError(f"layer {self._name} is not valid zstd: {error}") from error
+        if not piece and not self._input.frames.complete:
+            raise IntegrityError(f"layer {self._name} is cut short: its zstd data do not end")
+        return piece
 
 
 class _Joined:
@@ -224,10 +224,77 @@ class _Joined:
     def __init__(self, head: bytes, fetch: Callable[[], bytes]) -> None:
         self._head = head
         self._fetch = fetch
+        self.frames = _ZstdFrames()
 
     def read(self, size: int = -1) -> bytes:
         data = self._head or self._fetch()
         self._head = b""
         if 0 <= size < len(data):
             data, self._head = data[:size], data[size:]
+        self.frames.feed(data)
         return data
+
+
+class _ZstdFrames:
+    """Follows where frames and blocks end; the decoder is silent about a stream that is cut short.
+
+    Source: RFC 8878 section 3.1.1 (frame header, block header) and 3.1.2 (skippable frames).
+    Whether the frames are valid is the decoder's to say.
+    """
+
+    def __init__(self) -> None:
+        self._skip = 0  # bytes that need no look
+        self._part = b""  # the header being collected
+        self._wanted = 4  # bytes of it
+        self._next: Callable[[bytes], None] = self._magic
+        self._checksum = 0  # bytes after the last block of the frame
+
+    @property
+    def complete(self) -> bool:
+        """Whether what was fed ends where a frame ends."""
+        return self._next == self._magic and not self._part and not self._skip
+
+    def feed(self, data: bytes) -> None:
+        position = 0
+        while position < len(data):
+            if self._skip:
+                step = min(self._skip, len(data) - position)
+                self._skip -= step
+            else:
+                step = min(self._wanted - len(self._part), len(data) - position)
+                self._part += data[position : position + step]
+                if len(self._part) == self._wanted:
+                    part, self._part = self._part, b""
+                    self._next(part)
+            position += step
+
+    def _expect(self, wanted: int, parse: Callable[[bytes], None]) -> None:
+        self._wanted, self._next = wanted, parse
+
+    def _magic(self, part: bytes) -> None:
+        if part in ZSTD_SKIPPABLE:
+            self._expect(4, self._skippable)
+        else:
+            self._expect(1, self._descriptor)
+
+    def _skippable(self, part: bytes) -> None:
+        self._skip = int.from_bytes(part, "little")
+        self._expect(4, self._magic)
+
+    def _descriptor(self, part: bytes) -> None:
+        flags = part[0]
+        single_segment = flags & 0x20
+        window = 0 if single_segment else 1
+        dictionary = (0, 1, 2, 4)[flags & 3]
+        content_size = (1 if single_segment else 0, 2, 4, 8)[flags >> 6]
+        self._checksum = 4 if flags & 4 else 0
+        self._skip = window + dictionary + content_size
+        self._expect(3, self._block)
+
+    def _block(self, part: bytes) -> None:
+        header = int.from_bytes(part, "little")
+        is_last, kind, size = header & 1, header >> 1 & 3, header >> 3
+        self._skip = 1 if kind == 1 else size  # kind 1: one byte, repeated
+        if is_last:
+            self._skip += self._checksum
+            self._expect(4, self._magic)

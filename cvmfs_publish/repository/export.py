@@ -68,7 +68,8 @@ def export_tree(snapshot: Snapshot, path: RepoPath, target: Path) -> Exported:
         partial.rename(target)
     except OSError as error:
         raise RepositoryError(
-            f"exporting to {target}: {error.strerror} ({error.filename})",
+            f"exporting to {target}: {error.strerror}"
+            + (f" ({error.filename})" if error.filename else ""),
             hint="free some space, or name a directory on another file system",
         ) from error
     finally:
@@ -166,14 +167,15 @@ class _Writer:
         for chunk in content.chunks:
             yield from self._snapshot.open_object(chunk.hash, Suffix.CHUNK, compressed=compressed)
 
-    def _attributes(self, descriptor: int, row: Row) -> None:
+    def _attributes(self, place: int | str, row: Row) -> None:
         for name, value in row.node.xattrs:
             try:
-                os.setxattr(descriptor, name, value)
+                os.setxattr(place, name, value)
             except OSError:
                 self._skipped_xattrs += 1
 
     def _finish(self, place: str, row: Row) -> None:
+        self._attributes(place, row)
         os.chmod(place, stat.S_IMODE(row.node.mode))  # noqa: PTH101
         time = row.node.mtime * 1_000_000_000 + row.node.mtime_ns
         os.utime(place, ns=(time, time))
@@ -188,6 +190,8 @@ def _remove(partial: Path) -> None:
     """Remove what an export that failed left behind; unwritable directories included."""
     if not partial.exists():
         return
+    with suppress(OSError):
+        partial.chmod(0o700)
     for directory, names, _ in os.walk(partial):
         for name in names:
             with suppress(OSError):

@@ -56,11 +56,14 @@ class Publication:
                     hint="update cvmfs-publish",
                 )
             values = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-            values["layers"] = tuple(values["layers"])
-            values["roots_added"] = tuple(values["roots_added"])
-            values["findings"] = tuple(Finding(f["path"], f["what"]) for f in values["findings"])
+            _check_types({f.name: str(f.type) for f in fields(cls)}, values)
+            values["layers"] = _texts(values["layers"])
+            values["roots_added"] = _texts(values["roots_added"])
+            values["findings"] = tuple(
+                Finding(*_texts([f["path"], f["what"]])) for f in values["findings"]
+            )
             return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"malformed {PUBLICATION_FILE}: {error}") from error
 
 
@@ -79,9 +82,22 @@ class SandboxRecord:
         """Raise `IntegrityError` unless `data` is such a record."""
         try:
             document = json.loads(data)
-            return cls(document["recipe"], document["tree_digest"])
-        except (ValueError, KeyError, TypeError) as error:
+            return cls(*_texts([document["recipe"], document["tree_digest"]]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"malformed sandbox record: {error}") from error
+
+
+def _check_types(types: dict[str, str], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        kind = {"str": str, "int": int}.get(types[name])
+        if kind is not None and type(value) is not kind:
+            raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{values!r} is not a list of texts")
+    return tuple(values)
 
 
 def read_publication(view: View, path: RepoPath) -> Publication | None:

@@ -46,12 +46,12 @@ def apply_policy(tree: Tree, policy: SandboxPolicy) -> list[Finding]:
         dropped: list[str] = []
         for name, child in directory.children.items():
             path = prefix + name
-            if isinstance(child, Directory):
-                child.node = _allowed(child.node, path, policy, findings)
-                stack.append((path + "/", child))
-            elif (reason := _refusal(name, child)) is not None:
+            if (reason := _refusal(name, child)) is not None:
                 findings.append(Finding(path, reason))
                 dropped.append(name)
+            elif isinstance(child, Directory):
+                child.node = _allowed(child.node, path, policy, findings)
+                stack.append((path + "/", child))
             else:
                 node = _allowed(child, path, policy, findings)
                 if node is not child:
@@ -61,13 +61,15 @@ def apply_policy(tree: Tree, policy: SandboxPolicy) -> list[Finding]:
     return findings
 
 
-def _refusal(name: str, node: Node) -> str | None:
-    kind = stat.S_IFMT(node.mode)
-    if kind in (stat.S_IFCHR, stat.S_IFBLK):
-        what = "character" if kind == stat.S_IFCHR else "block"
-        return f"{what} device {os.major(node.device)}:{os.minor(node.device)} dropped"
+def _refusal(name: str, entry: Directory | Node) -> str | None:
     if name in RESERVED_NAMES:
         return "dropped: the name is reserved by CernVM-FS"
+    if isinstance(entry, Directory):
+        return None
+    kind = stat.S_IFMT(entry.mode)
+    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        what = "character" if kind == stat.S_IFCHR else "block"
+        return f"{what} device {os.major(entry.device)}:{os.minor(entry.device)} dropped"
     return None
 
 

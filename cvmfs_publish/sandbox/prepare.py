@@ -71,7 +71,7 @@ def parse_config(oci_config: bytes) -> ImageConfig:
     """Raise `IntegrityError` unless the bytes are an OCI image configuration."""
     try:
         document = json.loads(oci_config)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"image configuration is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise IntegrityError("image configuration is not a JSON object")

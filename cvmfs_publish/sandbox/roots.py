@@ -90,6 +90,8 @@ class RootAdder:
         None, and a finding, if a file or a symbolic link is in its place: links in parents are
         followed inside the tree, the last component is not.
         """
+        if not path:
+            return self._tree.root
         parent_path, _, name = path.rpartition("/")
         parent = self._parent(parent_path, path)
         if parent is None:

@@ -139,7 +139,10 @@ def ordered_layers(draw: st.DrawFn) -> list[LayerEntry]:
     layer = draw(st.lists(whiteouts(), max_size=3))
     for _ in range(draw(st.integers(0, 7))):
         path = draw(PATHS)
-        if draw(st.integers(0, 4)):
+        choice = draw(st.integers(0, 9))
+        if choice == 0:
+            layer.append(LayerEntry(Change.PUT, "", Node(DIRECTORY, uid=draw(st.integers(1, 9)))))
+        elif choice < 8:
             layer.append(LayerEntry(Change.PUT, path, draw(nodes(links=True))))
         else:
             layer.append(LayerEntry(Change.LINK, path, None, draw(PATHS)))
@@ -186,13 +189,13 @@ def expected(layers: list[list[LayerEntry]]) -> dict[str, Node] | None:
     return oracle.nodes
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(ordered_layers(), max_size=4))
 def test_merge_agrees_with_a_naive_reading_of_the_spec(layers: list[list[LayerEntry]]) -> None:
     assert merged(layers) == expected(layers)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(shuffled_layers(), max_size=4))
 def test_the_place_of_a_whiteout_in_its_layer_makes_no_difference(
     layers: list[list[LayerEntry]],
@@ -200,7 +203,55 @@ def test_the_place_of_a_whiteout_in_its_layer_makes_no_difference(
     assert merged(layers) == expected(layers)
 
 
+@st.composite
+def crowded_layers(draw: st.DrawFn) -> list[LayerEntry]:
+    """Few paths and many links: what an entry resolved to is often something else at the next."""
+    names = st.sampled_from(["a", "ab"])
+    paths = st.one_of(names, st.builds("{}/{}".format, names, names))
+    hidings = st.tuples(st.sampled_from(HIDING), paths).map(lambda pair: LayerEntry(*pair))
+    layer = draw(st.lists(hidings, max_size=1))
+    for path in draw(st.lists(paths, max_size=8)):
+        kind = draw(st.sampled_from([DIRECTORY, LINK, FILE] if "/" in path else [DIRECTORY, LINK]))
+        target = draw(st.sampled_from(["a", "ab", "/", "."])) if kind == LINK else ""
+        layer.append(LayerEntry(Change.PUT, path, Node(kind, uid=len(layer), target=target)))
+    return layer
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(crowded_layers(), min_size=1, max_size=3))
+def test_links_that_change_under_way_lead_where_they_lead_now(
+    layers: list[list[LayerEntry]],
+) -> None:
+    assert merged(layers) == expected(layers)
+
+
+@st.composite
+def implying_layers(draw: st.DrawFn) -> list[LayerEntry]:
+    """Files whose parents nobody names, whiteouts anywhere; no path is both file and directory."""
+    files = st.builds("{}/f".format, PATHS)
+    puts = st.builds(
+        lambda path, uid: LayerEntry(Change.PUT, path, Node(FILE, uid=uid)),
+        files,
+        st.integers(1, 9),
+    )
+    return draw(st.lists(st.one_of(puts, puts, whiteouts()), max_size=6))
+
+
 @settings(max_examples=100, deadline=None)
+@given(st.lists(implying_layers(), max_size=4))
+def test_a_file_keeps_its_implied_parents_whatever_its_layer_hides(
+    layers: list[list[LayerEntry]],
+) -> None:
+    result, wanted = merged(layers), expected(layers)
+    assert result is not None
+    assert wanted is not None
+    assert result.keys() == wanted.keys()
+    assert {p: node for p, node in result.items() if node.is_file} == {
+        p: node for p, node in wanted.items() if node.is_file
+    }
+
+
+@settings(max_examples=50, deadline=None)
 @given(ordered_layers())
 def test_a_layer_applied_twice_changes_nothing_more(layer: list[LayerEntry]) -> None:
     quiet = [entry for entry in layer if entry.change not in (*HIDING, Change.LINK)]

@@ -1,0 +1,186 @@
+"""The store in a local directory: complete or absent, never doubled, clear when it cannot."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.local import TEMPORARY_PREFIX, LocalStore, storage_errors
+from cvmfs_publish.content.objects import compress
+from cvmfs_publish.errors import IntegrityError, RepositoryError
+
+STORED = compress(b"some content")
+HASH = ContentHash.of(STORED, HashAlgorithm.SHA1)
+NAME = HASH.path(Suffix.DATA)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(tmp_path / "repository")
+    store.create()
+    return store
+
+
+def temporary(store: LocalStore) -> list[str]:
+    return [path.name for path in (store.root / "data" / "txn").iterdir()]
+
+
+def test_a_store_has_all_its_directories_and_making_it_again_harms_nothing(
+    store: LocalStore,
+) -> None:
+    assert len(list((store.root / "data").iterdir())) == 257
+    store.put(STORED, HASH, Suffix.DATA)
+    store.create()
+    assert store.has(NAME)
+
+
+def test_an_object_is_stored_once(store: LocalStore) -> None:
+    assert not store.has(NAME)
+    assert store.put(STORED, HASH, Suffix.DATA)
+    path = store.root / NAME
+    before = path.stat()
+    assert not store.put(STORED, HASH, Suffix.DATA)
+    assert path.stat() == before
+    assert path.read_bytes() == STORED
+    assert store.read(HASH, Suffix.DATA) == STORED
+    assert temporary(store) == []
+
+
+def test_the_kind_of_an_object_is_part_of_its_name_only(store: LocalStore) -> None:
+    assert store.put(STORED, HASH, Suffix.DATA)
+    assert store.put(STORED, HASH, Suffix.CHUNK)
+    assert store.read(HASH, Suffix.CHUNK) == STORED
+
+
+def test_an_object_of_the_wrong_size_is_replaced_without_touching_readers(
+    store: LocalStore,
+) -> None:
+    path = store.root / NAME
+    path.write_bytes(STORED[:-1])
+    with path.open("rb") as reader:
+        assert store.put(STORED, HASH, Suffix.DATA)
+        assert reader.read() == STORED[:-1]
+    assert path.read_bytes() == STORED
+
+
+def test_objects_are_readable_by_the_web_server(store: LocalStore) -> None:
+    old = os.umask(0o022)
+    try:
+        store.put(STORED, HASH, Suffix.DATA)
+        store.write(".file", b"x")
+    finally:
+        os.umask(old)
+    for name in (NAME, ".file"):
+        assert stat.S_IMODE((store.root / name).stat().st_mode) == 0o644
+
+
+def test_a_missing_and_a_damaged_object_are_told_apart(store: LocalStore) -> None:
+    with pytest.raises(IntegrityError, match="is missing"):
+        store.read(HASH, Suffix.DATA)
+    (store.root / NAME).write_bytes(STORED[::-1])
+    with pytest.raises(IntegrityError, match="is damaged"):
+        store.read(HASH, Suffix.DATA)
+
+
+def test_files_are_replaced_in_one_step(store: LocalStore) -> None:
+    store.write(".file", b"old")
+    with (store.root / ".file").open("rb") as reader:
+        store.write(".file", b"new")
+        assert reader.read() == b"old"
+    assert (store.root / ".file").read_bytes() == b"new"
+    first, second = store.prepare(b"1"), store.prepare(b"2")
+    assert (store.root / ".file").read_bytes() == b"new"
+    store.switch((first, ".file"), (second, ".other"))
+    assert (store.root / ".file").read_bytes() == b"1"
+    assert (store.root / ".other").read_bytes() == b"2"
+    store.sync()
+    assert temporary(store) == []
+
+
+def test_sweeping_removes_what_we_left_and_nothing_of_others(store: LocalStore) -> None:
+    txn = store.root / "data" / "txn"
+    left = LocalStore(store.root).prepare(b"left by one that died")
+    assert left.name.startswith(TEMPORARY_PREFIX)
+    (txn / "stock.tmp").write_bytes(b"of another program")
+    store.sweep()
+    assert temporary(store) == ["stock.tmp"]
+
+
+def test_sweeping_an_absent_store_is_nothing(tmp_path: Path) -> None:
+    LocalStore(tmp_path / "none").sweep()
+
+
+def test_a_failed_write_leaves_no_temporary_file(store: LocalStore) -> None:
+    (store.root / NAME).mkdir()
+    (store.root / NAME / "occupied").write_bytes(b"")
+    with pytest.raises(OSError, match="directory"):
+        store.put(STORED, HASH, Suffix.DATA)
+    assert temporary(store) == []
+
+
+def test_nothing_is_written_through_a_link_somebody_left(store: LocalStore, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    for number in range(3):
+        name = f"{TEMPORARY_PREFIX}{os.getpid()}-{number}"
+        (store.root / "data" / "txn" / name).symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        store.put(STORED, HASH, Suffix.DATA)
+    assert precious.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [(errno.ENOSPC, "space"), (errno.EROFS, "writable"), (errno.EACCES, "owner"),
+     (errno.EDQUOT, "quota"), (errno.ENOENT, "make the folder"), (errno.EIO, "untouched")],
+)  # fmt: skip
+def test_every_storage_error_says_what_to_do(code: int, word: str) -> None:
+    with (
+        pytest.raises(RepositoryError, match="storing things") as caught,
+        storage_errors("storing things"),
+    ):
+        raise OSError(code, os.strerror(code), "/some/file")
+    assert "/some/file" in str(caught.value)
+    assert os.strerror(code) in str(caught.value)
+    assert word in caught.value.hint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(mount)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_disk_fails_in_words_and_leaves_nothing_behind(small_disk: Path) -> None:
+    store = LocalStore(small_disk)
+    store.create()
+    large = os.urandom(2_000_000)
+    with (
+        pytest.raises(RepositoryError, match="No space left") as caught,
+        storage_errors("storing"),
+    ):
+        store.put(large, ContentHash.of(large, HashAlgorithm.SHA1), Suffix.DATA)
+    assert "free some space" in caught.value.hint
+    assert temporary(store) == []
+    assert store.put(STORED, HASH, Suffix.DATA)
+
+
+def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RepositoryError, match="creating the object store"):
+        LocalStore(tmp_path / "file" / "repository").create()
