@@ -11,6 +11,8 @@ import heapq
 
 from cvmfs_publish.layers.tree import Directory, RepoPath, Tree
 
+MARKER_ROWS = 1  # every catalog of a directory lists its own marker file
+
 
 def choose_nested(tree: Tree, limit: int) -> set[RepoPath]:
     """Return directories below the root to make roots of nested catalogs.
@@ -28,7 +30,7 @@ def choose_nested(tree: Tree, limit: int) -> set[RepoPath]:
         ]
         weight = 1 + len(directory.children) - len(parts) - sum(size for size, _ in parts)
         heapq.heapify(parts)
-        while weight > limit and parts:
+        while weight + MARKER_ROWS > limit and parts:
             size, heaviest = heapq.heappop(parts)
             # Cutting leaves the mountpoint here; less than a handful of entries gains nothing.
             if -size <= 2:
