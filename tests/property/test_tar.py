@@ -335,7 +335,8 @@ def test_a_device_number_no_system_has_is_refused() -> None:
         read(header(b"3", device_major=base256(1 << 31, 8)))
 
 
-@pytest.mark.parametrize("size", [base256(-1, 12), b"-0000000001\0", b"0x1\0".ljust(12, b"\0"),
+@pytest.mark.parametrize("size", [base256(-1, 12), b"-0000000001\0",
+                                  b"0x1\0".ljust(12, b"\0"),
                                   b"1_0\0".ljust(12, b"\0"), b"000000008\0".ljust(12, b"\0")])  # fmt: skip
 def test_a_size_that_is_no_number_is_refused(size: bytes) -> None:
     with pytest.raises(IntegrityError, match="size"):

@@ -272,12 +272,14 @@ class Catalog:
     # properties
 
     def get_property(self, key: str) -> str | None:
-        found = self._rows("SELECT value FROM properties WHERE key = ?", key)
-        return None if not found else str(found[0][0])
+        found = self._rows("SELECT CAST(value AS BLOB) FROM properties WHERE key = ?", key)
+        return decode_name(found[0][0] or b"") if found else None
 
     def set_property(self, key: str, value: object) -> None:
+        # As bytes: `root_prefix` is a path and need not be UTF-8.
         self.database.execute(
-            "INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)", (key, str(value))
+            "INSERT OR REPLACE INTO properties (key, value) VALUES (?, CAST(? AS TEXT))",
+            (key, encode_name(str(value))),
         )
 
     def delete_property(self, key: str) -> None:

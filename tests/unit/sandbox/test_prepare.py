@@ -204,8 +204,9 @@ def test_our_directories_replace_files_and_links_of_the_image(path: str, entry: 
 
 def test_what_an_image_built_for_singularity_brings_is_kept() -> None:
     mine = FILE._replace(mode=stat.S_IFREG | 0o755)
-    env = Directory(Node(stat.S_IFDIR | 0o755), {"90-environment.sh": mine, "01-base.sh": mine,
-                                                "10-docker2singularity.sh": symlink("/etc/hosts")})  # fmt: skip
+    env = directory()
+    link = symlink("/etc/hosts")
+    env.children = {"90-environment.sh": mine, "01-base.sh": mine, "10-docker2singularity.sh": link}
     tree = tree_of(etc=directory(hosts=FILE))
     tree.root.children[".singularity.d"] = directory(env=env, runscript=directory())
     result, contents = prepared(tree)
