@@ -283,6 +283,8 @@ def base256(value: int, size: int) -> bytes:
 
 # what other writers do
 
+BAD_SIZES = [text.ljust(12, b"\0") for text in (b"0x1", b"1_0", b"000000008", b"+1", b"1 1")]
+
 
 def test_no_end_one_block_and_many_are_all_an_end() -> None:
     file = header(size=3) + b"abc".ljust(512, b"\0")
@@ -335,9 +337,7 @@ def test_a_device_number_no_system_has_is_refused() -> None:
         read(header(b"3", device_major=base256(1 << 31, 8)))
 
 
-@pytest.mark.parametrize("size", [base256(-1, 12), b"-0000000001\0",
-                                  b"0x1\0".ljust(12, b"\0"),
-                                  b"1_0\0".ljust(12, b"\0"), b"000000008\0".ljust(12, b"\0")])  # fmt: skip
+@pytest.mark.parametrize("size", [base256(-1, 12), b"-0000000001\0", *BAD_SIZES], ids=repr)
 def test_a_size_that_is_no_number_is_refused(size: bytes) -> None:
     with pytest.raises(IntegrityError, match="size"):
         read(header(size=size))

@@ -13,7 +13,6 @@ import pytest
 from cvmfs_publish.content.hashes import Suffix
 from cvmfs_publish.errors import InputError, IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Chunk, Content, Directory, Node, Tree
-from cvmfs_publish.repository import export
 from cvmfs_publish.repository.export import Exported, export_tree
 from tests.support import Site, site
 from tests.unit.content.test_local import small_disk
@@ -165,7 +164,7 @@ def test_the_target_appears_only_when_it_is_complete(
         seen.append(to.exists())
         original(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(export.os, "utime", watch)
+    monkeypatch.setattr(os, "utime", watch)
     run(published, to)
     assert to.exists()
     assert len(seen) > 10

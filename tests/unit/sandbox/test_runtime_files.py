@@ -28,7 +28,8 @@ from cvmfs_publish.sandbox.runtime_files import (
 NASTY = [
     "", " ", "a b", "'", "''", "a'b'c", '"', "$HOME", "${HOME}", "$(touch evil)", "`touch evil`",
     "\\", "\\'", "\\n", "a\nb", "\n", "\t", "*", "~", "!", "!!", "#x", "; touch evil",
-    "& touch evil", "| touch evil", "> evil", "-n", "--", "%s", "é", "\udcff\udcfe", "'; touch evil; '",
+    "& touch evil", "| touch evil", "> evil", "-n", "--", "%s", "é", "\udcff\udcfe",
+    "'; touch evil; '",
     "'\"'\"'; touch evil; '", "$'\\n'", "\x01\x7f", "{a,b}", "[a]", "=", "x" * 70_000,
 ]  # fmt: skip
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
