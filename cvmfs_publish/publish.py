@@ -418,6 +418,7 @@ class Publisher:
         if missing:
             fetched = self._fetch(wish.result.reference, image, list(missing.values()), ingestor)
             found.update(fetched)
+            ingestor.write_back()
             wish.result.fetched_bytes = sum(layer.size for layer in missing.values())
         return [found[layer.digest] for layer in image.layers]
 

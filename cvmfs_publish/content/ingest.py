@@ -98,6 +98,8 @@ class Ingestor:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
+        self._write_back: threading.Thread | None = None
+        self._sync_error: OSError | None = None
         self._new: list[tuple[ContentHash, Suffix]] = []  # stored by this ingestor
 
     def __enter__(self) -> Self:
@@ -111,6 +113,26 @@ class Ingestor:
         self._view.release()
         self._memory.close()
         os.close(self._descriptor)
+        if self._write_back is not None:
+            self._write_back.join()
+        if self._sync_error is not None:  # the kernel tells it once, so the commit would not see it
+            with storage_errors("writing file contents to disk"):
+                raise self._sync_error
+
+    def write_back(self) -> None:
+        """Begin to bring what is stored so far to disk, in the background.
+
+        The commit, which waits until everything is there, then has little left to wait for.
+        """
+        self._write_back = self._write_back or threading.Thread(target=self._sync)
+        if self._write_back.ident is None:
+            self._write_back.start()
+
+    def _sync(self) -> None:
+        try:
+            self._store.sync()
+        except OSError as error:
+            self._sync_error = error
 
     def discard(self) -> None:
         """Remove every object that was not there before: nothing will ever name them.
