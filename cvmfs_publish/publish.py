@@ -135,9 +135,18 @@ class _Wish:
     started: float = 0.0
 
     def fail(self, error: PublishError) -> None:
+        if isinstance(error, IntegrityError) and not error.hint:
+            error.hint = "the image is damaged or malformed; rebuild it and push it again"
         self.result.status = "failed"
         self.result.error = error
-        self.result.seconds = time.monotonic() - self.started
+        self.stop()
+
+    def start(self) -> None:
+        """Begin, or go on, to work on this image; others of the call are worked on in between."""
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        self.result.seconds += time.monotonic() - self.started
 
 
 class Publisher:
@@ -209,6 +218,7 @@ class Publisher:
         """Ask the registry for the digest; whether it is not what is published already."""
         if wish.reference is None:
             return False
+        wish.start()
         self._reporter.phase(wish.result.reference, "asking")
         try:
             wish.digest = self._source.head(wish.reference)
@@ -224,16 +234,18 @@ class Publisher:
             or not view.is_directory(found.sandbox.lstrip("/"))
             or view.read_symlink(found.path.lstrip("/")) is None
         ):
+            wish.stop()
             return True
         wish.result.status = "unchanged"
         wish.result.publication = found
         wish.result.layers_total = wish.result.layers_reused = len(found.layers)
-        wish.result.seconds = time.monotonic() - wish.started
+        wish.stop()
         return False
 
     def _foresee(self, wish: _Wish, platform: Platform) -> None:
         if wish.reference is None:
             return
+        wish.start()
         try:
             image = self._source.resolve(wish.reference, platform, wish.digest)
         except PublishError as error:
@@ -244,7 +256,7 @@ class Publisher:
         wish.result.layers_total = len(image.layers)
         wish.result.layers_reused = len(known)
         wish.result.fetched_bytes = sum(layer.size for layer in image.layers if layer not in known)
-        wish.result.seconds = time.monotonic() - wish.started
+        wish.stop()
 
     # inside the transaction
 
@@ -278,6 +290,7 @@ class Publisher:
     ) -> None:
         if wish.reference is None:
             return
+        wish.start()
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
         image = self._source.resolve(wish.reference, platform, wish.digest)
@@ -297,7 +310,7 @@ class Publisher:
         self._apply(transaction, image, placement, publication, tree, force=force)
         wish.result.status = "published"
         wish.result.publication = publication
-        wish.result.seconds = time.monotonic() - wish.started
+        wish.stop()
 
     def _check_size(self, size: TreeSummary, name: str) -> None:
         limits = self._settings
@@ -367,8 +380,9 @@ class Publisher:
             NamePlacement(placement.name, placement.platform_name, placement.metadata).publication,
             publication.to_json(),
         )
+        if placement.name != placement.immutable_name:
+            self._link_names(transaction, placement, image.platform)
         _link(transaction, placement.immutable_name, placement)
-        self._link_names(transaction, placement, image.platform)
 
     def _link_names(
         self, transaction: Transaction, placement: Placement, platform: Platform
@@ -396,7 +410,8 @@ class Publisher:
         record = self._records.load(layer.digest)
         if record is None or (layer.diff_id is not None and record.diff_id != layer.diff_id):
             return None
-        return record if self._repository.has_objects(record.object_names()) else None
+        names = (content_hash.path(kind) for content_hash, kind in record.objects())
+        return record if self._repository.has_objects(names) else None
 
     def _read_layers(
         self, wish: _Wish, image: ResolvedImage, ingestor: Ingestor
@@ -410,6 +425,7 @@ class Publisher:
                 continue
             record = self._known(layer)
             if record is not None:
+                ingestor.keep(record.objects())
                 found[layer.digest] = record
             else:
                 missing[layer.digest] = layer
@@ -440,11 +456,9 @@ class Publisher:
                     futures[future] = layer.digest
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:
-                unfinished = [future for future in futures if not future.done()]
-                if unfinished or any(future.exception() for future in futures):
-                    stop.set()
-                    for future in unfinished:
-                        future.cancel()
+                stop.set()  # whoever still reads is not needed, or there is nobody
+                for future in futures:
+                    future.cancel()
         raise_first(futures)
         return {digest: future.result() for future, digest in futures.items()}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from cvmfs_publish.errors import InputError, PublishError
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `cvmfs-publish list | head -1`
 COMPLETION_VARIABLE = "_CVMFS_PUBLISH_COMPLETE"  # set by the shell's completion script
 
@@ -200,6 +202,9 @@ def _attempt(arguments: Sequence[str], session: Session) -> int:
     except (KeyboardInterrupt, typer.Abort):
         out.error("interrupted", "interrupted")
         return EXIT_INTERRUPTED
+    except Terminated:
+        out.error("terminated", "terminated")
+        return EXIT_TERMINATED
     except BrokenPipeError:
         raise
     except OSError as exc:
@@ -256,8 +261,17 @@ def _discard(stream: TextIO) -> None:
     os.close(null)
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived: stop as after Ctrl-C, and leave nothing behind."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def main() -> None:
     """Run the program: the one place that reads the command line and the environment."""
+    signal.signal(signal.SIGTERM, _terminate)
     if sys.stdout is None or sys.stderr is None:  # closed by whoever started the program
         sys.exit(EXIT_USAGE)
     for stream in (sys.stdout, sys.stderr):

@@ -14,6 +14,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self, cast
@@ -100,7 +101,10 @@ class Ingestor:
         self._starting = threading.Lock()
         self._write_back: threading.Thread | None = None
         self._sync_error: OSError | None = None
-        self._new: list[tuple[ContentHash, Suffix]] = []  # stored by this ingestor
+        # Objects that were not there before, and those of them that no finished stream has.
+        self._new: list[tuple[ContentHash, Suffix]] = []
+        self._loose: set[tuple[ContentHash, Suffix]] = set()
+        self._accounts = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -110,6 +114,9 @@ class Ingestor:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        # What layers that failed have brought is named by nothing, unless others have it as well.
+        for content_hash, kind in self._loose - self._store.used:
+            self._store.remove(content_hash, kind)
         self._view.release()
         self._memory.close()
         os.close(self._descriptor)
@@ -158,6 +165,11 @@ class Ingestor:
     def slab(self, job: _Job, offset: int, size: int) -> memoryview:
         start = job.slab * SLAB_SIZE + offset
         return self._view[start : start + size]
+
+    def keep(self, pieces: Iterable[tuple[ContentHash, Suffix]]) -> None:
+        """Note that something which will be published has these objects."""
+        with self._accounts:
+            self._loose.difference_update(pieces)
 
     def submit(self, job: _Job) -> None:
         with self._starting:
@@ -215,7 +227,10 @@ class Ingestor:
             digest, piece.stored_size, new = values
             piece.hash = ContentHash(digest, self._algorithm)
             if new:
-                self._new.append((piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA))
+                stored = piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA
+                with self._accounts:
+                    self._new.append(stored)
+                    self._loose.add(stored)
 
 
 class ContentStream:
@@ -225,6 +240,7 @@ class ContentStream:
         self._ingestor = ingestor
         self._batch = _Batch()
         self._job: _Job | None = None
+        self._pieces: list[tuple[Stored, bool]] = []
 
     def add(self, reader: ContentReader, size: int) -> list[Stored]:
         """Read `size` bytes; return the pieces they are stored as, complete after `finish`.
@@ -249,6 +265,7 @@ class ContentStream:
         with self._ingestor.slab(job, job.used, size) as view:
             reader.readinto(view)
         job.pieces.append((piece, job.used, is_chunk))
+        self._pieces.append((piece, is_chunk))
         job.used += size
         return piece
 
@@ -265,6 +282,11 @@ class ContentStream:
         """
         self._submit()
         self._batch.wait()
+        self._ingestor.keep(
+            (piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA)
+            for piece, is_chunk in self._pieces
+            if piece.hash is not None
+        )
 
     def abandon(self) -> None:
         """Forget content that was added but not handed over; for use after an error."""

@@ -46,11 +46,14 @@ def storage_errors(what: str) -> Iterator[None]:
 class LocalStore:
     """Objects below `<root>/data`.  Any number of processes may put objects at the same time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, remember: bool = False) -> None:
+        """Use the directory `root`; `remember` in `used` what this instance is asked to put."""
         self.root = root
         self._data = os.fspath(root) + "/"
         self._temporary = f"{self._data}data/txn/{TEMPORARY_PREFIX}{os.getpid()}-"
         self._numbers = itertools.count()
+        self.used: set[tuple[ContentHash, Suffix]] = set()
+        self._remember = remember
 
     def create(self) -> None:
         """Make the directories of an empty store; those that exist are left alone.
@@ -70,6 +73,8 @@ class LocalStore:
         An object that exists with the right size is kept.  Raises OSError.
         """
         path = self._data + content_hash.path(kind)
+        if self._remember:
+            self.used.add((content_hash, kind))
         with suppress(FileNotFoundError):
             if os.stat(path).st_size == len(stored):  # noqa: PTH116 - called for every file
                 return False

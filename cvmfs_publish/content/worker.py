@@ -64,8 +64,11 @@ def serve(
                 store.remove(content_hash, kind)
             name = os.fsencode(error.filename or "")
             answer = bytearray(STATUS.pack(error.errno or 5) + STATUS.pack(len(name)) + name)
-        replies.write(answer)
-        replies.flush()
+        try:
+            replies.write(answer)
+            replies.flush()
+        except BrokenPipeError:
+            return  # the publisher was stopped
 
 
 def main(arguments: list[str]) -> None:

@@ -46,16 +46,16 @@ class LayerRecord:
     entries: tuple[LayerEntry, ...]
     findings: tuple[Finding, ...] = ()
 
-    def object_names(self) -> Iterator[str]:
-        """Yield the names (`data/xx/rest`) of the objects this layer's files are stored as."""
+    def objects(self) -> Iterator[tuple[ContentHash, Suffix]]:
+        """Yield the objects this layer's files are stored as."""
         for entry in self.entries:
             content = entry.node.content if entry.node is not None else None
             if content is None:
                 continue
             if content.hash is not None:
-                yield content.hash.path(Suffix.DATA)
+                yield content.hash, Suffix.DATA
             for chunk in content.chunks:
-                yield chunk.hash.path(Suffix.CHUNK)
+                yield chunk.hash, Suffix.CHUNK
 
 
 class RecordStore:

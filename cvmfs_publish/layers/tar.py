@@ -169,7 +169,8 @@ class TarReader:
             # Some old tars added the bytes as signed numbers.
             high = sum(1 for byte in block[:148] + block[156:] if byte > 127)
             if stored != total - 256 * high:
-                raise self._error(f"header checksum is {stored}, the header's bytes give {total}")
+                text = str(stored) if 0 <= stored <= 255 * BLOCK else "no checksum"
+                raise self._error(f"header checksum is {text}, the header's bytes give {total}")
 
     def _extension(self, size: int) -> bytes:
         if size > HEADER_LIMIT:

@@ -7,9 +7,9 @@ never followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,18 +59,27 @@ def export_tree(snapshot: Snapshot, path: RepoPath, target: Path) -> Exported:
     if target.is_dir() and any(target.iterdir()):
         raise InputError(f"{target} is not empty", hint="name a directory that does not exist")
     target = target.absolute()
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
+    is_there = target.is_dir()
+    name = f".{target.name}.{secrets.token_hex(6)}.partial"
+    partial = target / name if is_there else target.with_name(name)
     try:
         partial.mkdir(mode=0o700, parents=True)
         result = _Writer(snapshot, path, partial).write(row)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
+        if is_there:  # it may be a mount point, or somebody's current directory: fill it
+            partial.chmod(0o700)
+            for child in list(partial.iterdir()):
+                child.rename(target / child.name)
+            partial.rmdir()
+            _finish(os.fspath(target), row)
+        else:
+            partial.rename(target)
     except OSError as error:
         raise RepositoryError(
             f"exporting to {target}: {error.strerror}"
-            + (f" ({error.filename})" if error.filename else ""),
-            hint="free some space, or name a directory on another file system",
+            + (f" ({error.filename[:200]})" if isinstance(error.filename, str) else ""),
+            hint="the paths of this image are longer than this system can open"
+            if error.errno == errno.ENAMETOOLONG
+            else "free some space, or name a directory on another file system",
         ) from error
     finally:
         _remove(partial)
@@ -104,8 +113,8 @@ class _Writer:
             for _ in pool.map(self._files, _batches(files)):
                 pass
         for row in reversed(directories):
-            self._finish(self._place(row), row)
-        self._finish(self._root, root)
+            _finish(self._place(row), row)
+        _finish(self._root, root)
         return Exported(entries, size, self._skipped_xattrs)
 
     def _rows(self) -> Iterator[Row]:
@@ -174,11 +183,12 @@ class _Writer:
             except OSError:
                 self._skipped_xattrs += 1
 
-    def _finish(self, place: str, row: Row) -> None:
-        self._attributes(place, row)
-        os.chmod(place, stat.S_IMODE(row.node.mode))  # noqa: PTH101
-        time = row.node.mtime * 1_000_000_000 + row.node.mtime_ns
-        os.utime(place, ns=(time, time))
+
+def _finish(place: str, row: Row) -> None:
+    """Give a directory that is complete its mode and time."""
+    os.chmod(place, stat.S_IMODE(row.node.mode))  # noqa: PTH101
+    time = row.node.mtime * 1_000_000_000 + row.node.mtime_ns
+    os.utime(place, ns=(time, time))
 
 
 def _batches(rows: list[Row]) -> Iterator[list[Row]]:
@@ -187,15 +197,26 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
 
 
 def _remove(partial: Path) -> None:
-    """Remove what an export that failed left behind; unwritable directories included."""
-    if not partial.exists():
-        return
+    """Remove what an export that failed left behind: however deep, unwritable directories too.
+
+    Level by level: what is in a directory is moved up before the directory is removed, so that no
+    path gets long and nothing recurses.
+    """
+    prefix = f".{secrets.token_hex(6)}-"
+    count = 0
     with suppress(OSError):
         partial.chmod(0o700)
-    for directory, names, _ in os.walk(partial):
-        for name in names:
-            with suppress(OSError):
-                path = Path(directory, name)
-                if not path.is_symlink():
-                    path.chmod(0o700)
-    shutil.rmtree(partial, ignore_errors=True)
+        while directories := [p for p in partial.iterdir() if p.is_dir() and not p.is_symlink()]:
+            for directory in directories:
+                directory.chmod(0o700)
+                for child in directory.iterdir():
+                    if child.is_dir() and not child.is_symlink():
+                        child.chmod(0o700)  # a directory is renamed only by who may write to it
+                        child.rename(partial / f"{prefix}{count}")
+                        count += 1
+                    else:
+                        child.unlink()
+                directory.rmdir()
+        for path in partial.iterdir():
+            path.unlink()
+        partial.rmdir()

@@ -88,8 +88,9 @@ def _add_runtime_files(
     always, if_absent, findings = runtime_files(config, oci_config)
     added = len(adder.added)
     for path in DIRECTORIES:
-        if not isinstance(tree.find(path), Directory):
-            _remove(tree, path)  # an image's link must not lead our files elsewhere (E-22)
+        # An image's link must not lead our files elsewhere (E-22).
+        if not isinstance(tree.find(path), Directory) and _remove(tree, path):
+            findings.append(Finding(path, "replaced by a directory of the publisher's own"))
         adder.directory(path)
     del adder.added[added:]  # these are no bind roots
     for path, (data, mode) in always.items():
@@ -104,11 +105,11 @@ def _add_runtime_files(
     return findings
 
 
-def _remove(tree: Tree, path: str) -> None:
+def _remove(tree: Tree, path: str) -> bool:
+    """Remove what is at `path`; whether there was something."""
     parent_path, _, name = path.rpartition("/")
     parent = tree.find(parent_path)
-    if isinstance(parent, Directory):
-        parent.children.pop(name, None)
+    return isinstance(parent, Directory) and parent.children.pop(name, None) is not None
 
 
 def _seconds(created: str) -> int:

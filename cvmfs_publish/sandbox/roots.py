@@ -149,6 +149,8 @@ class RootAdder:
             return
         existing = parent.children.get(name)
         if existing is None or (replace_ and not isinstance(existing, Directory)):
+            if existing is not None and existing != node:
+                self.findings.append(Finding(path, "replaced by the publisher's own"))
             parent.children[name] = node
         elif replace_:
             self.findings.append(Finding(path, "not written: the image has a directory there"))

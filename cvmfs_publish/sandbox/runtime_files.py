@@ -52,6 +52,8 @@ class ImageConfig:
         self.environment = _texts(config, "Env")
         self.entrypoint = _texts(config, "Entrypoint")
         self.command = _texts(config, "Cmd")
+        if any("\0" in word for word in (*self.entrypoint, *self.command)):
+            raise IntegrityError("image configuration: a word of the command holds a zero byte")
         labels = config.get("Labels") or {}
         if not isinstance(labels, Mapping):
             raise IntegrityError("image configuration: `Labels` is not an object")

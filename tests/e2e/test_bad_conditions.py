@@ -7,9 +7,12 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -337,9 +340,84 @@ def test_a_damaged_catalog_stops_a_publish(publisher: Publisher) -> None:
     root.write_bytes(data[:40] + bytes((data[40] ^ 1,)) + data[41:])
     before = publisher.revision()
     code, document = publisher.publish("a/two")
-    assert code in (4, 5)
+    assert code == 5
     assert root.name in error_of(document)["message"]
+    assert "cvmfs-publish check" in error_of(document)["hint"]
     assert publisher.revision() == before
     assert publisher.run("check").returncode != 0
     root.write_bytes(data)
+    recovers(publisher)
+
+
+@pytest.mark.parametrize("name", [".cvmfspublished", ".cvmfswhitelist", ".cvmfsreflog"])
+def test_a_damaged_or_missing_file_of_the_repository(publisher: Publisher, name: str) -> None:
+    path = publisher.storage / name
+    data = path.read_bytes()
+    for damaged in (data[:100], b"garbage" * 100, None):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        code, document = publisher.publish("a/two")
+        error = error_of(document)
+        assert (code, bool(error["hint"])) == (5, True), error
+        assert str(publisher.storage) in error["message"] or NAME in error["message"]
+        path.write_bytes(data)
+    recovers(publisher)
+
+
+def objects(publisher: Publisher) -> set[Path]:
+    return {path for path in publisher.storage.glob("data/??/*") if path.is_file()}
+
+
+def test_a_layer_that_fails_leaves_no_objects_behind(publisher: Publisher) -> None:
+    """Nor does it take away what another image of the call uses."""
+    bad = Tar()
+    bad.file("shared", b"in both images")
+    bad.file("only here", b"in the bad image only")
+    bad.file("empty", b"")
+    good = Tar()
+    good.file("shared", b"in both images")
+    registry = publisher.registry
+    rootfs = {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}
+    registry.add_image("a/bad", [bad.done()], config={"rootfs": rootfs}, tag="1")
+    registry.add_image("a/two", [good.done()], tag="1")
+    result = publisher.run(
+        "publish", "--json", registry.name("a/bad", "1"), registry.name("a/two", "1")
+    )
+    assert result.returncode == 6, result.stdout
+    publisher.judge()
+    before = objects(publisher)
+    assert publisher.publish("a/bad")[0] == 4
+    assert objects(publisher) == before
+    publisher.judge()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_publisher_that_is_stopped_leaves_nothing_behind(
+    publisher: Publisher, number: signal.Signals
+) -> None:
+    noise = Tar()
+    for count in range(400):
+        noise.file(f"noise/{count}", os.urandom(50_000))
+    publisher.registry.add_image("a/two", [noise.done()], tag="1")
+    started = threading.Event()
+    publisher.registry.before("GET", "/blobs/", started.set)
+    before = objects(publisher)
+    command = [sys.executable, "-m", "cvmfs_publish", "publish"]
+    with subprocess.Popen(
+        [*command, publisher.registry.name("a/two", "1")],
+        cwd=publisher.folder,
+        env={**os.environ, "HOME": str(publisher.folder)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert started.wait(30)
+        time.sleep(0.3)
+        os.killpg(process.pid, number)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in stderr
+    assert objects(publisher) == before
+    publisher.registry.add_image("a/two", image("two"), tag="1")
     recovers(publisher)

@@ -256,3 +256,20 @@ def test_a_web_server_may_read_everything_whatever_the_umask(tmp_path: Path) -> 
                 assert stat.S_IMODE(path.stat().st_mode) == (0o755 if path.is_dir() else 0o644)
     finally:
         os.umask(before)
+
+
+def test_a_name_by_digest_never_moves_whatever_the_platform(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        digest = registry.add_image(
+            "a/one", layers=[layer(one=b"arm")], tag="1", platform="linux/arm64"
+        )
+        name = f"{registry.host}/a/one@{digest}"
+        result = target.publish(name, platform=Platform.parse("linux/arm64"))
+        publication = result.images[0].publication
+        assert publication is not None
+        with target.repository.open() as view:
+            assert view.read_symlink(name) == f"../../{publication.sandbox.strip('/')}"
+            assert view.list_names(".multiarch") == []
+        again = target.publish(name, platform=Platform.parse("linux/arm64"))
+        assert again.images[0].status == "unchanged"
+        assert_sound(target)

@@ -78,7 +78,7 @@ class NativeRepository:
         self.storage = storage
         self._keys = keys
         self._max_entries = max_entries
-        self._store = LocalStore(storage)
+        self._store = LocalStore(storage, remember=True)
 
     # creating
 
@@ -172,7 +172,8 @@ class NativeRepository:
             ) from None
         except OSError as error:
             raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
-        manifest, _, _ = manifests.parse_manifest(data)
+        with damage(self.storage):
+            manifest, _, _ = manifests.parse_manifest(data)
         if manifest.name != self.name:
             raise RepositoryError(
                 f"{self.storage} holds repository {manifest.name!r}, not {self.name!r}",
@@ -191,7 +192,7 @@ class NativeRepository:
 
     @contextmanager
     def open(self) -> Iterator[SnapshotView]:
-        with self.snapshot() as snapshot:
+        with damage(self.storage), self.snapshot() as snapshot:
             yield SnapshotView(snapshot)
 
     def has_objects(self, names: Iterable[str]) -> bool:
@@ -201,9 +202,10 @@ class NativeRepository:
         """Return facts about the published revision; the whitelist is verified against the keys."""
         manifest = self.manifest()
         keys = load_keys(self._keys, self.name)
-        whitelist, _, _ = whitelists.parse_whitelist(self._read(whitelists.FILE_NAME))
-        with self._open_catalog(manifest) as root:
-            counters = root.total_counters()
+        with damage(self.storage):
+            whitelist, _, _ = whitelists.parse_whitelist(self._read(whitelists.FILE_NAME))
+            with self._open_catalog(manifest) as root:
+                counters = root.total_counters()
         return RepositoryInfo(
             manifest,
             whitelist.expires_at,
@@ -217,8 +219,12 @@ class NativeRepository:
         return Catalog.open(decompress(stored, MAX_DATABASE_BYTES))
 
     def _read(self, name: str) -> bytes:
-        with storage_errors(f"reading {name}"):
+        try:
             return (self.storage / name).read_bytes()
+        except OSError as error:
+            raise RepositoryError(
+                f"{self.storage / name} cannot be read: {error.strerror}", hint=_HINTS[name]
+            ) from error
 
     # writing
 
@@ -246,7 +252,11 @@ class NativeRepository:
             manifest = self.manifest()
             self._check_base(manifest, keys, now)
             timestamp = max(now, manifest.timestamp)
-            with storage_errors("writing the repository"), self._reflog(manifest) as reflog:
+            with (
+                storage_errors("writing the repository"),
+                damage(self.storage),
+                self._reflog(manifest) as reflog,
+            ):
                 self._store.sweep()
                 algorithm = manifest.root_hash.algorithm
                 root = CatalogRef(manifest.root_hash, manifest.root_size)
@@ -433,6 +443,25 @@ class NativeRepository:
         return Revision(final.revision, str(final.root_hash), final.timestamp)
 
 
+_HINTS = {
+    manifests.FILE_NAME: "restore it from a backup or a replica",
+    whitelists.FILE_NAME: "`cvmfs-publish resign`, where the master key is, makes a new one",
+    reflogs.FILE_NAME: "restore it from a backup, or rebuild it with `cvmfs_server check -r`",
+}
+
+
+@contextmanager
+def damage(storage: Path) -> Iterator[None]:
+    """Turn what is wrong with stored files into the error of a damaged repository."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise RepositoryError(
+            f"the repository in {storage} is damaged: {error}",
+            hint="`cvmfs-publish check` finds all of it; restore files from a backup or a replica",
+        ) from error
+
+
 class SnapshotView:
     """See `repository.base.View`."""
 
@@ -475,24 +504,34 @@ class NativeTransaction:
         self.revision = revision
 
     def read_file(self, path: RepoPath) -> bytes | None:
-        return self._editor.read_file(path)
+        with self._writing():
+            return self._editor.read_file(path)
 
     def read_symlink(self, path: RepoPath) -> str | None:
-        row = self._editor.get(path)
-        return row.node.target if row is not None and row.node.is_symlink else None
+        with self._writing():
+            row = self._editor.get(path)
+            return row.node.target if row is not None and row.node.is_symlink else None
 
     def is_directory(self, path: RepoPath) -> bool:
-        row = self._editor.get(path)
-        return row is not None and row.node.is_dir
+        with self._writing():
+            row = self._editor.get(path)
+            return row is not None and row.node.is_dir
 
     def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
-        rows = self._editor.children(path) if self.is_directory(path) else []
-        return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
+        with self._writing():
+            rows = self._editor.children(path) if self.is_directory(path) else []
+            return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
 
     def ingestor(self, readers: int) -> Ingestor:
         ingestor = Ingestor(self._store, self._algorithm, readers)
         self._ingestors.append(ingestor)
         return ingestor
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell what is wrong with the repository from what is wrong with an image."""
+        with storage_errors("writing the repository"), damage(self._store.root):
+            yield
 
     def discard(self) -> None:
         """Remove the file contents that were stored for nothing."""
@@ -500,23 +539,28 @@ class NativeTransaction:
             ingestor.discard()
 
     def store(self, data: bytes) -> Content:
-        with storage_errors("storing a file"):
+        with self._writing():
             return self._editor.store(data)
 
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
-        self._editor.make_directories(path, nested)
+        with self._writing():
+            self._editor.make_directories(path, nested)
 
     def put_file(self, path: RepoPath, data: bytes) -> None:
-        self._editor.put_file(path, data)
+        with self._writing():
+            self._editor.put_file(path, data)
 
     def put_symlink(self, path: RepoPath, target: str) -> None:
-        self._editor.put_symlink(path, target)
+        with self._writing():
+            self._editor.put_symlink(path, target)
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
-        self._editor.put_tree(path, tree, choose_nested(tree, self._max_entries))
+        with self._writing():
+            self._editor.put_tree(path, tree, choose_nested(tree, self._max_entries))
 
     def remove(self, path: RepoPath) -> None:
-        self._editor.remove(path)
+        with self._writing():
+            self._editor.remove(path)
 
 
 def _time(timestamp: int) -> str:

@@ -32,6 +32,8 @@ _PUBLIC_EXPONENT = 65537
 _PRIVATE_MODE = 0o400
 _PUBLIC_MODE = 0o644
 
+_KEYS_HINT = "`repository.keys` names the folder of the keys; restore them from where they are kept"
+
 T = TypeVar("T")
 PublicKeys = Iterable[rsa.RSAPublicKey]
 
@@ -302,7 +304,9 @@ def _read_private_key(path: Path) -> rsa.RSAPrivateKey:
                 )
             key = serialization.load_pem_private_key(file.read(), password=None)
     except OSError as error:
-        raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
+        raise RepositoryError(
+            f"{path} cannot be read: {error.strerror}", hint=_KEYS_HINT
+        ) from error
     except TypeError:
         raise RepositoryError(f"{path} is protected by a passphrase") from None
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -316,6 +320,8 @@ def _translated(path: Path, parse: Callable[[bytes, str], T]) -> T:
     try:
         return parse(path.read_bytes(), str(path))
     except OSError as error:
-        raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
+        raise RepositoryError(
+            f"{path} cannot be read: {error.strerror}", hint=_KEYS_HINT
+        ) from error
     except IntegrityError as error:
         raise RepositoryError(str(error)) from error
