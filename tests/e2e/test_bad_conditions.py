@@ -26,7 +26,7 @@ from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import fingerprint, load_keys
 from cvmfs_publish.repository.native.whitelist import make_whitelist
 from tests import parts
-from tests.fakes.registry import FakeRegistry, cut, reset, wrong_bytes
+from tests.fakes.registry import FakeRegistry, cut, reset, stall, wrong_bytes
 from tests.images import Tar
 from tests.support import JUDGE, NAME, keys_of_this_run
 
@@ -401,7 +401,9 @@ def test_a_publisher_that_is_stopped_leaves_nothing_behind(
         noise.file(f"noise/{count}", os.urandom(50_000))
     publisher.registry.add_image("a/two", [noise.done()], tag="1")
     started = threading.Event()
-    publisher.registry.before("GET", "/blobs/", started.set)
+    layer = max(publisher.registry.blobs, key=lambda digest: len(publisher.registry.blobs[digest]))
+    publisher.registry.before("GET", layer, started.set)
+    publisher.registry.fault("GET", layer, stall(12_000_000, 3.0), times=None)
     before = objects(publisher)
     command = [sys.executable, "-m", "cvmfs_publish", "publish"]
     with subprocess.Popen(
@@ -413,7 +415,7 @@ def test_a_publisher_that_is_stopped_leaves_nothing_behind(
         start_new_session=True,
     ) as process:
         assert started.wait(30)
-        time.sleep(0.3)
+        time.sleep(1.0)
         os.killpg(process.pid, number)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + number

@@ -320,7 +320,10 @@ class NativeRepository:
                 now=datetime.fromtimestamp(now, UTC),
             )
         except IntegrityError as error:
-            raise RepositoryError(str(error), hint=error.hint or "cvmfs-publish resign") from error
+            raise RepositoryError(
+                f"{self.storage / whitelists.FILE_NAME}: {error}",
+                hint=error.hint or _HINTS[whitelists.FILE_NAME],
+            ) from error
         if not any(
             fingerprint(keys.certificate, trusted.algorithm) == trusted
             for trusted in found.fingerprints
