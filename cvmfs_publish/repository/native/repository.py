@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import LocalStore, storage_errors
 from cvmfs_publish.content.objects import CATALOG_LEVEL, compress, compress_exactly, decompress
@@ -127,6 +127,7 @@ class NativeRepository:
             catalog.set_counters(catalog.count_own(), dict.fromkeys(COUNTERS, 0))
             catalog.set_property("revision", 1)
             catalog.set_property("last_modified", now)
+            catalog.set_property("previous_revision", ContentHash(bytes(DIGEST_BYTES), algorithm))
             root = store_catalog(catalog, self._store, algorithm)
         metainfo = {
             "administrator": "",
