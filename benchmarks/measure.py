@@ -32,7 +32,6 @@ class Cost:
     cpu_seconds: float  # user and system, waited-for descendants included
     peak_memory: int  # largest sum of proportional set sizes over all processes
     peak_resident: int  # largest sum of resident set sizes: an upper bound of the former
-    largest_process: int  # the kernel's own record of the largest single process
     other_cpu_seconds: float  # of the whole machine meanwhile, less `cpu_seconds`: disturbance
 
 
@@ -80,7 +79,6 @@ def run_measured(
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         peak_memory=sampler.peak_memory or usage.ru_maxrss * 1024,
         peak_resident=sampler.peak_resident or usage.ru_maxrss * 1024,
-        largest_process=usage.ru_maxrss * 1024,
         other_cpu_seconds=max(0.0, busy - usage.ru_utime - usage.ru_stime),
     )
     return cost, written

@@ -22,7 +22,7 @@ from benchmarks.report import (
     plan_rows,
 )
 
-COST = Cost(10.0, 15.0, 400 * MB, 700 * MB, 300 * MB, 0.1)
+COST = Cost(10.0, 15.0, 400 * MB, 700 * MB, 0.1)
 ONE_HEAD = {"HEAD manifest": 1}
 
 
