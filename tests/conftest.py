@@ -92,8 +92,12 @@ def registry_with_password(
         yield server
 
 
+# Folders whose tests start whole programs or make large images.
+SLOW_FOLDERS = {"e2e", "killed", "hostile", "benchmarks"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start whole programs are slow by where they are; `make test-pure` leaves them."""
+    """Mark tests that are slow by where they are; `make test-pure` leaves them out."""
     for item in items:
-        if {"e2e", "killed"} & set(item.path.parts):
+        if SLOW_FOLDERS & set(item.path.parts):
             item.add_marker(pytest.mark.slow)

@@ -256,6 +256,7 @@ def test_a_login_comes_from_the_configuration_or_from_docker(
     assert home.run("publish", "--force", image).code == 3
 
 
+@pytest.mark.slow
 def test_an_unreachable_registry_is_exit_code_3(home: Shell) -> None:
     ran = home.run("publish", "127.0.0.1:1/a/b:1")
     assert ran.code == 3
@@ -285,6 +286,7 @@ def test_an_interrupted_publish_leaves_the_repository_as_it_was(
     assert home.json("check", "--scrub")["revision"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}])
 def test_progress_is_drawn_at_a_terminal(
     home: Shell, registry: FakeRegistry, environ: dict[str, str]
