@@ -35,7 +35,6 @@ from cvmfs_publish.repository.base import Repository, Transaction, View
 from cvmfs_publish.repository.layouts import (
     DEFAULT_PLATFORM,
     MANIFEST_FILE,
-    NamePlacement,
     Placement,
     catalog_roots,
     place,
@@ -313,15 +312,15 @@ class Publisher:
         wish.stop()
 
     def _check_size(self, size: TreeSummary, name: str) -> None:
-        limits = self._settings
-        if size.entries > limits.limits.entries:
+        settings = self._settings
+        if size.entries > settings.limits.entries:
             raise IntegrityError(
-                f"{name} has {size.entries} entries; the limit is {limits.limits.entries}",
+                f"{name} has {size.entries} entries; the limit is {settings.limits.entries}",
                 hint="raise `limits.entries` if this image is trusted to be that large",
             )
-        if size.bytes > limits.image_bytes:
+        if size.bytes > settings.image_bytes:
             raise IntegrityError(
-                f"{name} has {size.bytes} bytes; the limit is {limits.image_bytes}",
+                f"{name} has {size.bytes} bytes; the limit is {settings.image_bytes}",
                 hint="raise `limits.image_bytes` if this image is trusted to be that large",
             )
 
@@ -377,7 +376,7 @@ class Publisher:
         _put_file(transaction, f"{placement.metadata}/{MANIFEST_FILE}", image.manifest)
         _put_file(
             transaction,
-            NamePlacement(placement.name, placement.platform_name, placement.metadata).publication,
+            placement.publication,
             publication.to_json(),
         )
         if placement.name != placement.immutable_name:

@@ -26,15 +26,28 @@ DEFAULT_PLATFORM = Platform.default()
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where one platform of one image goes.  All paths are relative to the repository root."""
+class NamePlacement:
+    """What is known of an image's place from its name alone.
+
+    All paths are relative to the repository root.
+    """
+
+    name: RepoPath  # the public name, a symbolic link
+    platform_name: RepoPath  # the link of this platform where several are published
+    metadata: RepoPath  # the directory of the records of the name
+
+    @property
+    def publication(self) -> RepoPath:
+        return f"{self.metadata}/{PUBLICATION_FILE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement(NamePlacement):
+    """Where one platform of one image goes."""
 
     sandbox: RepoPath
     image_record: RepoPath  # a file: how the sandbox was made
-    name: RepoPath  # the public name, a symbolic link
-    platform_name: RepoPath  # the link of this platform where several are published
     immutable_name: RepoPath  # the link by manifest digest
-    metadata: RepoPath  # the directory of the records of the name
 
     def link_target(self, link: RepoPath) -> str:
         """Return the relative text that leads from a link to the sandbox (E-55)."""
@@ -60,19 +73,6 @@ def place(
         immutable_name=f"{reference.registry}/{reference.repository}@{manifest}",
         metadata=names.metadata,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class NamePlacement:
-    """What is known of an image's place from its name alone."""
-
-    name: RepoPath
-    platform_name: RepoPath
-    metadata: RepoPath
-
-    @property
-    def publication(self) -> RepoPath:
-        return f"{self.metadata}/{PUBLICATION_FILE}"
 
 
 def place_name(reference: Reference, platform: Platform) -> NamePlacement:

@@ -32,6 +32,7 @@ from cvmfs_publish.repository.native import whitelist as whitelists
 from cvmfs_publish.repository.native.build import store_catalog
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
+    MAX_ENTRIES,
     Catalog,
     CatalogRef,
     Row,
@@ -69,7 +70,9 @@ class RepositoryInfo:
 class NativeRepository:
     """A repository below `storage`, signed with the keys `<keys>/<name>.*`."""
 
-    def __init__(self, name: str, storage: Path, keys: Path, *, max_entries: int = 200_000) -> None:
+    def __init__(
+        self, name: str, storage: Path, keys: Path, *, max_entries: int = MAX_ENTRIES
+    ) -> None:
         """Name a repository; nothing is read before it is used.
 
         `max_entries`: above this many entries an image's catalog is divided.
