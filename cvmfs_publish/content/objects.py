@@ -6,6 +6,7 @@ Source: facts/cvmfs-format.md sections 1.3 to 1.5.
 from __future__ import annotations
 
 import zlib
+from enum import Enum
 
 import deflate
 
@@ -14,7 +15,29 @@ from cvmfs_publish.errors import IntegrityError
 # Level 1 of libdeflate is 5 times as fast as zlib level 6 and 5 % larger; the limit we set
 # ourselves is 8 % (benchmarks/README.md has the measured table).
 DATA_LEVEL = 1
+STOCK_LEVEL = 6  # of zlib, in the stock server
 CATALOG_LEVEL = 6  # read by every client of a repository, written once
+
+
+class Compression(Enum):
+    """How the contents of files are stored; the values are those of `repository.compression`."""
+
+    ADAPTIVE = "adaptive"  # as fast as possible within 1.08 times the bytes of zlib level 6
+    ZLIB = "zlib"  # what the stock server writes, to the byte
+    FAST = "fast"  # as fast as possible
+    NONE = "none"  # as they are; catalogs say so with FLAG_UNCOMPRESSED
+
+
+def encode(data: bytes | memoryview, compression: Compression) -> bytes:
+    """Return the stored form of file content: a function of these arguments and nothing else.
+
+    So equal contents are equal objects, whichever image they come from and in which order.
+    """
+    if compression is Compression.NONE:
+        return bytes(data)
+    if compression is Compression.ZLIB:
+        return zlib.compress(data, STOCK_LEVEL)
+    return compress(data)
 
 
 def compress(data: bytes | memoryview, level: int = DATA_LEVEL) -> bytes:
@@ -27,7 +50,7 @@ def compress_exactly(data: bytes) -> bytes:
 
     A replica compresses both anew and stores the result under the hash of ours.
     """
-    return zlib.compress(data, 6)
+    return zlib.compress(data, STOCK_LEVEL)
 
 
 def decompress(stored: bytes, limit: int) -> bytes:
