@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.publish import Publisher, PublishResult, PublishSettings, Reporter
-from cvmfs_publish.repository.native.repository import NativeRepository
+from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
@@ -44,9 +45,13 @@ class Site:
         self.storage = base / "repository"
         self.keys = base / "keys"
         self.state = base / "state"
-        self.repository = NativeRepository(NAME, self.storage, self.keys)
+        self.reopen(NativeOptions())
         self.algorithm = algorithm
         self.client = RegistryClient(attempts=2, sleep=lambda _: None)
+
+    def reopen(self, options: NativeOptions) -> None:
+        """Use the repository from now on as a publisher with these options does."""
+        self.repository = NativeRepository(NAME, LocalStore(self.storage), self.keys, options)
 
     def create(self) -> Site:
         shutil.copytree(keys_of_this_run(), self.keys)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cvmfs_publish.config import Config
-from cvmfs_publish.repository.native.repository import NativeRepository
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 
 
 def open_repository(config: Config) -> NativeRepository:
@@ -11,7 +12,7 @@ def open_repository(config: Config) -> NativeRepository:
     repository = config.repository
     return NativeRepository(
         repository.name,
-        repository.storage,
+        LocalStore(repository.storage),
         repository.keys,
-        max_entries=config.nesting.max_entries,
+        NativeOptions(max_entries=config.nesting.max_entries),
     )

@@ -24,6 +24,7 @@ from cvmfs_publish.cli.output import (
 from cvmfs_publish.cli.progress import StatusLine
 from cvmfs_publish.config import FILE_NAME, RepositoryName, render_default_config
 from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
@@ -82,8 +83,8 @@ def init(
         raise InputError(
             f"{config_path} already exists", hint="remove it, or change it with an editor"
         )
-    repository = NativeRepository(checked, session.cwd / storage, session.cwd / keys)
-    is_new = not (repository.storage / MANIFEST_FILE).exists()
+    repository = NativeRepository(checked, LocalStore(session.cwd / storage), session.cwd / keys)
+    is_new = not repository.exists()
     if is_new:
         revision = repository.create(algorithm, datetime.now(UTC))
     else:
@@ -132,14 +133,14 @@ def _report_init(
             "created": is_new,
             "revision": revision.number,
             "root_hash": revision.root_hash,
-            "storage": str(repository.storage),
+            "storage": repository.location,
             "keys": str(keys),
             "config": str(config_path),
         },
         f"{'created' if is_new else 'adopted'} {repository.name}, revision {revision.number}\n"
         + format_fields(
             [
-                ("storage", str(repository.storage)),
+                ("storage", repository.location),
                 ("keys", str(keys)),
                 ("configuration", str(config_path)),
             ]

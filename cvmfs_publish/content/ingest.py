@@ -8,6 +8,7 @@ Python interpreter runs one thread at a time, hence processes.
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
 import queue
@@ -20,7 +21,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self, cast
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.local import LocalStore, storage_errors
+from cvmfs_publish.content.local import storage_errors
+from cvmfs_publish.content.objects import Compression
+from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.content.worker import PIECE, REQUEST, RESULT, STATUS
 from cvmfs_publish.errors import RepositoryError
 
@@ -81,10 +84,17 @@ class _Batch:
 class Ingestor:
     """Stores content with one process per core.  Several threads may `open` streams at once."""
 
-    def __init__(self, store: LocalStore, algorithm: HashAlgorithm, readers: int) -> None:
+    def __init__(
+        self,
+        store: ContentStore,
+        algorithm: HashAlgorithm,
+        readers: int,
+        compression: Compression = Compression.ADAPTIVE,
+    ) -> None:
         """Prepare for `readers` simultaneous streams; processes start with the first slab."""
         self._store = store
         self._algorithm = algorithm
+        self.compression = compression
         self._workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
         # A reader fills one slab while others are compressed or wait to be.
         count = 2 * self._workers + 2 * readers
@@ -115,8 +125,7 @@ class Ingestor:
         for thread in self._threads:
             thread.join()
         # What layers that failed have brought is named by nothing, unless others have it as well.
-        for content_hash, kind in self._loose - self._store.used:
-            self._store.remove(content_hash, kind)
+        self._remove(self._loose - self._store.used)
         self._view.release()
         self._memory.close()
         os.close(self._descriptor)
@@ -146,9 +155,13 @@ class Ingestor:
 
         Only after the last stream is finished or abandoned, and while no other writer is active.
         """
-        for content_hash, kind in self._new:
-            self._store.remove(content_hash, kind)
+        self._remove(self._new)
         self._new.clear()
+
+    def _remove(self, objects: Iterable[tuple[ContentHash, Suffix]]) -> None:
+        """Tidy up after a failure, which is what will be told; `gc` finds what stays."""
+        with suppress(OSError, RepositoryError):
+            self._store.remove([content_hash.path(kind) for content_hash, kind in objects])
 
     def open(self) -> ContentStream:
         """Return a stream for the contents of one layer."""
@@ -183,8 +196,12 @@ class Ingestor:
     def _drive(self) -> None:
         """Feed one worker process until there are no more jobs."""
         command = [sys.executable, "-P", "-m", "cvmfs_publish.content.worker"]
-        command += [os.fspath(self._store.root), self._algorithm.value]
         command += [str(self._descriptor), str(SLAB_SIZE)]
+        settings = {
+            "store": self._store.description(),
+            "hash": self._algorithm.value,
+            "compression": self.compression.value,
+        }
         process: subprocess.Popen[bytes] | None = None
         while (job := self._jobs.get()) is not None:
             error: BaseException | None = None
@@ -198,6 +215,8 @@ class Ingestor:
                                 stdout=subprocess.PIPE,
                                 pass_fds=(self._descriptor,),
                             )
+                            requests = cast(BinaryIO, process.stdin)
+                            requests.write(json.dumps(settings).encode() + b"\n")
                         self._run(job, process)
             except RepositoryError as problem:
                 error = problem
@@ -219,7 +238,10 @@ class Ingestor:
         (code,) = STATUS.unpack(_read(replies, STATUS.size))
         if code:
             (length,) = STATUS.unpack(_read(replies, STATUS.size))
-            raise OSError(code, os.strerror(code), os.fsdecode(_read(replies, length)) or None)
+            failure = json.loads(_read(replies, length))
+            if "message" in failure:
+                raise RepositoryError(failure["message"], hint=failure["hint"])
+            raise OSError(code, os.strerror(code), failure["file"] or None)
         answer = _read(replies, RESULT.size * len(job.pieces))
         for (piece, _, is_chunk), values in zip(
             job.pieces, RESULT.iter_unpack(answer), strict=True
@@ -238,6 +260,7 @@ class ContentStream:
 
     def __init__(self, ingestor: Ingestor) -> None:
         self._ingestor = ingestor
+        self.compressed = ingestor.compression is not Compression.NONE
         self._batch = _Batch()
         self._job: _Job | None = None
         self._pieces: list[tuple[Stored, bool]] = []

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.errors import IntegrityError, RepositoryError
+from cvmfs_publish.content.store import (
+    SHARDS,
+    Fetched,
+    Lock,
+    MissingError,
+    ObjectId,
+    Replacement,
+    StoredObject,
+)
+from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
 
 DIRECTORY_MODE, FILE_MODE = 0o755, 0o644  # as stock makes them
 TEMPORARY_PREFIX = "cvmfs-publish-"  # of our files in data/txn; others belong to stock tools
+PIECE = 1024 * 1024  # bytes handed over at a time
 _FULL = {
     errno.ENOSPC: "free some space, or move the storage to a larger file system",
     errno.EDQUOT: "free some space or have the quota raised",
@@ -44,15 +57,16 @@ def storage_errors(what: str) -> Iterator[None]:
 
 
 class LocalStore:
-    """Objects below `<root>/data`.  Any number of processes may put objects at the same time."""
+    """See `content.store.ContentStore`.  Any number of processes may put objects together."""
 
-    def __init__(self, root: Path, *, remember: bool = False) -> None:
+    def __init__(self, root: Path, *, remember: bool = True) -> None:
         """Use the directory `root`; `remember` in `used` what this instance is asked to put."""
         self.root = root
-        self._data = os.fspath(root) + "/"
-        self._temporary = f"{self._data}data/txn/{TEMPORARY_PREFIX}{os.getpid()}-"
+        self.location = str(root)
+        self._prefix = os.fspath(root) + "/"  # pathlib would take longer than the system calls
+        self._temporary = f"{self._prefix}data/txn/{TEMPORARY_PREFIX}{os.getpid()}-"
         self._numbers = itertools.count()
-        self.used: set[tuple[ContentHash, Suffix]] = set()
+        self.used: set[ObjectId] = set()
         self._remember = remember
 
     def create(self) -> None:
@@ -61,18 +75,19 @@ class LocalStore:
         A web server of another user reads them, whatever umask the publisher has.
         """
         with storage_errors("creating the object store"):
-            names = ["", "data", "data/txn", *(f"data/{number:02x}" for number in range(256))]
+            names = ["", "data", "data/txn", *(f"data/{shard}" for shard in SHARDS)]
             for path in (self.root / name for name in names):
                 if not path.is_dir():
                     path.mkdir(parents=True)
                     path.chmod(DIRECTORY_MODE)
 
-    def put(self, stored: bytes, content_hash: ContentHash, kind: Suffix) -> bool:
-        """Store an object of these bytes; return whether it is new.
+    def description(self) -> dict[str, Any]:
+        return {"kind": "local", "root": os.fspath(self.root)}
 
-        An object that exists with the right size is kept.  Raises OSError.
-        """
-        path = self._data + content_hash.path(kind)
+    # objects
+
+    def put(self, stored: bytes, content_hash: ContentHash, kind: Suffix) -> bool:
+        path = self._prefix + content_hash.path(kind)
         if self._remember:
             self.used.add((content_hash, kind))
         with suppress(FileNotFoundError):
@@ -81,62 +96,155 @@ class LocalStore:
         self._replace(path, stored)
         return True
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file in the repository root, in one step and durably.  Raises OSError."""
-        self._replace(self._data + name, data, durable=True)
-
-    def prepare(self, data: bytes) -> Path:
-        """Write a durable temporary file that `switch` can make visible.  Raises OSError."""
-        path = self._temporary + str(next(self._numbers))
-        self._write_file(path, data, durable=True)
-        return Path(path)
-
-    def switch(self, *prepared: tuple[Path, str]) -> None:
-        """Rename prepared files over files of the repository root, in order.  Raises OSError."""
-        for temporary, name in prepared:
-            os.rename(temporary, self._data + name)  # noqa: PTH104
-        self._sync_directory(self._data)
+    def put_many(self, objects: Sequence[tuple[bytes, ContentHash, Suffix]]) -> list[bool]:
+        done: list[tuple[ContentHash, Suffix]] = []
+        result = []
+        try:
+            for stored, content_hash, kind in objects:
+                new = self.put(stored, content_hash, kind)
+                if new:
+                    done.append((content_hash, kind))
+                result.append(new)
+        except OSError:
+            with suppress(OSError):  # whoever asked will not hear of these
+                self.remove(content_hash.path(kind) for content_hash, kind in done)
+            raise
+        return result
 
     def read(self, content_hash: ContentHash, kind: Suffix) -> bytes:
-        """Return the stored bytes of an object, verified.
-
-        Raises:
-            IntegrityError: the object is missing or its bytes do not match its name.
-        """
-        path = content_hash.path(kind)
-        try:
-            stored = (self.root / path).read_bytes()
-        except FileNotFoundError:
-            raise IntegrityError(f"object {path} is missing from {self.root}") from None
+        name = content_hash.path(kind)
+        stored = b"".join(self.pieces(name))
         if content_hash.algorithm.digest(stored) != content_hash.digest:
-            raise IntegrityError(f"object {path} in {self.root} is damaged: its hash differs")
+            raise IntegrityError(f"object {name} in {self.root} is damaged: its hash differs")
         return stored
 
-    def remove(self, content_hash: ContentHash, kind: Suffix) -> None:
-        """Remove an object; no error if it is gone or cannot be removed."""
-        with suppress(OSError):
-            os.unlink(self._data + content_hash.path(kind))  # noqa: PTH108 - called for every file
+    def read_many(self, objects: Iterable[ObjectId]) -> Iterator[bytes]:
+        return (self.read(content_hash, kind) for content_hash, kind in objects)
 
-    def has(self, name: str) -> bool:
-        """Whether an object of this name, as below the root (`data/xx/rest`), is stored."""
-        return os.path.exists(self._data + name)  # noqa: PTH110 - called for every file
+    def has_all(self, names: Iterable[str]) -> bool:
+        exists, prefix = os.path.exists, self._prefix  # called for every file
+        return all(exists(prefix + name) for name in names)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.unlink(self._prefix + name)  # noqa: PTH108 - called for every file
+
+    def objects(self, shard: str) -> Iterator[StoredObject]:
+        with suppress(FileNotFoundError), os.scandir(f"{self._prefix}data/{shard}") as entries:
+            for entry in entries:
+                found = entry.stat(follow_symlinks=False)
+                yield StoredObject(f"data/{shard}/{entry.name}", found.st_size, int(found.st_mtime))
+
+    # any file
+
+    def size(self, name: str) -> int | None:
+        path = self._prefix + name
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise RepositoryError(f"{path}: {error.strerror}") from error
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        path = self._prefix + name
+        try:
+            # not blocking: nobody may be writing to what turns out to be a fifo
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise MissingError(f"{path} is no regular file")
+                # One byte more than there should be, so that the end is seen at once.
+                while piece := os.read(descriptor, min(found.st_size + 1, PIECE)):
+                    yield piece
+                    if len(piece) == found.st_size:
+                        break
+            finally:
+                os.close(descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingError(f"{path} is missing") from None
+        except OSError as error:
+            raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    # the files of the root
+
+    def fetch(self, name: str, limit: int) -> Fetched | None:
+        version = self._version(name)
+        try:
+            data = b"".join(self.pieces(name))
+        except MissingError:
+            return None
+        if len(data) > limit:
+            raise IntegrityError(f"{self._prefix}{name} has more than {limit} bytes")
+        return Fetched(data, version or "")
+
+    def write(self, name: str, data: bytes) -> None:
+        self._replace(self._prefix + name, data, durable=True)
+
+    def prepare(self, name: str, data: bytes, expected: str | None) -> Replacement:
+        path = self._temporary + str(next(self._numbers))
+        self._write_file(path, data, durable=True)
+        return Replacement(name, data, expected, path)
+
+    def replace(self, replacement: Replacement) -> None:
+        found = self._version(replacement.name)
+        if found != replacement.expected:
+            raise LockedError(
+                f"{replacement.name} in {self.root} was changed by somebody else meanwhile",
+                hint="nothing was published; find out who else writes here, then try again",
+            )
+        os.rename(replacement.temporary, self._prefix + replacement.name)  # noqa: PTH104
+        self._sync_directory(self._prefix)
+
+    def _version(self, name: str) -> str | None:
+        try:
+            found = os.stat(self._prefix + name)  # noqa: PTH116
+        except FileNotFoundError:
+            return None
+        return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def sync(self) -> None:
-        """Return when everything written so far survives a power failure."""
-        descriptor = os.open(self._data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(self._prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
                 code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), self._data)
+                raise OSError(code, os.strerror(code), self._prefix)
         finally:
             os.close(descriptor)
 
     def sweep(self) -> None:
-        """Remove temporary files of writers that died.  Only while no other writer can be alive."""
         with suppress(FileNotFoundError):
             for path in (self.root / "data" / "txn").iterdir():
                 if path.name.startswith(TEMPORARY_PREFIX):
                     path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[Lock]:
+        """Hold the directory against other writers; the kernel frees it if we die."""
+        with storage_errors("locking the repository"):
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(
+                    f"the repository in {self.root} is locked: another publisher is writing to it",
+                    hint="wait for it to end, then try again",
+                ) from None
+            except OSError as error:
+                raise RepositoryError(
+                    f"{self.root} cannot be locked: {error.strerror}",
+                    hint="keep the repository on a file system with flock",
+                ) from error
+            yield _Held()
+        finally:
+            os.close(descriptor)
 
     def _replace(self, path: str, data: bytes, *, durable: bool = False) -> None:
         temporary = self._temporary + str(next(self._numbers))
@@ -171,3 +279,10 @@ class LocalStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class _Held:
+    """A lock of the kernel, which is not lost while the process lives."""
+
+    def check(self) -> None:
+        pass

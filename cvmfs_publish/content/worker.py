@@ -1,12 +1,12 @@
 """Compress, hash and store the pieces of file content that a publisher hands over; a process.
 
-The publisher starts `python -m cvmfs_publish.content.worker ROOT ALGORITHM MEMORY_FD SLAB_SIZE`
-once per core.  Content arrives in shared memory, cut into slabs; requests come on standard input,
-replies leave on standard output:
+The publisher starts `python -m cvmfs_publish.content.worker MEMORY_FD SLAB_SIZE` once per core.
+Content arrives in shared memory, cut into slabs; requests come on standard input, after one line
+of JSON that says how to store it; replies leave on standard output:
 
     request  = slab number (u32), count (u32), then per piece: offset (u32), size (u32), chunk? (u8)
     reply    = errno (u32), then if 0 per piece: digest (20 bytes), stored size (u64), new? (u8),
-               else: length (u32), file name
+               else: length (u32), JSON: message and hint, or the name of a file
 
 The process ends when its input does, so it never outlives a publisher that was killed by more than
 the slab it is working on.
@@ -14,17 +14,20 @@ the slab it is working on.
 
 from __future__ import annotations
 
+import errno
+import json
 import mmap
 import os
 import signal
 import struct
 import sys
-from pathlib import Path
 from typing import BinaryIO
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.local import LocalStore
-from cvmfs_publish.content.objects import compress
+from cvmfs_publish.content.objects import Compression, encode
+from cvmfs_publish.content.store import ContentStore
+from cvmfs_publish.content.stores import open_store
+from cvmfs_publish.errors import PublishError
 
 REQUEST = struct.Struct("<II")
 PIECE = struct.Struct("<IIB")
@@ -37,8 +40,9 @@ def serve(
     replies: BinaryIO,
     memory: memoryview,
     slab_size: int,
-    store: LocalStore,
+    store: ContentStore,
     algorithm: HashAlgorithm,
+    compression: Compression,
 ) -> None:
     """Answer requests until there are no more."""
     while len(header := requests.read(REQUEST.size)) == REQUEST.size:
@@ -49,21 +53,21 @@ def serve(
         pieces = list(PIECE.iter_unpack(request))
         base = slab * slab_size
         answer = bytearray(STATUS.pack(0))
-        stored_here: list[tuple[ContentHash, Suffix]] = []
         try:
+            objects = []
             for offset, size, is_chunk in pieces:
-                stored = compress(memory[base + offset : base + offset + size])
+                stored = encode(memory[base + offset : base + offset + size], compression)
                 content_hash = ContentHash(algorithm.digest(stored), algorithm)
                 kind = Suffix.CHUNK if is_chunk else Suffix.DATA
-                new = store.put(stored, content_hash, kind)
-                if new:
-                    stored_here.append((content_hash, kind))
+                objects.append((stored, content_hash, kind))
+            for (stored, content_hash, _), new in zip(
+                objects, store.put_many(objects), strict=True
+            ):
                 answer += RESULT.pack(content_hash.digest, len(stored), new)
         except OSError as error:
-            for content_hash, kind in stored_here:  # the publisher will not hear of these
-                store.remove(content_hash, kind)
-            name = os.fsencode(error.filename or "")
-            answer = bytearray(STATUS.pack(error.errno or 5) + STATUS.pack(len(name)) + name)
+            answer = _failure(error.errno or errno.EIO, {"file": os.fsdecode(error.filename or "")})
+        except PublishError as error:
+            answer = _failure(errno.EIO, {"message": str(error), "hint": error.hint})
         try:
             replies.write(answer)
             replies.flush()
@@ -71,17 +75,24 @@ def serve(
             return  # the publisher was stopped
 
 
+def _failure(code: int, document: dict[str, str]) -> bytearray:
+    text = json.dumps(document).encode()
+    return bytearray(STATUS.pack(code) + STATUS.pack(len(text)) + text)
+
+
 def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the publisher decides what an interrupt means
-    root, algorithm, descriptor, slab_size = arguments
-    with mmap.mmap(int(descriptor), 0, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
+    descriptor, slab_size = map(int, arguments)
+    settings = json.loads(sys.stdin.buffer.readline())
+    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as memory, memoryview(memory) as view:
         serve(
             sys.stdin.buffer,
             sys.stdout.buffer,
             view,
-            int(slab_size),
-            LocalStore(Path(root)),
-            HashAlgorithm(algorithm),
+            slab_size,
+            open_store(settings["store"]),
+            HashAlgorithm(settings["hash"]),
+            Compression(settings["compression"]),
         )
 
 

@@ -140,10 +140,13 @@ class _Reading:
 
     def finished(self) -> list[LayerEntry]:
         """Return the entries with the hashes of their contents, after these are stored."""
+        compressed = self._contents.compressed
         return [
             entry
             if isinstance(entry, LayerEntry)
-            else LayerEntry(Change.PUT, entry[0], _node(entry[1], _content(entry[2])))
+            else LayerEntry(
+                Change.PUT, entry[0], _node(entry[1], _content(entry[2], compressed=compressed))
+            )
             for entry in self._entries
         ]
 
@@ -209,12 +212,12 @@ def _node(member: Member, content: Content | None = None) -> Node:
     )
 
 
-def _content(pieces: list[Stored]) -> Content:
+def _content(pieces: list[Stored], *, compressed: bool) -> Content:
     if len(pieces) == 1:
-        return Content(pieces[0].hash)
+        return Content(pieces[0].hash, (), compressed)
     chunks, offset = [], 0
     for piece in pieces:
         if piece.hash is not None:
             chunks.append(Chunk(offset, piece.size, piece.hash))
         offset += piece.size
-    return Content(None, tuple(chunks))
+    return Content(None, tuple(chunks), compressed)

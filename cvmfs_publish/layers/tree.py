@@ -44,6 +44,7 @@ class Content(NamedTuple):
 
     hash: ContentHash | None  # None: the file is chunked
     chunks: tuple[Chunk, ...] = ()
+    compressed: bool = True  # False: the objects are the bytes of the file themselves
 
     def hashes(self) -> Iterator[ContentHash]:
         if self.hash is not None:

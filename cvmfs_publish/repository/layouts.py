@@ -7,7 +7,7 @@ consumers find images where they look for them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from posixpath import relpath
+from posixpath import normpath, relpath
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import RepoPath
@@ -20,6 +20,9 @@ MULTIARCH = ".multiarch"
 IMAGES = f"{METADATA}/.images"  # what was done to each sandbox, whatever names it has
 MANIFEST_FILE = "manifest.json"
 PUBLICATION_FILE = "publication.json"
+UNPUBLISHED_FILE = "unpublished.json"  # the history of a name that leads nowhere at present
+REPLACED = ".replaced"  # below the records of a name: those of what it led to before
+CATALOG_MARKER = ".cvmfscatalog"  # stands where a catalog of its own begins
 # What a client puts in place of the variable decides which platform a public name leads to.
 VARIANT = "$(CVMFS_ARCH:-amd64)"
 DEFAULT_PLATFORM = Platform.default()
@@ -40,6 +43,23 @@ class NamePlacement:
     def publication(self) -> RepoPath:
         return f"{self.metadata}/{PUBLICATION_FILE}"
 
+    @property
+    def manifest(self) -> RepoPath:
+        return f"{self.metadata}/{MANIFEST_FILE}"
+
+    @property
+    def unpublished(self) -> RepoPath:
+        return f"{self.metadata}/{UNPUBLISHED_FILE}"
+
+    def replaced(self, manifest: Digest) -> RepoPath:
+        """Return the directory of the records of a manifest the name led to before."""
+        return f"{self.metadata}/{REPLACED}/{manifest.hex}"
+
+    def variant_target(self) -> str:
+        """Return the text of a public name that leads to the client's own platform."""
+        _, _, rest = self.platform_name.removeprefix(MULTIARCH + "/").partition("/")
+        return relative(self.name, f"{MULTIARCH}/{VARIANT}/{rest}")
+
 
 @dataclass(frozen=True, slots=True)
 class Placement(NamePlacement):
@@ -53,26 +73,30 @@ class Placement(NamePlacement):
         """Return the relative text that leads from a link to the sandbox (E-55)."""
         return relative(link, self.sandbox)
 
-    def variant_target(self) -> str:
-        """Return the text of a public name that leads to the client's own platform."""
-        _, _, rest = self.platform_name.removeprefix(MULTIARCH + "/").partition("/")
-        return relative(self.name, f"{MULTIARCH}/{VARIANT}/{rest}")
-
 
 def place(
     reference: Reference, platform: Platform, image_id: Digest, manifest: Digest
 ) -> Placement:
     """Return where an image goes in the `unpacked` layout."""
     names = place_name(reference, platform)
-    shard = f"{image_id.hex[:2]}/{image_id.hex}"
     return Placement(
-        sandbox=f"{FLAT}/{shard}",
-        image_record=f"{IMAGES}/{shard}.json",
+        sandbox=sandbox_of(image_id),
+        image_record=image_record_of(image_id),
         name=names.name,
         platform_name=names.platform_name,
         immutable_name=f"{reference.registry}/{reference.repository}@{manifest}",
         metadata=names.metadata,
     )
+
+
+def sandbox_of(image_id: Digest) -> RepoPath:
+    """Return where the sandbox of an image is."""
+    return f"{FLAT}/{image_id.hex[:2]}/{image_id.hex}"
+
+
+def image_record_of(image_id: Digest) -> RepoPath:
+    """Return the file that says how the sandbox of an image was made."""
+    return f"{IMAGES}/{image_id.hex[:2]}/{image_id.hex}.json"
 
 
 def place_name(reference: Reference, platform: Platform) -> NamePlacement:
@@ -100,3 +124,8 @@ def catalog_roots(path: RepoPath) -> list[RepoPath]:
 def relative(link: RepoPath, target: RepoPath) -> str:
     """Return the text of a symbolic link at `link` that leads to `target`."""
     return relpath("/" + target, "/" + link.rpartition("/")[0])
+
+
+def resolve_link(link: RepoPath, text: str) -> RepoPath:
+    """Return where a symbolic link leads; a path that begins with `../` leads out."""
+    return normpath(f"{link.rpartition('/')[0]}/{text}".lstrip("/"))

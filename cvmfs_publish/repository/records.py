@@ -5,15 +5,37 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.repository.base import View
-from cvmfs_publish.repository.layouts import IMAGES, METADATA, PUBLICATION_FILE
+from cvmfs_publish.repository.layouts import (
+    IMAGES,
+    METADATA,
+    PUBLICATION_FILE,
+    REPLACED,
+    UNPUBLISHED_FILE,
+)
 
 FORMAT = 1  # of publication.json; readers refuse a higher one
+MAX_EVENTS = 1000  # of a name's history; older ones are forgotten: 150 KB, and years of nightlies
+
+PUBLISHED = "published"
+ROLLED_BACK = "rolled back"
+UNPUBLISHED = "unpublished"
+
+
+class Event(NamedTuple):
+    """Something that happened to a name, and what it led to then or, unpublished, until then."""
+
+    at: str  # RFC 3339, UTC
+    revision: int  # in which it became visible
+    digest: str  # of what the tag named in the registry
+    manifest_digest: str
+    image_id: str
+    what: str  # PUBLISHED, ROLLED_BACK or UNPUBLISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +49,7 @@ class Publication:
     platform: str
     path: str  # absolute below the repository
     sandbox: str  # absolute below the repository
-    published_at: str  # RFC 3339, UTC
+    published_at: str  # RFC 3339, UTC: since when the name leads there
     revision: int  # in which this state became visible
     entries: int
     content_bytes: int  # of all files, uncompressed
@@ -39,22 +61,39 @@ class Publication:
     findings: tuple[Finding, ...]
     publisher: str  # program and version
     signature: str = ""  # result of the signature policy; "" where none applied
+    what: str = PUBLISHED  # how the name came to lead there; or ROLLED_BACK
+    history: tuple[Event, ...] = ()  # what happened to the name before, oldest first
+    pinned_at: str = ""  # RFC 3339, UTC; "": the name is not pinned
+    pinned: tuple[str, ...] = ()  # sandboxes (absolute) that the pin keeps
+
+    @property
+    def event(self) -> Event:
+        """What made this state of the name visible."""
+        return Event(
+            self.published_at,
+            self.revision,
+            self.digest,
+            self.manifest_digest,
+            self.image_id,
+            self.what,
+        )
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """Everything that happened to the name, oldest first; the last is the present state."""
+        return (*self.history, self.event)
 
     def to_json(self) -> bytes:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         document["findings"] = [finding._asdict() for finding in self.findings]
+        document["history"] = [event._asdict() for event in self.history]
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> Publication:
         """Raise `IntegrityError` unless `data` is a record this version understands."""
         try:
-            document = json.loads(data)
-            if document["format"] > FORMAT:
-                raise IntegrityError(
-                    f"record of format {document['format']}; this version knows {FORMAT}",
-                    hint="update cvmfs-publish",
-                )
+            document = _load(data)
             values = {f.name: document[f.name] for f in fields(cls) if f.name in document}
             _check_types({f.name: str(f.type) for f in fields(cls)}, values)
             values["layers"] = _texts(values["layers"])
@@ -62,6 +101,8 @@ class Publication:
             values["findings"] = tuple(
                 Finding(*_texts([f["path"], f["what"]])) for f in values["findings"]
             )
+            values["history"] = _events(values.get("history", []))
+            values["pinned"] = _texts(values.get("pinned", []))
             return cls(**values)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"malformed {PUBLICATION_FILE}: {error}") from error
@@ -87,6 +128,44 @@ class SandboxRecord:
             raise IntegrityError(f"malformed sandbox record: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """What is left of a name that leads nowhere at present: its history, as `unpublished.json`."""
+
+    history: tuple[Event, ...]  # oldest first; the last is what unpublished it
+
+    def to_json(self) -> bytes:
+        document = {"format": FORMAT, "history": [event._asdict() for event in self.history]}
+        return (json.dumps(document, indent=2) + "\n").encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Unpublished:
+        """Raise `IntegrityError` unless `data` is such a record."""
+        try:
+            return cls(_events(_load(data)["history"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise IntegrityError(f"malformed {UNPUBLISHED_FILE}: {error}") from error
+
+
+def _load(data: bytes) -> Any:  # noqa: ANN401 - JSON
+    document = json.loads(data)
+    if document["format"] > FORMAT:
+        raise IntegrityError(
+            f"record of format {document['format']}; this version knows {FORMAT}",
+            hint="update cvmfs-publish",
+        )
+    return document
+
+
+def _events(value: object) -> tuple[Event, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list of events")
+    events = tuple(Event(*(document[name] for name in Event._fields)) for document in value)
+    for event in events:
+        _check_types(Event.__annotations__, event._asdict())
+    return events
+
+
 def _check_types(types: dict[str, str], values: dict[str, Any]) -> None:
     for name, value in values.items():
         kind = {"str": str, "int": int}.get(types[name])
@@ -106,18 +185,36 @@ def read_publication(view: View, path: RepoPath) -> Publication | None:
     return Publication.from_json(data) if data is not None else None
 
 
+def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
+    """Return the record in file `path`; None if there is none."""
+    data = view.read_file(path)
+    return Unpublished.from_json(data) if data is not None else None
+
+
 def iter_publications(view: View) -> Iterator[Publication]:
     """Yield the records of all published names, in the order of their paths."""
+    for directory, files in iter_records(view):
+        if PUBLICATION_FILE in files:
+            record = read_publication(view, f"{directory}/{PUBLICATION_FILE}")
+            if record is not None:
+                yield record
+
+
+def iter_records(view: View) -> Iterator[tuple[RepoPath, set[str]]]:
+    """Yield every directory that holds records of a name, and what is in it, ordered by path.
+
+    That includes names another program published and names that lead nowhere at present.
+    """
     stack = [METADATA]
     while stack:
         directory = stack.pop()
-        below = []
+        files, below = set(), []
         for name, is_directory in view.list_names(directory):
             path = f"{directory}/{name}"
-            if is_directory and path != IMAGES:
+            if not is_directory or name == REPLACED:
+                files.add(name)
+            elif path != IMAGES:
                 below.append(path)
-            elif name == PUBLICATION_FILE:
-                record = read_publication(view, path)
-                if record is not None:
-                    yield record
+        if files:
+            yield directory, files
         stack.extend(reversed(below))

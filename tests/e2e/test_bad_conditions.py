@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import fingerprint, load_keys
@@ -242,7 +243,7 @@ def test_renewing_the_whitelist_needs_the_master_key(publisher: Publisher) -> No
 def test_a_revision_from_the_future(publisher: Publisher) -> None:
     """A host whose clock went back must not sign: clients never go back in time."""
 
-    repository = NativeRepository(NAME, publisher.storage, publisher.folder / "keys")
+    repository = NativeRepository(NAME, LocalStore(publisher.storage), publisher.folder / "keys")
     earlier = int((datetime.now(UTC) - timedelta(hours=1)).timestamp())
     with pytest.raises(RepositoryError, match="clock"), repository.transaction(earlier):
         pass
@@ -333,7 +334,7 @@ def test_damaged_records_of_layers_only_cost_another_read(publisher: Publisher) 
 
 def test_a_damaged_catalog_stops_a_publish(publisher: Publisher) -> None:
 
-    repository = NativeRepository(NAME, publisher.storage, publisher.folder / "keys")
+    repository = NativeRepository(NAME, LocalStore(publisher.storage), publisher.folder / "keys")
     path = publisher.storage / f"data/{str(repository.manifest().root_hash)[:2]}"
     root = path / f"{str(repository.manifest().root_hash)[2:]}C"
     data = root.read_bytes()

@@ -13,6 +13,7 @@ import pytest
 from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.repository.native.check import check_repository
+from cvmfs_publish.repository.native.repository import NativeOptions
 from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
 from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sources.base import Platform
@@ -232,7 +233,7 @@ def test_a_large_image_is_divided_into_catalogs(tmp_path: Path) -> None:
             for number in range(100):
                 tar.file(f"usr/d{directory}/f{number}", b"")
         registry.add_image("a/one", layers=[tar.done()], tag="1")
-        target.repository._max_entries = 1000  # as `nesting.max_entries` sets it
+        target.reopen(NativeOptions(max_entries=1000))
         result = target.publish(f"{registry.host}/a/one:1")
         assert_sound(target)
         with target.repository.snapshot() as snapshot:

@@ -19,7 +19,8 @@ from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.support import site
 
-STEPS = ["catalogs", "history", "certificate", "reflog", "sync", "prepare", "switch", "done"]
+STEPS = ["catalogs", "history", "certificate", "reflog", "sync", "prepare"]
+STEPS += ["switch reflog", "switch", "done"]
 KILLS = 50
 
 # What the victim runs: publish `reference`, and die before step `step` if that is named.
@@ -76,7 +77,12 @@ def test_killed_before_a_step_readers_see_the_old_or_the_new_revision(
             assert after.number == before.number + 1
         else:
             assert after == before
-        assert target.judge() == []
+        if step == "switch":
+            # The one moment in which the reflog is newer than the manifest; readers do not look at
+            # it, and the next writer goes on from there.
+            assert all(".cvmfsreflog" in error for error in target.judge())
+        else:
+            assert target.judge() == []
         result = target.publish(f"{registry.host}/a/two:1")
         assert [i.status for i in result.images] == ["unchanged" if step == "done" else "published"]
         assert result.revision == before.number + 1

@@ -25,7 +25,7 @@ from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Directory, Node, Tree
 from cvmfs_publish.repository.native.catalog import MARKER
-from cvmfs_publish.repository.native.repository import NativeRepository, NativeTransaction
+from cvmfs_publish.repository.native.repository import NativeOptions, NativeTransaction
 from tests.images import fast_directory
 from tests.support import JUDGE, Site
 
@@ -55,9 +55,7 @@ class EditModel(RuleBasedStateMachine):
     def create(self, algorithm: HashAlgorithm, limit: int) -> None:
         self.site.algorithm = algorithm
         self.site.create()
-        self.site.repository = NativeRepository(
-            self.site.repository.name, self.site.storage, self.site.keys, max_entries=limit
-        )
+        self.site.reopen(NativeOptions(max_entries=limit))
 
     def teardown(self) -> None:
         self.discard()

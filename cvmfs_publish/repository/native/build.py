@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import CATALOG_LEVEL, compress
+from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, node_of
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
@@ -43,7 +43,7 @@ class TreeBuilder:
     """Builds and stores the catalogs of one subtree."""
 
     def __init__(
-        self, store: LocalStore, algorithm: HashAlgorithm, empty: Content, timestamp: int
+        self, store: ContentStore, algorithm: HashAlgorithm, empty: Content, timestamp: int
     ) -> None:
         """`empty` is the stored empty file, `timestamp` (Unix seconds) the time of the commit."""
         self._store = store
@@ -109,7 +109,7 @@ def marker_row(path: RepoPath, mtime: int, empty: Content) -> Row:
     return Row(join_path(path, MARKER), node, kind_flags(node))
 
 
-def store_catalog(catalog: Catalog, store: LocalStore, algorithm: HashAlgorithm) -> CatalogRef:
+def store_catalog(catalog: Catalog, store: ContentStore, algorithm: HashAlgorithm) -> CatalogRef:
     """Store a finished catalog.  Raises OSError."""
     data = catalog.serialize()
     stored = compress(data, CATALOG_LEVEL)

@@ -195,9 +195,10 @@ def kind_flags(node: Node) -> int:
     content = node.content
     if content is None:
         return FLAG_FILE
+    flags = FLAG_FILE if content.compressed else FLAG_FILE | FLAG_UNCOMPRESSED
     if content.chunks:
-        return FLAG_FILE | FLAG_CHUNKED | content.chunks[0].hash.algorithm.flags
-    return FLAG_FILE | (content.hash.algorithm.flags if content.hash else 0)
+        return flags | FLAG_CHUNKED | content.chunks[0].hash.algorithm.flags
+    return flags | (content.hash.algorithm.flags if content.hash else 0)
 
 
 def _encode(row: Row, parent_key: tuple[int, int]) -> tuple[object, ...]:
@@ -411,8 +412,9 @@ class Catalog:
         if algorithm is None:
             raise IntegrityError(f"unknown hash algorithm in the flags of /{path}")
         bulk = ContentHash(digest, algorithm) if isinstance(digest, bytes) else None
+        compressed = flags & FLAG_COMPRESSION_BITS != FLAG_UNCOMPRESSED
         if not flags & FLAG_CHUNKED:
-            return Content(bulk) if bulk else None
+            return Content(bulk, (), compressed) if bulk else None
         rows = self._rows(
             "SELECT offset, size, hash FROM chunks WHERE md5path_1 = ? AND md5path_2 = ? "
             "ORDER BY offset",
@@ -424,7 +426,7 @@ class Catalog:
         ):
             raise IntegrityError(f"malformed chunk of /{path}")
         chunks = tuple(Chunk(o, s, ContentHash(h, algorithm)) for o, s, h in rows)
-        return Content(bulk, chunks)
+        return Content(bulk, chunks, compressed)
 
     # nested catalogs
 

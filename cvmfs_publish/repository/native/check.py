@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import compress_exactly, decompress
 from cvmfs_publish.errors import IntegrityError, PublishError
 from cvmfs_publish.repository.native import manifest as manifests
@@ -41,7 +42,6 @@ from cvmfs_publish.repository.native.check_objects import ObjectChecker, Progres
 from cvmfs_publish.repository.native.check_schema import parse_number, read_properties
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import (
-    LocalOrigin,
     MissingError,
     Origin,
     open_origin,
@@ -119,7 +119,7 @@ def check_repository(
             check = _Check(origin, objects, report, now, progress)
             check.run(keys, name, every_tag=scrub)
             objects.finish()
-            if scrub and isinstance(origin, LocalOrigin):
+            if scrub and isinstance(origin, LocalStore):
                 objects.scrub(origin.root)
                 objects.finish()
     finally:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import compress, decompress
+from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 from cvmfs_publish.repository.native.build import TreeBuilder, marker_row, store_catalog
@@ -59,7 +59,7 @@ class TreeEditor:
     """
 
     def __init__(
-        self, store: LocalStore, algorithm: HashAlgorithm, root: CatalogRef, timestamp: int
+        self, store: ContentStore, algorithm: HashAlgorithm, root: CatalogRef, timestamp: int
     ) -> None:
         """Start from the stored root catalog; `timestamp` (Unix seconds) is that of the commit."""
         self._store = store

@@ -5,8 +5,6 @@ Nothing is verified here; names are relative to the repository root, as in `data
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +13,22 @@ from typing import Protocol
 import requests
 import urllib3
 
-from cvmfs_publish.errors import InputError, IntegrityError, RemoteError, RepositoryError
+from cvmfs_publish.content.local import PIECE, LocalStore
+from cvmfs_publish.content.store import MissingError
+from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 
-PIECE = 1024 * 1024  # bytes handed over at a time
+__all__ = ["HttpOrigin", "MissingError", "Origin", "open_origin", "read"]
+
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
 _MISSING = (403, 404, 410)  # S3 answers 403 for a missing key where listing is not allowed
 
 
 class Origin(Protocol):
-    """Where a repository is read from.  All methods may be called by several threads at once."""
+    """Where a repository is read from: a store, or a web server.
+
+    All methods may be called by several threads at once.
+    """
 
     def size(self, name: str) -> int | None:
         """Return the stored bytes of a file, -1 if it exists but they are unknown; None: missing.
@@ -43,12 +47,6 @@ class Origin(Protocol):
         """Release connections.  May be called again."""
 
 
-class MissingError(IntegrityError):
-    """A file that the repository refers to does not exist."""
-
-    kind = "missing"
-
-
 def open_origin(location: str | Path) -> Origin:
     """Return the origin at a directory or an http(s) URL; nothing is read yet.
 
@@ -60,7 +58,7 @@ def open_origin(location: str | Path) -> Origin:
         if text.partition("://")[0] not in ("http", "https"):
             raise InputError(f"{text}: repositories are read from directories and http(s) URLs")
         return HttpOrigin(text)
-    return LocalOrigin(Path(location))
+    return LocalStore(Path(location))
 
 
 def read(origin: Origin, name: str, limit: int) -> bytes:
@@ -73,48 +71,6 @@ def read(origin: Origin, name: str, limit: int) -> bytes:
         if size > limit:
             raise IntegrityError(f"{name} has more than {limit} bytes")
     return b"".join(found)
-
-
-class LocalOrigin:
-    """A repository's directory on this host."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._prefix = os.fspath(root) + "/"  # pathlib would take longer than the system calls
-
-    def size(self, name: str) -> int | None:
-        path = self._prefix + name
-        try:
-            found = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise RepositoryError(f"{path}: {error.strerror}") from error
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        path = self._prefix + name
-        try:
-            # not blocking: nobody may be writing to what turns out to be a fifo
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise MissingError(f"{path} is no regular file")
-                # One byte more than there should be, so that the end is seen at once.
-                while piece := os.read(descriptor, min(found.st_size + 1, PIECE)):
-                    yield piece
-                    if len(piece) == found.st_size:
-                        break
-            finally:
-                os.close(descriptor)
-        except (FileNotFoundError, NotADirectoryError):
-            raise MissingError(f"{path} is missing") from None
-        except OSError as error:
-            raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 class HttpOrigin:

@@ -30,7 +30,7 @@ from cvmfs_publish.repository.native.catalog import (
     Row,
 )
 from cvmfs_publish.repository.native.manifest import Manifest
-from cvmfs_publish.repository.native.origin import LocalOrigin, Origin, open_origin, read
+from cvmfs_publish.repository.native.origin import Origin, open_origin, read
 from cvmfs_publish.repository.native.signing import (
     SignatureError,
     fingerprint,
@@ -79,9 +79,9 @@ def open_snapshot(
         raise
 
 
-def browse_snapshot(directory: Path, *, name: str | None = None) -> Snapshot:
-    """Open the current revision of a directory one trusts: hashes are verified, no signature."""
-    origin = LocalOrigin(directory)
+def browse_snapshot(location: Path | Origin, *, name: str | None = None) -> Snapshot:
+    """Open the current revision of a place one trusts: hashes are verified, no signature."""
+    origin = open_origin(location) if isinstance(location, Path) else location
     data = read(origin, manifests.FILE_NAME, manifests.MAX_BYTES)
     manifest, _, _ = manifests.parse_manifest(data)
     split_signed(data, "manifest").check_hash("manifest")

@@ -1,29 +1,28 @@
-"""A CernVM-FS repository in a local directory, written without any CernVM-FS software.
+"""A CernVM-FS repository in a content store, written without any CernVM-FS software.
 
-Source: facts/cvmfs-format.md sections 1.6, 2, 5 and 6.1.
+Source: facts/cvmfs-format.md sections 2, 5 and 6.1.
 
 Invariants: objects before the catalogs that name them, catalogs leaf to root, then history,
-certificate and metainfo; everything is on disk (syncfs) before the reflog and the manifest are
-renamed into place, one after the other.  Only these two files are ever replaced.  The holder of the
-lock on the storage directory is the only writer.
+certificate and metainfo; everything is durable before the reflog and the manifest are replaced, one
+after the other.  Only these two files are ever replaced.  The holder of the store's lock is the
+only writer.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.ingest import Ingestor
-from cvmfs_publish.content.local import LocalStore, storage_errors
-from cvmfs_publish.content.objects import CATALOG_LEVEL, compress, compress_exactly, decompress
-from cvmfs_publish.errors import IntegrityError, LockedError, PublishError, RepositoryError
+from cvmfs_publish.content.local import storage_errors
+from cvmfs_publish.content.objects import Compression, compress_exactly, decompress
+from cvmfs_publish.content.store import ContentStore, Fetched
+from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native import manifest as manifests
@@ -39,21 +38,36 @@ from cvmfs_publish.repository.native.catalog import (
     kind_flags,
     split_path,
 )
+from cvmfs_publish.repository.native.commit import (
+    MAX_DATABASE_BYTES,
+    Base,
+    Bookkeeping,
+    Writer,
+    ignore_step,
+    open_history,
+    publish,
+    read_base,
+)
 from cvmfs_publish.repository.native.edit import TreeEditor
 from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.nesting import choose_nested
 from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
-from cvmfs_publish.repository.native.reflog import Reflog, RefType
+from cvmfs_publish.repository.native.reflog import Reflog
 from cvmfs_publish.repository.native.signing import Keys, create_keys, fingerprint, load_keys
 
 MASTER_REPLICA = ".cvmfs_master_replica"
-MAX_DATABASE_BYTES = 1024**3
 CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
 
 
-def _ignore(_: str) -> None:
-    pass
+@dataclass(frozen=True, slots=True)
+class NativeOptions:
+    """How a repository is written."""
+
+    max_entries: int = MAX_ENTRIES  # above this many an image's catalog is divided
+    compression: Compression = Compression.ADAPTIVE  # of file contents
+    automatic_tags: timedelta | None = None  # each revision gets a tag that lives so long
+    bookkeeping: Bookkeeping | None = None  # where stock tools write the repository too
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +82,23 @@ class RepositoryInfo:
 
 
 class NativeRepository:
-    """A repository below `storage`, signed with the keys `<keys>/<name>.*`."""
+    """A repository in `store`, signed with the keys `<keys>/<name>.*`."""
 
     def __init__(
-        self, name: str, storage: Path, keys: Path, *, max_entries: int = MAX_ENTRIES
+        self, name: str, store: ContentStore, keys: Path, options: NativeOptions | None = None
     ) -> None:
-        """Name a repository; nothing is read before it is used.
-
-        `max_entries`: above this many entries an image's catalog is divided.
-        """
+        """Name a repository; nothing is read before it is used."""
         self.name = name
-        self.storage = storage
+        self.store = store
+        self.location = store.location
         self._keys = keys
-        self._max_entries = max_entries
-        self._store = LocalStore(storage, remember=True)
+        self._options = options or NativeOptions()
 
     # creating
+
+    def exists(self) -> bool:
+        """Whether the store holds a repository, of whatever name."""
+        return self._fetch(manifests.FILE_NAME, manifests.MAX_BYTES) is not None
 
     def create(self, algorithm: HashAlgorithm, now: datetime) -> Revision:
         """Make keys (unless they exist), whitelist and an empty, signed first revision.
@@ -91,18 +106,18 @@ class NativeRepository:
         Raises:
             RepositoryError: there is a repository already, or files cannot be written.
         """
-        if (self.storage / manifests.FILE_NAME).exists():
+        if self.exists():
             raise RepositoryError(
-                f"{self.storage} already holds a repository",
+                f"{self.location} already holds a repository",
                 hint="choose another --storage, or use the repository as it is",
             )
         with storage_errors("creating the repository"):
             keys = self._create_or_load_keys(now)
-            self._store.create()
-            with self._locked():
-                self._store.write(MASTER_REPLICA, b"This repository may be replicated.\n")
+            self.store.create()
+            with self._writer(keys) as writer:
+                self.store.write(MASTER_REPLICA, b"This repository may be replicated.\n")
                 self._write_whitelist(keys, now, whitelists.DEFAULT_DAYS)
-                return self._create_first_revision(keys, algorithm, int(now.timestamp()))
+                return self._create_first_revision(writer, algorithm, int(now.timestamp()))
 
     def _create_or_load_keys(self, now: datetime) -> Keys:
         kinds = ("pub", "crt", "key")
@@ -120,10 +135,12 @@ class NativeRepository:
         data = whitelists.make_whitelist(
             self.name, [fingerprint(keys.certificate)], expires, keys.master_key, now
         )
-        self._store.write(whitelists.FILE_NAME, data)
+        self.store.write(whitelists.FILE_NAME, data)
         return expires
 
-    def _create_first_revision(self, keys: Keys, algorithm: HashAlgorithm, now: int) -> Revision:
+    def _create_first_revision(
+        self, writer: Writer, algorithm: HashAlgorithm, now: int
+    ) -> Revision:
         with Catalog.create("") as catalog:
             node = Node(0o040755, mtime=now)
             catalog.put([Row("", node, kind_flags(node), 2)])
@@ -131,7 +148,7 @@ class NativeRepository:
             catalog.set_property("revision", 1)
             catalog.set_property("last_modified", now)
             catalog.set_property("previous_revision", ContentHash(bytes(DIGEST_BYTES), algorithm))
-            root = store_catalog(catalog, self._store, algorithm)
+            root = store_catalog(catalog, self.store, algorithm)
         metainfo = {
             "administrator": "",
             "email": "",
@@ -144,7 +161,7 @@ class NativeRepository:
         }
         stored = compress_exactly((json.dumps(metainfo, indent=2) + "\n").encode())
         metainfo_hash = ContentHash.of(stored, algorithm)
-        self._store.put(stored, metainfo_hash, Suffix.METAINFO)
+        self.store.put(stored, metainfo_hash, Suffix.METAINFO)
         manifest = Manifest(
             name=self.name,
             root_hash=root.hash,
@@ -155,8 +172,15 @@ class NativeRepository:
             metainfo=metainfo_hash,
             garbage_collectable=True,
         )
-        with Reflog.create(self.name) as reflog, History.create(self.name) as history:
-            return self._publish(manifest, keys, reflog, history, None, _ignore)
+        # There is a reflog without a manifest if an earlier creation was killed at the very end.
+        leftover = self.store.fetch(reflogs.FILE_NAME, MAX_DATABASE_BYTES)
+        version = leftover.version if leftover is not None else None
+        with (
+            Base(manifest, None, Reflog.create(self.name), version) as base,
+            History.create(self.name) as history,
+        ):
+            history.advance(manifest.root_hash, 1, now, manifest.root_size)
+            return _revision(publish(writer, base, manifest, history))
 
     # reading
 
@@ -166,50 +190,51 @@ class NativeRepository:
         Raises:
             RepositoryError: there is no repository of this name here.
         """
-        path = self.storage / manifests.FILE_NAME
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        return self._read_manifest()[0]
+
+    def _read_manifest(self) -> tuple[Manifest, Fetched]:
+        found = self._fetch(manifests.FILE_NAME, manifests.MAX_BYTES)
+        if found is None:
             raise RepositoryError(
-                f"{self.storage} holds no repository: {path.name} does not exist",
+                f"{self.location} holds no repository: {manifests.FILE_NAME} does not exist",
                 hint="`cvmfs-publish init NAME` creates one",
-            ) from None
-        except OSError as error:
-            raise RepositoryError(f"{path} cannot be read: {error.strerror}") from error
-        with damage(self.storage):
-            manifest, _, _ = manifests.parse_manifest(data)
+            )
+        with damage(self.location):
+            manifest, _, _ = manifests.parse_manifest(found.data)
         if manifest.name != self.name:
             raise RepositoryError(
-                f"{self.storage} holds repository {manifest.name!r}, not {self.name!r}",
+                f"{self.location} holds repository {manifest.name!r}, not {self.name!r}",
                 hint="correct `repository.name` or `repository.storage`",
             )
-        return manifest
+        return manifest, found
+
+    def _fetch(self, name: str, limit: int) -> Fetched | None:
+        with damage(self.location):
+            return self.store.fetch(name, limit)
 
     def revision(self) -> Revision:
-        manifest = self.manifest()
-        return Revision(manifest.revision, str(manifest.root_hash), manifest.timestamp)
+        return _revision(self.manifest())
 
     def snapshot(self) -> Snapshot:
         """Open the published revision for reading; close it after use."""
         self.manifest()
-        return browse_snapshot(self.storage, name=self.name)
+        return browse_snapshot(self.store, name=self.name)
 
     @contextmanager
     def open(self) -> Iterator[SnapshotView]:
-        with damage(self.storage), self.snapshot() as snapshot:
+        with damage(self.location), self.snapshot() as snapshot:
             yield SnapshotView(snapshot)
 
     def has_objects(self, names: Iterable[str]) -> bool:
-        return all(map(self._store.has, names))
+        return self.store.has_all(names)
 
     def info(self, now: datetime) -> RepositoryInfo:
         """Return facts about the published revision; the whitelist is verified against the keys."""
         manifest = self.manifest()
         keys = load_keys(self._keys, self.name)
-        with damage(self.storage):
-            whitelist, _, _ = whitelists.parse_whitelist(self._read(whitelists.FILE_NAME))
-            with self._open_catalog(manifest) as root:
-                counters = root.total_counters()
+        whitelist, _, _ = whitelists.parse_whitelist(self._read_whitelist())
+        with damage(self.location), self._open_catalog(manifest) as root:
+            counters = root.total_counters()
         return RepositoryInfo(
             manifest,
             whitelist.expires_at,
@@ -219,16 +244,17 @@ class NativeRepository:
         )
 
     def _open_catalog(self, manifest: Manifest) -> Catalog:
-        stored = self._store.read(manifest.root_hash, Suffix.CATALOG)
+        stored = self.store.read(manifest.root_hash, Suffix.CATALOG)
         return Catalog.open(decompress(stored, MAX_DATABASE_BYTES))
 
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.storage / name).read_bytes()
-        except OSError as error:
+    def _read_whitelist(self) -> bytes:
+        found = self._fetch(whitelists.FILE_NAME, whitelists.MAX_BYTES)
+        if found is None:
             raise RepositoryError(
-                f"{self.storage / name} cannot be read: {error.strerror}", hint=_HINTS[name]
-            ) from error
+                f"{whitelists.FILE_NAME} of {self.name} is missing from {self.location}",
+                hint=_WHITELIST_HINT,
+            )
+        return found.data
 
     # writing
 
@@ -236,12 +262,12 @@ class NativeRepository:
         """Renew the whitelist; return when the new one expires.  Needs the master key."""
         self.manifest()
         keys = load_keys(self._keys, self.name)
-        with self._locked(), storage_errors("renewing the whitelist"):
+        with self._writer(keys), storage_errors("renewing the whitelist"):
             return self._write_whitelist(keys, now, days)
 
     @contextmanager
     def transaction(
-        self, now: int, step: Callable[[str], None] = _ignore
+        self, now: int, step: Callable[[str], None] = ignore_step
     ) -> Iterator[NativeTransaction]:
         """See `repository.base.Repository`.
 
@@ -250,34 +276,88 @@ class NativeRepository:
             RepositoryError: the repository is missing, damaged, unwritable, or its keys,
                 whitelist or the clock forbid signing.
         """
+        with self._writing(now, step) as (writer, base):
+            self.store.sweep()
+            manifest = base.manifest
+            timestamp = max(now, manifest.timestamp)
+            algorithm = manifest.root_hash.algorithm
+            root = CatalogRef(manifest.root_hash, manifest.root_size)
+            editor = TreeEditor(self.store, algorithm, root, timestamp)
+            transaction = NativeTransaction(editor, self.store, self._options, manifest)
+            try:
+                yield transaction
+                if editor.changed:
+                    self._commit(writer, base, editor, now, timestamp)
+            except (OSError, RepositoryError):
+                if self._is_published(manifest):  # the failure came before the switch
+                    transaction.discard()  # a full disk must not stay full of it
+                raise
+            finally:
+                editor.close()
+
+    def _commit(
+        self, writer: Writer, base: Base, editor: TreeEditor, started: int, timestamp: int
+    ) -> None:
+        writer.step("catalogs")
+        root, revision = editor.commit()
+        writer.step("history")
+        new = replace(
+            base.manifest,
+            root_hash=root.hash,
+            root_size=root.size,
+            revision=revision,
+            timestamp=timestamp,
+        )
+        with open_history(self.store, base.manifest) as history:
+            history.advance(root.hash, revision, timestamp, root.size)
+            publish(writer, base, new, history)
+
+    @contextmanager
+    def maintenance(
+        self, now: int, step: Callable[[str], None] = ignore_step
+    ) -> Iterator[Maintenance]:
+        """Change history or reflog and publish them with the same tree and revision number.
+
+        Nothing is published if the block raises, or changes neither.
+
+        Raises: as `transaction`.
+        """
+        with (
+            self._writing(now, step) as (writer, base),
+            open_history(self.store, base.manifest) as history,
+        ):
+            work = Maintenance(self.store, base.manifest, history, base.reflog, writer)
+            before = history.serialize(), base.reflog.serialize()
+            yield work
+            changed = history.serialize() != before[0]
+            if changed or base.reflog.serialize() != before[1]:
+                new = replace(base.manifest, timestamp=max(now, base.manifest.timestamp))
+                publish(writer, base, new, history if changed else None)
+
+    @contextmanager
+    def _writing(self, now: int, step: Callable[[str], None]) -> Iterator[tuple[Writer, Base]]:
+        """Hold the lock and the published state, which is verified."""
         self.manifest()  # a clear error before anything else if there is none
         keys = load_keys(self._keys, self.name, with_master=False)
-        with self._locked():
-            manifest = self.manifest()
-            self._check_base(manifest, keys, now)
-            timestamp = max(now, manifest.timestamp)
+        with self._writer(keys, step) as writer:
+            manifest, found = self._read_manifest()
+            self._check_base(manifest, found.data, keys, now)
             with (
                 storage_errors("writing the repository"),
-                damage(self.storage),
-                self._reflog(manifest) as reflog,
+                damage(self.location),
+                read_base(self.store, manifest, found.version) as base,
             ):
-                self._store.sweep()
-                algorithm = manifest.root_hash.algorithm
-                root = CatalogRef(manifest.root_hash, manifest.root_size)
-                editor = TreeEditor(self._store, algorithm, root, timestamp)
-                transaction = NativeTransaction(
-                    editor, self._store, algorithm, self._max_entries, manifest.revision + 1
-                )
-                try:
-                    yield transaction
-                    if editor.changed:
-                        self._commit(manifest, keys, editor, reflog, timestamp, step)
-                except (OSError, RepositoryError):
-                    if self._is_published(manifest):  # the failure came before the switch
-                        transaction.discard()  # a full disk must not stay full of it
-                    raise
-                finally:
-                    editor.close()
+                yield writer, base
+
+    @contextmanager
+    def _writer(self, keys: Keys, step: Callable[[str], None] = ignore_step) -> Iterator[Writer]:
+        """Hold the repository against other writers, ours and stock's."""
+        bookkeeping = self._options.bookkeeping
+        with (
+            self.store.lock() as lock,
+            bookkeeping.hold() if bookkeeping is not None else nullcontext(),
+        ):
+            yield Writer(self.store, keys, lock, bookkeeping, step)
 
     def _is_published(self, manifest: Manifest) -> bool:
         try:
@@ -285,30 +365,7 @@ class NativeRepository:
         except PublishError:
             return False
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the repository against other writers on this host; the kernel frees it if we die."""
-        with storage_errors("locking the repository"):
-            descriptor = os.open(self.storage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise LockedError(
-                    f"repository {self.name} is locked: another publisher is writing to "
-                    f"{self.storage}",
-                    hint="wait for it to end, then try again",
-                ) from None
-            except OSError as error:
-                raise RepositoryError(
-                    f"{self.storage} cannot be locked: {error.strerror}",
-                    hint="keep the repository on a file system with flock",
-                ) from error
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _check_base(self, manifest: Manifest, keys: Keys, now: int) -> None:
+    def _check_base(self, manifest: Manifest, data: bytes, keys: Keys, now: int) -> None:
         """Refuse to build on, or to sign, what clients would not accept."""
         if manifest.timestamp > now + CLOCK_TOLERANCE:
             raise RepositoryError(
@@ -318,15 +375,15 @@ class NativeRepository:
             )
         try:
             found = whitelists.verify_whitelist(
-                self._read(whitelists.FILE_NAME),
+                self._read_whitelist(),
                 [keys.public_key],
                 name=self.name,
                 now=datetime.fromtimestamp(now, UTC),
             )
         except IntegrityError as error:
             raise RepositoryError(
-                f"{self.storage / whitelists.FILE_NAME}: {error}",
-                hint=error.hint or _HINTS[whitelists.FILE_NAME],
+                f"{whitelists.FILE_NAME} in {self.location}: {error}",
+                hint=error.hint or _WHITELIST_HINT,
             ) from error
         if not any(
             fingerprint(keys.certificate, trusted.algorithm) == trusted
@@ -337,7 +394,7 @@ class NativeRepository:
                 hint="`cvmfs-publish resign`, where the master key is, makes it trusted",
             )
         try:
-            manifests.verify_manifest(self._read(manifests.FILE_NAME), keys.certificate)
+            manifests.verify_manifest(data, keys.certificate)
         except IntegrityError as error:
             raise RepositoryError(
                 f"{manifests.FILE_NAME} of {self.name} was not signed with the key in "
@@ -345,126 +402,29 @@ class NativeRepository:
                 hint="name the right keys in `repository.keys`",
             ) from error
 
-    @contextmanager
-    def _reflog(self, manifest: Manifest) -> Iterator[Reflog]:
-        """Open the reflog the manifest belongs to, or the newer one of a publish that was killed.
 
-        A publisher killed between its two renames leaves a reflog that lists more than the
-        manifest names: harmless, and the base of the next one (section 6.1).
-        """
-        data = self._read(reflogs.FILE_NAME)
-        expected = manifest.reflog
-        with Reflog.open(data) as reflog:
-            if expected is None or ContentHash.of(data, expected.algorithm) != expected:
-                listed = {entry.hash for entry in reflog.entries()}
-                needed = {
-                    manifest.root_hash,
-                    manifest.certificate,
-                    manifest.history,
-                    manifest.metainfo,
-                }
-                missing = sorted(str(h) for h in needed if h is not None and h not in listed)
-                if missing or reflog.name != self.name:
-                    raise RepositoryError(
-                        f"{reflogs.FILE_NAME} of {self.name} does not belong to revision "
-                        f"{manifest.revision}: it lacks {', '.join(missing) or 'its name'}",
-                        hint="restore it from a backup, or rebuild it with `cvmfs_server check -r`",
-                    )
-            yield reflog
+@dataclass(frozen=True, slots=True)
+class Maintenance:
+    """Work on what a repository remembers, not on its tree."""
 
-    def _commit(
-        self,
-        manifest: Manifest,
-        keys: Keys,
-        editor: TreeEditor,
-        reflog: Reflog,
-        timestamp: int,
-        step: Callable[[str], None],
-    ) -> None:
-        step("catalogs")
-        root, revision = editor.commit()
-        step("history")
-        new = replace(
-            manifest,
-            root_hash=root.hash,
-            root_size=root.size,
-            revision=revision,
-            timestamp=timestamp,
-        )
-        previous = manifest.history
-        if previous is None:
-            history = History.create(self.name)
-        else:
-            stored = self._store.read(previous, Suffix.HISTORY)
-            history = History.open(decompress(stored, MAX_DATABASE_BYTES))
-        with history:
-            self._publish(new, keys, reflog, history, previous, step)
-
-    def _publish(
-        self,
-        manifest: Manifest,
-        keys: Keys,
-        reflog: Reflog,
-        history: History,
-        previous: ContentHash | None,
-        step: Callable[[str], None],
-    ) -> Revision:
-        """Sign and publish `manifest`, completed with new history, certificate and reflog."""
-        algorithm = manifest.root_hash.algorithm
-        history.previous_revision = previous
-        history.advance(
-            manifest.root_hash, manifest.revision, manifest.timestamp, manifest.root_size
-        )
-        stored = compress(history.serialize(), CATALOG_LEVEL)
-        history_hash = ContentHash.of(stored, algorithm)
-        self._store.put(stored, history_hash, Suffix.HISTORY)
-        step("certificate")
-        stored = compress_exactly(keys.certificate_pem())
-        certificate_hash = ContentHash.of(stored, algorithm)
-        self._store.put(stored, certificate_hash, Suffix.CERTIFICATE)
-        step("reflog")
-        now = manifest.timestamp
-        reflog.add(manifest.root_hash, RefType.CATALOG, now)
-        reflog.add(certificate_hash, RefType.CERTIFICATE, now)
-        reflog.add(history_hash, RefType.HISTORY, now)
-        if manifest.metainfo is not None:
-            reflog.add(manifest.metainfo, RefType.METAINFO, now)
-        reflog_data = reflog.serialize()
-        final = replace(
-            manifest,
-            certificate=certificate_hash,
-            history=history_hash,
-            reflog=ContentHash.of(reflog_data, algorithm),
-        )
-        signed = manifests.sign_manifest(final, keys.private_key)
-        step("sync")
-        self._store.sync()
-        step("prepare")
-        prepared_reflog = self._store.prepare(reflog_data)
-        prepared_manifest = self._store.prepare(signed)
-        step("switch")
-        self._store.switch(
-            (prepared_reflog, reflogs.FILE_NAME), (prepared_manifest, manifests.FILE_NAME)
-        )
-        step("done")
-        return Revision(final.revision, str(final.root_hash), final.timestamp)
+    store: ContentStore
+    manifest: Manifest  # published
+    history: History  # may be changed
+    reflog: Reflog  # may be changed
+    writer: Writer
 
 
-_HINTS = {
-    manifests.FILE_NAME: "restore it from a backup or a replica",
-    whitelists.FILE_NAME: "`cvmfs-publish resign`, where the master key is, makes a new one",
-    reflogs.FILE_NAME: "restore it from a backup, or rebuild it with `cvmfs_server check -r`",
-}
+_WHITELIST_HINT = "`cvmfs-publish resign`, where the master key is, makes a new one"
 
 
 @contextmanager
-def damage(storage: Path) -> Iterator[None]:
+def damage(location: str) -> Iterator[None]:
     """Turn what is wrong with stored files into the error of a damaged repository."""
     try:
         yield
     except IntegrityError as error:
         raise RepositoryError(
-            f"the repository in {storage} is damaged: {error}",
+            f"the repository in {location} is damaged: {error}",
             hint="`cvmfs-publish check` finds all of it; restore files from a backup or a replica",
         ) from error
 
@@ -498,17 +458,16 @@ class NativeTransaction:
     def __init__(
         self,
         editor: TreeEditor,
-        store: LocalStore,
-        algorithm: HashAlgorithm,
-        max_entries: int,
-        revision: int,
+        store: ContentStore,
+        options: NativeOptions,
+        base: Manifest,
     ) -> None:
         self._editor = editor
         self._store = store
-        self._algorithm = algorithm
+        self._algorithm = base.root_hash.algorithm
         self._ingestors: list[Ingestor] = []
-        self._max_entries = max_entries
-        self.revision = revision
+        self._options = options
+        self.revision = base.revision + 1
 
     def read_file(self, path: RepoPath) -> bytes | None:
         with self._writing():
@@ -530,14 +489,14 @@ class NativeTransaction:
             return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
 
     def ingestor(self, readers: int) -> Ingestor:
-        ingestor = Ingestor(self._store, self._algorithm, readers)
+        ingestor = Ingestor(self._store, self._algorithm, readers, self._options.compression)
         self._ingestors.append(ingestor)
         return ingestor
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Tell what is wrong with the repository from what is wrong with an image."""
-        with storage_errors("writing the repository"), damage(self._store.root):
+        with storage_errors("writing the repository"), damage(self._store.location):
             yield
 
     def discard(self) -> None:
@@ -563,11 +522,15 @@ class NativeTransaction:
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         with self._writing():
-            self._editor.put_tree(path, tree, choose_nested(tree, self._max_entries))
+            self._editor.put_tree(path, tree, choose_nested(tree, self._options.max_entries))
 
     def remove(self, path: RepoPath) -> None:
         with self._writing():
             self._editor.remove(path)
+
+
+def _revision(manifest: Manifest) -> Revision:
+    return Revision(manifest.revision, str(manifest.root_hash), manifest.timestamp)
 
 
 def _time(timestamp: int) -> str:

@@ -14,7 +14,7 @@ import pytest
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import TEMPORARY_PREFIX, LocalStore, storage_errors
 from cvmfs_publish.content.objects import compress
-from cvmfs_publish.errors import IntegrityError, RepositoryError
+from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
 
 STORED = compress(b"some content")
 HASH = ContentHash.of(STORED, HashAlgorithm.SHA1)
@@ -38,11 +38,11 @@ def test_a_store_has_all_its_directories_and_making_it_again_harms_nothing(
     assert len(list((store.root / "data").iterdir())) == 257
     store.put(STORED, HASH, Suffix.DATA)
     store.create()
-    assert store.has(NAME)
+    assert store.has_all([NAME])
 
 
 def test_an_object_is_stored_once(store: LocalStore) -> None:
-    assert not store.has(NAME)
+    assert not store.has_all([NAME])
     assert store.put(STORED, HASH, Suffix.DATA)
     path = store.root / NAME
     before = path.stat()
@@ -95,19 +95,34 @@ def test_files_are_replaced_in_one_step(store: LocalStore) -> None:
         store.write(".file", b"new")
         assert reader.read() == b"old"
     assert (store.root / ".file").read_bytes() == b"new"
-    first, second = store.prepare(b"1"), store.prepare(b"2")
+    found = store.fetch(".file", 100)
+    assert found is not None
+    first, second = store.prepare(".file", b"1", found.version), store.prepare(".other", b"2", None)
     assert (store.root / ".file").read_bytes() == b"new"
-    store.switch((first, ".file"), (second, ".other"))
+    store.replace(first)
     assert (store.root / ".file").read_bytes() == b"1"
+    store.replace(second)
     assert (store.root / ".other").read_bytes() == b"2"
     store.sync()
     assert temporary(store) == []
 
 
+def test_a_file_that_somebody_else_replaced_is_not_replaced(store: LocalStore) -> None:
+    store.write(".file", b"old")
+    found = store.fetch(".file", 100)
+    assert found is not None
+    store.write(".file", b"by another")
+    with pytest.raises(LockedError, match="was changed by somebody else"):
+        store.replace(store.prepare(".file", b"mine", found.version))
+    with pytest.raises(LockedError, match="was changed by somebody else"):
+        store.replace(store.prepare(".file", b"mine", None))
+    assert (store.root / ".file").read_bytes() == b"by another"
+
+
 def test_sweeping_removes_what_we_left_and_nothing_of_others(store: LocalStore) -> None:
     txn = store.root / "data" / "txn"
-    left = LocalStore(store.root).prepare(b"left by one that died")
-    assert left.name.startswith(TEMPORARY_PREFIX)
+    left = LocalStore(store.root).prepare(".file", b"left by one that died", None)
+    assert Path(left.temporary).name.startswith(TEMPORARY_PREFIX)
     (txn / "stock.tmp").write_bytes(b"of another program")
     store.sweep()
     assert temporary(store) == ["stock.tmp"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import LockedError, RepositoryError
 from cvmfs_publish.layers.tree import empty_tree
 from cvmfs_publish.repository.native.repository import NativeRepository
@@ -121,7 +122,7 @@ def test_readers_keep_the_revision_they_opened(target: Site) -> None:
 
 
 def test_a_second_writer_is_refused_at_once_and_free_afterwards(target: Site) -> None:
-    other = NativeRepository(NAME, target.storage, target.keys)
+    other = NativeRepository(NAME, LocalStore(target.storage), target.keys)
     with target.repository.transaction(now()) as transaction:
         transaction.put_file("f", b"1")
         for repository in (other, target.repository):
@@ -136,7 +137,7 @@ def test_a_second_writer_is_refused_at_once_and_free_afterwards(target: Site) ->
 
 def test_many_writers_at_once_lose_nothing(target: Site) -> None:
     def work(number: int) -> None:
-        repository = NativeRepository(NAME, target.storage, target.keys)
+        repository = NativeRepository(NAME, LocalStore(target.storage), target.keys)
         while True:
             try:
                 with repository.transaction(now()) as transaction:
@@ -215,9 +216,9 @@ def test_a_missing_key_is_named(target: Site, kind: str) -> None:
 
 def test_another_name_and_an_empty_place_are_told(target: Site, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"holds repository 'test\.example\.org'"):
-        NativeRepository("other.example.org", target.storage, target.keys).revision()
+        NativeRepository("other.example.org", LocalStore(target.storage), target.keys).revision()
     with pytest.raises(RepositoryError, match="holds no repository") as caught:
-        NativeRepository(NAME, tmp_path / "none", target.keys).revision()
+        NativeRepository(NAME, LocalStore(tmp_path / "none"), target.keys).revision()
     assert "init" in caught.value.hint
 
 

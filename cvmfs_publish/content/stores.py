@@ -1,0 +1,21 @@
+"""Open the store that a description names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.store import ContentStore
+
+
+def open_store(description: dict[str, Any]) -> ContentStore:
+    """Undo `ContentStore.description`; nothing is read or written yet."""
+    return STORES[description["kind"]](description)
+
+
+def _open_local(description: dict[str, Any]) -> ContentStore:
+    return LocalStore(Path(description["root"]), remember=False)
+
+
+STORES = {"local": _open_local}
