@@ -13,6 +13,10 @@ things disagree, both values; `hint` says what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+EXIT_PARTIAL = 6  # some of several failed, the others are done
+
 
 class PublishError(Exception):
     """A bug or an unknown failure."""
@@ -57,3 +61,10 @@ class LockedError(RepositoryError):
     """Another writer holds the repository; nothing was changed.  Worth retrying later."""
 
     kind = "locked"
+
+
+def exit_code_of(errors: Sequence[PublishError], count: int) -> int:
+    """Return how a call for `count` things ends: 0, 6 if some failed, else as the first failure."""
+    if not errors:
+        return 0
+    return EXIT_PARTIAL if len(errors) < count else errors[0].exit_code

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,7 @@ from typing import Literal, Protocol
 from cvmfs_publish import __version__
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
+from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError, exit_code_of
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.merge import merge
@@ -32,15 +31,8 @@ from cvmfs_publish.layers.tree import Tree
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository, Transaction, View
-from cvmfs_publish.repository.layouts import (
-    DEFAULT_PLATFORM,
-    MANIFEST_FILE,
-    Placement,
-    catalog_roots,
-    place,
-    place_name,
-    relative,
-)
+from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, Placement, place, place_name
+from cvmfs_publish.repository.names import publish_name, put_sandbox
 from cvmfs_publish.repository.records import Publication, SandboxRecord, read_publication
 from cvmfs_publish.sandbox.policy import SandboxPolicy, summarise
 from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
@@ -119,9 +111,7 @@ class PublishResult:
     def exit_code(self) -> int:
         """0 all done; 6 some failed; if all failed, the code of the first failure."""
         errors = [image.error for image in self.images if image.error is not None]
-        if not errors:
-            return 0
-        return 6 if len(errors) < len(self.images) else errors[0].exit_code
+        return exit_code_of(errors, len(self.images))
 
 
 @dataclass(slots=True)
@@ -306,9 +296,10 @@ class Publisher:
         publication = self._record(
             image, placement, records, size, prepared, findings, transaction, now
         )
-        self._apply(transaction, image, placement, publication, tree, force=force)
+        wish.result.publication = self._apply(
+            transaction, image, placement, publication, tree, force=force
+        )
         wish.result.status = "published"
-        wish.result.publication = publication
         wish.stop()
 
     def _check_size(self, size: TreeSummary, name: str) -> None:
@@ -365,42 +356,11 @@ class Publisher:
         tree: Tree,
         *,
         force: bool,
-    ) -> None:
+    ) -> Publication:
         """Write sandbox, records and names; the sandbox is left alone if it is the same."""
-        sandbox = SandboxRecord(publication.recipe, publication.tree_digest).to_json()
-        present = transaction.read_file(placement.image_record) == sandbox
-        if force or not present or not transaction.is_directory(placement.sandbox):
-            _make_parents(transaction, placement.sandbox)
-            transaction.put_tree(placement.sandbox, tree)
-        _put_file(transaction, placement.image_record, sandbox)
-        _put_file(transaction, f"{placement.metadata}/{MANIFEST_FILE}", image.manifest)
-        _put_file(
-            transaction,
-            placement.publication,
-            publication.to_json(),
-        )
-        if placement.name != placement.immutable_name:
-            self._link_names(transaction, placement, image.platform)
-        _link(transaction, placement.immutable_name, placement)
-
-    def _link_names(
-        self, transaction: Transaction, placement: Placement, platform: Platform
-    ) -> None:
-        """Point the public name at the sandbox, or by way of the platform if there are several."""
-        current = transaction.read_symlink(placement.name)
-        variant = placement.variant_target()
-        if platform == DEFAULT_PLATFORM and current != variant:
-            _link(transaction, placement.name, placement)
-            return
-        _link(transaction, placement.platform_name, placement)
-        if current is not None and current != variant:
-            # The name was the default platform's alone: that one gets a link of its own.
-            own = place_name(Reference.parse(placement.name), DEFAULT_PLATFORM).platform_name
-            target = placement.name.rpartition("/")[0] + "/" + current
-            _make_parents(transaction, own)
-            transaction.put_symlink(own, relative(own, posixpath.normpath(target)))
-        _make_parents(transaction, placement.name)
-        transaction.put_symlink(placement.name, variant)
+        sandbox = SandboxRecord(publication.recipe, publication.tree_digest)
+        put_sandbox(transaction, placement, sandbox, tree, force=force)
+        return publish_name(transaction, image.reference, publication, image.manifest)
 
     # layers
 
@@ -519,17 +479,3 @@ def raise_first(futures: Iterable[Future[LayerRecord]]) -> None:
     real = [error for error in errors if error is not None and not isinstance(error, _StoppedError)]
     for error in real:
         raise error
-
-
-def _make_parents(transaction: Transaction, path: str) -> None:
-    transaction.make_directories(path.rpartition("/")[0], catalog_roots(path))
-
-
-def _put_file(transaction: Transaction, path: str, data: bytes) -> None:
-    _make_parents(transaction, path)
-    transaction.put_file(path, data)
-
-
-def _link(transaction: Transaction, path: str, placement: Placement) -> None:
-    _make_parents(transaction, path)
-    transaction.put_symlink(path, placement.link_target(path))

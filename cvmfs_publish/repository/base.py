@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.layers.tree import Content, RepoPath, Tree
@@ -37,6 +37,14 @@ class View(Protocol):
 
         Empty if there is no directory at `path`.
         """
+
+
+@runtime_checkable
+class Dated(Protocol):
+    """A view that knows when its entries were written; not every backend does."""
+
+    def modified_at(self, path: RepoPath) -> int | None:
+        """Return the modification time of an entry in Unix seconds; None if there is none."""
 
 
 class Transaction(View, Protocol):

@@ -84,9 +84,14 @@ def place(
         image_record=image_record_of(image_id),
         name=names.name,
         platform_name=names.platform_name,
-        immutable_name=f"{reference.registry}/{reference.repository}@{manifest}",
+        immutable_name=immutable_name_of(reference, manifest),
         metadata=names.metadata,
     )
+
+
+def immutable_name_of(reference: Reference, manifest: Digest) -> RepoPath:
+    """Return the link to an image by the digest of its manifest."""
+    return f"{reference.registry}/{reference.repository}@{manifest}"
 
 
 def sandbox_of(image_id: Digest) -> RepoPath:

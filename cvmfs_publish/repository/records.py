@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.repository.base import View
@@ -36,6 +37,9 @@ class Event(NamedTuple):
     manifest_digest: str
     image_id: str
     what: str  # PUBLISHED, ROLLED_BACK or UNPUBLISHED
+
+
+_EVENT_TYPES = {name: "int" if name == "revision" else "str" for name in Event._fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,7 @@ def _events(value: object) -> tuple[Event, ...]:
         raise TypeError(f"{value!r} is not a list of events")
     events = tuple(Event(*(document[name] for name in Event._fields)) for document in value)
     for event in events:
-        _check_types(Event.__annotations__, event._asdict())
+        _check_types(_EVENT_TYPES, event._asdict())
     return events
 
 
@@ -180,15 +184,39 @@ def _texts(values: object) -> tuple[str, ...]:
 
 
 def read_publication(view: View, path: RepoPath) -> Publication | None:
-    """Return the record in file `path`; None if there is none."""
+    """Return the record in file `path`; None if there is none.
+
+    Raises `RepositoryError` if the file is damaged.
+    """
     data = view.read_file(path)
-    return Publication.from_json(data) if data is not None else None
+    if data is None:
+        return None
+    with _naming(path):
+        return Publication.from_json(data)
 
 
 def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
-    """Return the record in file `path`; None if there is none."""
+    """Return the record in file `path`; None if there is none.
+
+    Raises `RepositoryError` if the file is damaged.
+    """
     data = view.read_file(path)
-    return Unpublished.from_json(data) if data is not None else None
+    if data is None:
+        return None
+    with _naming(path):
+        return Unpublished.from_json(data)
+
+
+@contextmanager
+def _naming(path: RepoPath) -> Iterator[None]:
+    """Tell a damaged record of the repository from damage in what is being published."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise RepositoryError(
+            f"/{path} in the repository: {error}",
+            hint=error.hint or "publish the image again with --force, or restore a backup",
+        ) from error
 
 
 def iter_publications(view: View) -> Iterator[Publication]:

@@ -1,0 +1,607 @@
+"""Decide what the names of images lead to: publish, unpublish, roll back, pin, and tell their past.
+
+A name is a symbolic link and a directory of records.  What it led to before is kept below its
+records (`.replaced/<manifest digest>/`) as long as the sandbox is, so that going back needs no
+registry: one small commit.  A name that was unpublished leaves `unpublished.json`, its history.
+Nothing here removes a sandbox or a name by digest: jobs may be using them (`removal.py`).
+
+Every function that changes something checks everything first: an `InputError` leaves the
+transaction as it was.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import InputError, PublishError, exit_code_of
+from cvmfs_publish.layers.tree import RepoPath, Tree
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.repository.base import Repository, Transaction, View
+from cvmfs_publish.repository.layouts import (
+    CATALOG_MARKER,
+    DEFAULT_PLATFORM,
+    MANIFEST_FILE,
+    MULTIARCH,
+    PUBLICATION_FILE,
+    NamePlacement,
+    Placement,
+    catalog_roots,
+    image_record_of,
+    immutable_name_of,
+    place_name,
+    relative,
+    resolve_link,
+    sandbox_of,
+)
+from cvmfs_publish.repository.records import (
+    MAX_EVENTS,
+    ROLLED_BACK,
+    UNPUBLISHED,
+    Event,
+    Publication,
+    SandboxRecord,
+    Unpublished,
+    iter_publications,
+    read_publication,
+    read_unpublished,
+)
+from cvmfs_publish.settings import nearest
+from cvmfs_publish.sources.base import Platform
+
+MIN_PREFIX = 6  # hexadecimal digits of a shortened digest
+SHOWN_VERSIONS = 10  # in the hint of an error
+_SHORT_DIGEST = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One event of a name's history, and what is left of what it is about."""
+
+    event: Event
+    is_current: bool  # the name leads there by this event
+    is_kept: bool  # its sandbox is still there
+    is_pinned: bool  # a pin of this name keeps the sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a name led to and when."""
+
+    reference: str
+    platform: str
+    versions: tuple[Version, ...]  # oldest first
+    current: Publication | None  # None: the name is unpublished
+
+
+# publishing
+
+
+def put_sandbox(
+    transaction: Transaction,
+    placement: Placement,
+    record: SandboxRecord,
+    tree: Tree,
+    *,
+    force: bool = False,
+) -> None:
+    """Put a sandbox in its place unless it is there already, made in the same way."""
+    data = record.to_json()
+    present = transaction.read_file(placement.image_record) == data
+    if force or not present or not transaction.is_directory(placement.sandbox):
+        _make_parents(transaction, placement.sandbox)
+        transaction.put_tree(placement.sandbox, tree)
+    _put_file(transaction, placement.image_record, data)
+
+
+def publish_name(
+    transaction: Transaction, reference: Reference, publication: Publication, manifest: bytes
+) -> Publication:
+    """Point a name at a sandbox that is there, and keep what it led to before.
+
+    Args:
+        transaction: in which it happens.
+        reference: the name.
+        publication: the new record; its history and pin are those of the name, not its own.
+        manifest: of the registry, byte for byte.
+
+    Returns:
+        The record as it was written.
+    """
+    platform = Platform.parse(publication.platform)
+    names = place_name(reference, platform)
+    outgoing = read_publication(transaction, names.publication)
+    record = _continued(transaction, names, publication, outgoing)
+    new = Digest.parse(record.manifest_digest)
+    if (
+        outgoing is not None
+        and outgoing.manifest_digest != record.manifest_digest
+        # Within one transaction nobody saw what is replaced, so there is nothing to go back to.
+        and outgoing.revision != transaction.revision
+    ):
+        _keep_replaced(transaction, names, outgoing)
+    transaction.remove(names.unpublished)
+    _remove_tidily(transaction, names.replaced(new), names.metadata)
+    _put_file(transaction, names.manifest, manifest)
+    _put_file(transaction, names.publication, record.to_json())
+    sandbox = record.sandbox.lstrip("/")
+    immutable = immutable_name_of(reference, new)
+    if names.name != immutable:
+        _point_name(transaction, reference, platform, sandbox)
+    _link(transaction, immutable, sandbox)
+    return record
+
+
+def _continued(
+    view: Transaction,
+    names: NamePlacement,
+    publication: Publication,
+    outgoing: Publication | None,
+) -> Publication:
+    """Return a new record with the past and the pin of the name."""
+    if outgoing is None:
+        left = read_unpublished(view, names.unpublished)
+        history = left.history if left is not None else ()
+        return replace(publication, history=history, pinned_at="", pinned=())
+    seen = outgoing.revision != view.revision
+    return replace(
+        publication,
+        history=(outgoing.events if seen else outgoing.history)[-MAX_EVENTS:],
+        pinned_at=outgoing.pinned_at,
+        pinned=outgoing.pinned,
+    )
+
+
+def _keep_replaced(transaction: Transaction, names: NamePlacement, outgoing: Publication) -> None:
+    """Keep the records of what the name leads to now; the same objects at another place."""
+    folder = names.replaced(Digest.parse(outgoing.manifest_digest))
+    manifest = transaction.read_file(names.manifest)
+    data = transaction.read_file(names.publication)
+    if manifest is not None and data is not None:
+        _put_file(transaction, f"{folder}/{MANIFEST_FILE}", manifest)
+        _put_file(transaction, f"{folder}/{PUBLICATION_FILE}", data)
+
+
+# unpublishing
+
+Status = Literal["unpublished", "failed"]
+
+
+@dataclass(slots=True)
+class UnpublishedImage:
+    """What became of one image of a call."""
+
+    reference: str
+    platform: str
+    status: Status = "failed"
+    publication: Publication | None = None  # the record it had
+    error: PublishError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnpublishResult:
+    """What became of all images of a call."""
+
+    images: tuple[UnpublishedImage, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 6 some failed; if all failed, the code of the first failure."""
+        errors = [image.error for image in self.images if image.error is not None]
+        return exit_code_of(errors, len(self.images))
+
+
+def unpublish_images(
+    repository: Repository,
+    references: Iterable[str],
+    *,
+    now: datetime,
+    platform: Platform | None = None,
+    step: Callable[[str], None] = lambda _: None,
+) -> UnpublishResult:
+    """Remove the names of images in one transaction; one that fails leaves the others alone.
+
+    Raises `LockedError` or `RepositoryError`: nothing was changed.
+    """
+    chosen = platform or DEFAULT_PLATFORM
+    wishes: list[tuple[UnpublishedImage, Reference]] = []
+    images: list[UnpublishedImage] = []
+    for text in dict.fromkeys(references):
+        image = UnpublishedImage(text, str(chosen))
+        try:
+            reference = Reference.parse(text)
+        except InputError as error:
+            image.error = error
+        else:
+            image.reference = str(reference)
+            if reference.name in {known.name for _, known in wishes}:
+                continue
+            wishes.append((image, reference))
+        images.append(image)
+    if wishes:
+        with repository.transaction(int(now.timestamp()), step) as transaction:
+            for image, reference in wishes:
+                try:
+                    image.publication = unpublish(transaction, reference, chosen, now)
+                    image.status = "unpublished"
+                except InputError as error:
+                    image.error = error
+    return UnpublishResult(tuple(images))
+
+
+def unpublish(
+    transaction: Transaction, reference: Reference, platform: Platform, now: datetime
+) -> Publication:
+    """Remove a name, and return the record it had.
+
+    The sandbox and the name by digest stay, for jobs that run; so do its records, for `rollback`.
+    Raises `InputError` if there is no such name, or if it is pinned.
+    """
+    names = place_name(reference, platform)
+    record = get_publication(transaction, reference, platform)
+    if record.pinned_at:
+        raise InputError(
+            f"{reference} is pinned, so it is not unpublished",
+            hint=f"`cvmfs-publish unpin {reference.name}` first",
+        )
+    at = format_at(now)
+    event = record.event._replace(at=at, revision=transaction.revision, what=UNPUBLISHED)
+    _keep_replaced(transaction, names, record)
+    history = Unpublished((*record.events, event)[-MAX_EVENTS:])
+    _put_file(transaction, names.unpublished, history.to_json())
+    transaction.remove(names.publication)
+    transaction.remove(names.manifest)
+    immutable = immutable_name_of(reference, Digest.parse(record.manifest_digest))
+    if names.name != immutable:
+        _remove_name(transaction, reference, platform)
+    return record
+
+
+# going back
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What a name leads to now, and whether it did before."""
+
+    publication: Publication
+    is_changed: bool
+
+
+def rollback(
+    transaction: Transaction,
+    reference: Reference,
+    platform: Platform,
+    now: datetime,
+    to: str = "",
+) -> Rollback:
+    """Point a name at what it led to before: one small commit, nothing is fetched.
+
+    Args:
+        transaction: in which it happens.
+        reference: the name; it may be unpublished.
+        platform: of the image.
+        now: when.
+        to: digest in the registry, manifest digest or image id, or the first hexadecimal digits of
+            one; by default what the name led to before it came to lead where it leads.
+
+    Raises:
+        InputError: there is no such name, nothing to go back to, or nothing of that digest.
+    """
+    if reference.tag and reference.digest is not None:
+        name = f"{reference.registry}/{reference.repository}:{reference.tag}"
+        raise InputError(
+            f"{reference} names a tag and a digest",
+            hint=f"`cvmfs-publish rollback {name} --to {reference.digest}`",
+        )
+    names = place_name(reference, platform)
+    past = read_history(transaction, reference, platform)
+    target = _choose(past, transaction, names, to)
+    if past.current is not None and past.current.manifest_digest == target.manifest_digest:
+        return Rollback(past.current, is_changed=False)
+    folder = names.replaced(Digest.parse(target.manifest_digest))
+    record = read_publication(transaction, f"{folder}/{PUBLICATION_FILE}")
+    manifest = transaction.read_file(f"{folder}/{MANIFEST_FILE}")
+    if record is None or manifest is None:
+        raise _gone(reference, target)
+    publication = replace(
+        _as_it_is_now(transaction, record),
+        published_at=format_at(now),
+        revision=transaction.revision,
+        what=ROLLED_BACK,
+    )
+    return Rollback(publish_name(transaction, reference, publication, manifest), is_changed=True)
+
+
+def _choose(past: History, view: View, names: NamePlacement, to: str) -> Event:
+    """Return where to go back to."""
+
+    def is_possible(event: Event) -> bool:
+        folder = names.replaced(Digest.parse(event.manifest_digest))
+        return (
+            view.is_directory(sandbox_of(Digest.parse(event.image_id)))
+            and view.read_file(f"{folder}/{PUBLICATION_FILE}") is not None
+        )
+
+    newest = [version.event for version in reversed(past.versions)]
+    reference = Reference.parse(past.reference)
+    present = past.current.manifest_digest if past.current is not None else ""
+    if to:
+        found = match_digest(newest, to, past.reference)
+        if found[0].manifest_digest == present:
+            return found[0]
+        possible = next(filter(is_possible, found), None)
+        if possible is None:
+            raise _gone(reference, found[0])
+        return possible
+    others = [event for event in newest if event.manifest_digest != present]
+    chosen = next(filter(is_possible, others), None)
+    if chosen is None and others:
+        raise _gone(reference, others[0])
+    if chosen is None:
+        raise InputError(
+            f"{past.reference} never led to anything else, so there is nothing to go back to",
+            hint=f"`cvmfs-publish history {reference.name}` shows its past",
+        )
+    return chosen
+
+
+def match_digest(events: Sequence[Event], text: str, subject: str) -> list[Event]:
+    """Return those events, in their order, that a digest or the beginning of one is about.
+
+    Raises `InputError` if there is none, or if it means several versions.
+    """
+    match = _SHORT_DIGEST.fullmatch(text.lower())
+    if match is None or len(match[2]) < MIN_PREFIX:
+        raise InputError(
+            f"{text[:200]!r} is no digest",
+            hint=f"write sha256:… or at least its first {MIN_PREFIX} hexadecimal digits",
+        )
+    algorithm, digits = match[1] or "", match[2]
+
+    def means(digest: str) -> bool:
+        kind, _, rest = digest.partition(":")
+        return rest.startswith(digits) and algorithm in ("", kind)
+
+    def digests(event: Event) -> tuple[str, ...]:
+        return event.digest, event.manifest_digest, event.image_id
+
+    found = [event for event in events if any(map(means, digests(event)))]
+    if not found:
+        raise InputError(
+            f"{subject} never led to {text}",
+            hint=f"it led to {_listed(event.digest for event in events)}",
+        )
+    meant = {digest for event in found for digest in digests(event) if means(digest)}
+    if len(meant) > 1 and len({event.manifest_digest for event in found}) > 1:
+        raise InputError(
+            f"{text} may mean {_listed(sorted(meant))}", hint="write more digits of the digest"
+        )
+    return found
+
+
+def _listed(texts: Iterable[str]) -> str:
+    unique = list(dict.fromkeys(texts))
+    more = len(unique) - SHOWN_VERSIONS
+    return ", ".join(unique[:SHOWN_VERSIONS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _gone(reference: Reference, event: Event) -> InputError:
+    plain = replace(reference, digest=None) if reference.tag else reference
+    whole = f"{plain}@{event.digest}" if plain.tag else str(plain)
+    return InputError(
+        f"{reference} led to {event.digest}, but that sandbox was removed",
+        hint=f"`cvmfs-publish publish {whole}` fetches it again",
+    )
+
+
+def _as_it_is_now(view: View, record: Publication) -> Publication:
+    """Return a record that tells how its sandbox was last made: another name may have done that."""
+    digest = Digest.parse(record.image_id)
+    data = view.read_file(image_record_of(digest))
+    if data is None:
+        return record
+    sandbox = SandboxRecord.from_json(data)
+    return replace(record, recipe=sandbox.recipe, tree_digest=sandbox.tree_digest)
+
+
+# pins
+
+
+def pin(
+    transaction: Transaction, reference: Reference, platform: Platform, now: datetime
+) -> Publication:
+    """Protect a name from `unpublish`, and for good the sandbox it leads to at this moment.
+
+    Pinned again after it moved, a name keeps both sandboxes.  Raises `InputError` if there is none.
+    """
+    record = get_publication(transaction, reference, platform)
+    if record.sandbox in record.pinned:
+        return record
+    return _rewrite(
+        transaction,
+        place_name(reference, platform),
+        replace(
+            record,
+            pinned_at=record.pinned_at or format_at(now),
+            pinned=(*record.pinned, record.sandbox),
+        ),
+    )
+
+
+def unpin(transaction: Transaction, reference: Reference, platform: Platform) -> Publication:
+    """End the protection by `pin`; of a name that is not pinned, nothing changes."""
+    record = get_publication(transaction, reference, platform)
+    if not record.pinned_at:
+        return record
+    return _rewrite(
+        transaction, place_name(reference, platform), replace(record, pinned_at="", pinned=())
+    )
+
+
+def _rewrite(transaction: Transaction, names: NamePlacement, record: Publication) -> Publication:
+    _put_file(transaction, names.publication, record.to_json())
+    return record
+
+
+# reading
+
+
+def get_publication(view: View, reference: Reference, platform: Platform) -> Publication:
+    """Return the record of a published image; `InputError` names what else is published."""
+    names = place_name(reference, platform)
+    record = read_publication(view, names.publication)
+    if record is None:
+        raise _not_published(view, reference, platform)
+    digest = reference.digest
+    if digest is not None and str(digest) not in {record.digest, record.manifest_digest}:
+        raise InputError(
+            f"/{reference.name} leads to {record.digest}, not to {digest}",
+            hint=f"leave the digest out to mean what {reference.name} leads to now",
+        )
+    return record
+
+
+def _not_published(view: View, reference: Reference, platform: Platform) -> InputError:
+    published = list(iter_publications(view))
+    for other in published:
+        if other.path == f"/{reference.name}":
+            return InputError(
+                f"{reference} is published for {other.platform}, not for {platform}",
+                hint=f"add --platform {other.platform}",
+            )
+    left = read_unpublished(view, place_name(reference, platform).unpublished)
+    if left is not None and left.history:
+        return InputError(
+            f"{reference} is not published any more: it was unpublished at {left.history[-1].at}",
+            hint=f"`cvmfs-publish rollback {reference.name}` brings it back",
+        )
+    meant = nearest(reference.name, [other.path[1:] for other in published])
+    return InputError(
+        f"{reference} is not published",
+        hint=f"did you mean {meant}?" if meant else "`cvmfs-publish list` shows what is",
+    )
+
+
+def read_history(view: View, reference: Reference, platform: Platform) -> History:
+    """Return the past of a name, also of one that is unpublished.
+
+    Raises `InputError` if it never was a name.
+    """
+    names = place_name(reference, platform)
+    current = read_publication(view, names.publication)
+    if current is not None:
+        events = current.events
+    else:
+        left = read_unpublished(view, names.unpublished)
+        if left is None:
+            raise _not_published(view, reference, platform)
+        events = left.history
+    pinned = set(current.pinned) if current is not None else set()
+    kept: dict[str, bool] = {}
+    versions = []
+    for number, event in enumerate(events, 1):
+        sandbox = sandbox_of(Digest.parse(event.image_id))
+        if sandbox not in kept:
+            kept[sandbox] = view.is_directory(sandbox)
+        versions.append(
+            Version(
+                event,
+                is_current=current is not None and number == len(events),
+                is_kept=kept[sandbox],
+                is_pinned=f"/{sandbox}" in pinned,
+            )
+        )
+    return History(str(reference), str(platform), tuple(versions), current)
+
+
+def format_at(at: datetime) -> str:
+    """Return a time as records have it."""
+    return at.astimezone(UTC).isoformat(timespec="seconds")
+
+
+# links
+
+
+def _point_name(
+    transaction: Transaction, reference: Reference, platform: Platform, sandbox: RepoPath
+) -> None:
+    """Point the public name at the sandbox, or by way of the platform if there are several."""
+    names = place_name(reference, platform)
+    current = transaction.read_symlink(names.name)
+    variant = names.variant_target()
+    if platform == DEFAULT_PLATFORM and current != variant:
+        _link(transaction, names.name, sandbox)
+        return
+    _link(transaction, names.platform_name, sandbox)
+    if current is not None and current != variant:
+        # The name was the default platform's alone: that one gets a link of its own.
+        own = place_name(reference, DEFAULT_PLATFORM).platform_name
+        _link(transaction, own, resolve_link(names.name, current))
+    _make_parents(transaction, names.name)
+    transaction.put_symlink(names.name, variant)
+
+
+def _remove_name(transaction: Transaction, reference: Reference, platform: Platform) -> None:
+    """Remove what leads to one platform; what is left leads to the others."""
+    names = place_name(reference, platform)
+    current = transaction.read_symlink(names.name)
+    if current is None or current != names.variant_target():
+        if current is not None:
+            transaction.remove(names.name)
+        return
+    _remove_tidily(transaction, names.platform_name, MULTIARCH)
+    left = _platform_links(transaction, names.name)
+    own = place_name(reference, DEFAULT_PLATFORM).platform_name
+    if not left:
+        transaction.remove(names.name)
+    elif left.keys() == {own}:
+        transaction.put_symlink(names.name, relative(names.name, resolve_link(own, left[own])))
+        _remove_tidily(transaction, own, MULTIARCH)
+
+
+def _platform_links(view: View, name: RepoPath) -> dict[RepoPath, str]:
+    links = {}
+    for architecture, is_directory in view.list_names(MULTIARCH):
+        path = f"{MULTIARCH}/{architecture}/{name}"
+        text = view.read_symlink(path) if is_directory else None
+        if text is not None:
+            links[path] = text
+    return links
+
+
+def remove_empty(transaction: Transaction, path: RepoPath, top: RepoPath = "") -> None:
+    """Remove a directory that is empty, and those above it below `top` that become so.
+
+    Directories at the root whose names begin with a dot stay.
+    """
+    while path not in ("", top) and not (path.startswith(".") and "/" not in path):
+        names = transaction.list_names(path)
+        if not transaction.is_directory(path) or names not in ([], [(CATALOG_MARKER, False)]):
+            return
+        transaction.remove(path)
+        path = posixpath.dirname(path)
+
+
+def _remove_tidily(transaction: Transaction, path: RepoPath, top: RepoPath) -> None:
+    transaction.remove(path)
+    remove_empty(transaction, posixpath.dirname(path), top)
+
+
+def _make_parents(transaction: Transaction, path: RepoPath) -> None:
+    transaction.make_directories(posixpath.dirname(path), catalog_roots(path))
+
+
+def _put_file(transaction: Transaction, path: RepoPath, data: bytes) -> None:
+    _make_parents(transaction, path)
+    transaction.put_file(path, data)
+
+
+def _link(transaction: Transaction, path: RepoPath, sandbox: RepoPath) -> None:
+    _make_parents(transaction, path)
+    transaction.put_symlink(path, relative(path, sandbox))
