@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from string import Template
 from typing import ClassVar, Literal
@@ -300,6 +301,19 @@ class NestingConfig:
 
 
 @dataclass(frozen=True)
+class HistoryConfig:
+    """Which revisions get a name of their own, a tag."""
+
+    automatic_tags: Literal["off", "forever"] | timedelta = field(
+        default="off",
+        metadata=about(
+            "name every new revision `generic-TIME` and drop such names after this time, as"
+            " CVMFS_AUTO_TAG and CVMFS_AUTO_TAG_TIMESPAN do"
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
@@ -330,6 +344,9 @@ class Config:
     )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
+    )
+    history: HistoryConfig = field(
+        default_factory=HistoryConfig, metadata=about("which revisions get a name of their own")
     )
 
 
@@ -445,4 +462,9 @@ nesting:
   # Entries of one catalog, the unit in which clients download the index.  Larger images are
   # divided further.  CernVM-FS advises 1,000 to 200,000.
   #max_entries: 200000
+
+history:
+  # Every new revision gets the tag `generic-TIME`, which clients can mount and which keeps it from
+  # being collected: off, forever, or for how long, such as 30d or 12h.
+  #automatic_tags: off
 """)

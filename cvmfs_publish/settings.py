@@ -383,13 +383,21 @@ def _to_bool(node: yaml.ScalarNode) -> bool | None:
     return _BOOLEANS.get(node.value.lower()) if node.style is None else None
 
 
-def _to_duration(node: yaml.ScalarNode) -> timedelta | None:
-    match = _DURATION.fullmatch(node.value)
-    if match is None:
-        return None
+def parse_duration(text: str) -> timedelta:
+    """Return `45s`, `15m`, `2h`, `30d` or `4w`, as in a file; raise `InputError` for others."""
+    match = _DURATION.fullmatch(text)
     try:
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        if match is not None:
+            return timedelta(**{_UNITS[match[2]]: int(match[1])})
     except OverflowError:
+        pass
+    raise InputError(f"{_shown(text)} is not {_SCALAR_NAMES[timedelta]}")
+
+
+def _to_duration(node: yaml.ScalarNode) -> timedelta | None:
+    try:
+        return parse_duration(node.value)
+    except InputError:
         return None
 
 
