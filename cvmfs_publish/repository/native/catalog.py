@@ -24,10 +24,11 @@ from cvmfs_publish.layers.tree import (
     decode_name,
     encode_name,
 )
+from cvmfs_publish.repository.native import upgrade
 from cvmfs_publish.repository.native.database import open_database, query
 
-SCHEMA = "2.5"
-SCHEMA_REVISION = "7"
+SCHEMA = upgrade.CATALOG_SCHEMA
+SCHEMA_REVISION = str(upgrade.CATALOG_REVISION)
 DEFAULT_TTL = 240  # seconds between two looks of a client for a new revision; what stock writes
 DIRECTORY_SIZE = 4096  # bytes, by convention; must agree in both rows of a transition
 MARKER = ".cvmfscatalog"  # the empty file in the root directory of every nested catalog
@@ -99,8 +100,8 @@ _INSERT_ENTRY = (
     "VALUES (?,?,?,?,?,?,?,?,?,?,?,CAST(? AS TEXT),CAST(? AS TEXT),?,?,?)"
 )
 _SELECT_ENTRY = (
-    "SELECT md5path_1, md5path_2, hardlinks, hash, size, mode, mtime, mtimens, flags, "
-    "CAST(name AS BLOB), CAST(symlink AS BLOB), uid, gid, xattr FROM catalog "
+    "SELECT md5path_1, md5path_2, hardlinks, hash, size, mode, mtime, {mtimens}, flags, "
+    "CAST(name AS BLOB), CAST(symlink AS BLOB), uid, gid, {xattr} FROM catalog "
 )
 _PATH_KEY = struct.Struct("<qq")
 
@@ -183,6 +184,30 @@ def decode_xattrs(blob: bytes | None) -> tuple[tuple[str, bytes], ...]:
     return result
 
 
+def count_row(row: Row) -> Iterator[tuple[str, int]]:
+    """Yield what one entry adds to the `self_` counters of its catalog (section 3.10)."""
+    node = row.node
+    kind = stat.S_IFMT(node.mode)
+    if node.xattrs:
+        yield "xattr", 1
+    if kind == stat.S_IFDIR:
+        yield "dir", 1
+    elif kind == stat.S_IFLNK:
+        yield "symlink", 1
+    elif kind != stat.S_IFREG:
+        yield "special", 1
+    else:
+        yield "regular", 1
+        yield "file_size", node.size
+        if row.flags & FLAG_CHUNKED:
+            yield "chunked", 1
+            yield "chunked_size", node.size
+            yield "chunks", len(node.content.chunks) if node.content is not None else 0
+        if row.flags & FLAG_EXTERNAL:
+            yield "external", 1
+            yield "external_file_size", node.size
+
+
 def kind_flags(node: Node) -> int:
     """Return the flags that follow from an entry's kind and content (table of section 3.5)."""
     kind = stat.S_IFMT(node.mode)
@@ -235,6 +260,15 @@ class Catalog:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
+        self._use_schema(upgrade.CATALOG_REVISION)
+
+    def _use_schema(self, revision: int) -> None:
+        """Read what catalogs of a schema revision have; the rest is as good as empty."""
+        self._schema = revision
+        self._select = _SELECT_ENTRY.format(
+            mtimens="mtimens" if revision >= upgrade.MTIME_NS_SINCE else "NULL",
+            xattr="xattr" if revision >= upgrade.XATTR_SINCE else "NULL",
+        )
 
     @classmethod
     def create(cls, prefix: RepoPath, *, page_size: int = 1024) -> Catalog:
@@ -259,7 +293,27 @@ class Catalog:
         Raises:
             IntegrityError: it is no SQLite database, or one that clients cannot open.
         """
-        return cls(open_database(data, "catalog"))
+        catalog = cls(open_database(data, "catalog"))
+        try:
+            text = catalog.get_property("schema_revision") or "0"
+        except IntegrityError:
+            catalog.close()
+            raise
+        if len(text) == 1 and text.isdecimal():
+            catalog._use_schema(int(text))
+        return catalog
+
+    def upgrade(self, what: str) -> int:
+        """Bring a catalog of an older server up to date; return the schema revision it had.
+
+        Raises:
+            RepositoryError: this version cannot write it; `what` names it in the message.
+        """
+        found = upgrade.upgrade_catalog(
+            self._rows, what, self.get_property("schema"), self.get_property("schema_revision")
+        )
+        self._use_schema(upgrade.CATALOG_REVISION)
+        return found
 
     def close(self) -> None:
         self.database.close()
@@ -341,13 +395,13 @@ class Catalog:
 
     def get(self, path: RepoPath) -> Row | None:
         """Return the row of exactly this path, if it is in this catalog."""
-        found = self._rows(_SELECT_ENTRY + "WHERE md5path_1 = ? AND md5path_2 = ?", *path_key(path))
+        found = self._rows(self._select + "WHERE md5path_1 = ? AND md5path_2 = ?", *path_key(path))
         return self._decode(found[0], split_path(path)[0] if path else None) if found else None
 
     def children(self, path: RepoPath) -> list[Row]:
         """Return the rows directly below a directory, in the byte order of their names."""
         found = self._rows(
-            _SELECT_ENTRY + "WHERE parent_1 = ? AND parent_2 = ? ORDER BY CAST(name AS BLOB)",
+            self._select + "WHERE parent_1 = ? AND parent_2 = ? ORDER BY CAST(name AS BLOB)",
             *path_key(path),
         )
         return [self._decode(values, path) for values in found]
@@ -432,8 +486,10 @@ class Catalog:
 
     def nested(self) -> dict[RepoPath, CatalogRef]:
         """Return the catalogs mounted directly below this one, by the path of their root."""
+        size = "size" if self._schema >= upgrade.NESTED_SIZE_SINCE else "0"
         found = self._rows(
-            "SELECT CAST(path AS BLOB), sha1, size FROM nested_catalogs ORDER BY rowid"
+            f"SELECT CAST(path AS BLOB), sha1, {size} "  # noqa: S608 - constants
+            "FROM nested_catalogs ORDER BY rowid"
         )
         return {
             decode_name(path).removeprefix("/"): CatalogRef(
@@ -460,9 +516,16 @@ class Catalog:
         """Return the stored `self_` and `subtree_` counters, without the prefix.
 
         Raises:
-            IntegrityError: one of the 24 is missing; clients cannot open such a catalog.
+            IntegrityError: one of the 24 is missing, which clients forgive only where the
+                catalog is older than the counter.
         """
-        stored = {str(k): v for k, v in self._rows("SELECT counter, value FROM statistics")}
+        stored: dict[str, Any] = {
+            f"{scope}_{name}": 0
+            for name, since in upgrade.COUNTER_SINCE.items()
+            for scope in ("self", "subtree")
+            if self._schema < since
+        }
+        stored.update((str(k), v) for k, v in self._rows("SELECT counter, value FROM statistics"))
         try:
             own = {name: int(stored[f"self_{name}"]) for name in COUNTERS}
             below = {name: int(stored[f"subtree_{name}"]) for name in COUNTERS}
@@ -488,6 +551,13 @@ class Catalog:
             f"SUM({external} * size) FROM catalog"
         )
         return {name: int(value or 0) for name, value in zip(COUNTERS, found[0], strict=True)}
+
+    def count_special(self) -> int:
+        """Count this catalog's own special files, in a catalog of any age."""
+        found = self._rows(
+            "SELECT COUNT(*) FROM catalog WHERE mode & 61440 IN (4096, 8192, 24576, 49152)"
+        )
+        return int(found[0][0])
 
     def set_counters(self, own: Mapping[str, int], below: Mapping[str, int]) -> None:
         values = [(f"self_{name}", own[name]) for name in COUNTERS]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.objects import compress, decompress
 from cvmfs_publish.content.store import ContentStore
-from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 from cvmfs_publish.repository.native.build import TreeBuilder, marker_row, store_catalog
 from cvmfs_publish.repository.native.catalog import (
@@ -22,15 +22,16 @@ from cvmfs_publish.repository.native.catalog import (
     DIRECTORY_SIZE,
     FLAG_MOUNTPOINT,
     FLAG_NESTED_ROOT,
-    SCHEMA_REVISION,
     Catalog,
     CatalogRef,
     Counters,
     Row,
+    count_row,
     join_path,
     kind_flags,
     split_path,
 )
+from cvmfs_publish.repository.native.upgrade import SPECIAL_SINCE
 
 MAX_CATALOG_BYTES = 1024**3  # uncompressed; a catalog of five million entries
 MAX_FILE_BYTES = 64 * 1024**2  # uncompressed; of the records this program writes
@@ -45,7 +46,33 @@ class _Mount:
     totals: Counters  # of the stored form; zeros for a new catalog
     nested: dict[RepoPath, CatalogRef]
     changed: bool = False
-    below: Counters = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))  # change of subtree
+    recounted: bool = False  # the special files below were counted when it was opened
+    # What changes in the counters: those of its own entries, and of the catalogs nested in it.
+    own: Counters = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    below: Counters = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+
+    def add(self, row: Row) -> None:
+        """Put an entry where there is none."""
+        self.catalog.put([row])
+        for name, amount in count_row(row):
+            self.own[name] += amount
+
+    def drop(self, row: Row) -> None:
+        """Remove an entry, nothing below it."""
+        self.catalog.remove(row.path)
+        for name, amount in count_row(row):
+            self.own[name] -= amount
+
+    def nest(self, path: RepoPath, ref: CatalogRef) -> None:
+        """Name a nested catalog, or the new state of one."""
+        self.own["nested"] += path not in self.nested
+        self.nested[path] = ref
+        self.catalog.set_nested(path, ref)
+
+    def unnest(self, path: RepoPath) -> None:
+        """Forget a nested catalog; one that was never stored is not named yet."""
+        self.own["nested"] -= self.nested.pop(path, None) is not None
+        self.catalog.remove_nested(path)
 
     def add_below(self, totals: Counters, sign: int) -> None:
         for name in COUNTERS:
@@ -144,9 +171,8 @@ class TreeEditor:
         built = builder.build(path, tree.root, {join_path(path, cut) for cut in nested})
         parent, _ = split_path(path)
         mount = self._locate(parent)
-        mount.catalog.put([built.root._replace(flags=built.root.flags | FLAG_MOUNTPOINT)])
-        mount.catalog.set_nested(path, built.ref)
-        mount.nested[path] = built.ref
+        mount.add(built.root._replace(flags=built.root.flags | FLAG_MOUNTPOINT))
+        mount.nest(path, built.ref)
         mount.add_below(built.totals, 1)
         self._touch(parent, links=1)
 
@@ -166,7 +192,7 @@ class TreeEditor:
             if mount.prefix and mount.changed:
                 ref, totals = self._finish(mount)
                 parent = self._locate(split_path(mount.prefix)[0])
-                parent.catalog.set_nested(mount.prefix, ref)
+                parent.nest(mount.prefix, ref)
                 parent.add_below(totals, 1)
                 parent.add_below(mount.totals, -1)
                 parent.changed = True
@@ -180,17 +206,31 @@ class TreeEditor:
     def _mount(self, prefix: RepoPath, ref: CatalogRef) -> _Mount:
         stored = self._store.read(ref.hash, Suffix.CATALOG)
         catalog = Catalog.open(decompress(stored, MAX_CATALOG_BYTES))
-        found = catalog.get_property("schema_revision")
-        if found != SCHEMA_REVISION:
+        try:
+            mount = self._open_mount(prefix, catalog, f"catalog {ref.hash} of /{prefix}")
+        except (IntegrityError, RepositoryError):
             catalog.close()
-            raise RepositoryError(
-                f"catalog {ref.hash} of /{prefix} has schema revision {found}, "
-                f"this version writes {SCHEMA_REVISION}",
-                hint="publish once with cvmfs_server 2.12 or newer, which upgrades it",
-            )
-        mount = _Mount(prefix, catalog, catalog.total_counters(), catalog.nested())
+            raise
         self._mounts[prefix] = mount
         return mount
+
+    def _open_mount(self, prefix: RepoPath, catalog: Catalog, what: str) -> _Mount:
+        totals = catalog.total_counters()
+        if catalog.upgrade(what) >= SPECIAL_SINCE:
+            return _Mount(prefix, catalog, totals, catalog.nested())
+        # Nobody counted the special files below; clients do not care, but every check does.
+        special = count_special(self._store, catalog)
+        _, below = catalog.stored_counters()
+        own = catalog.count_own()
+        catalog.set_counters(own, below | {"special": special})
+        above = self._parent(prefix)
+        if above is not None and above.recounted:  # so those here are counted there already
+            totals["special"] = own["special"] + special
+        return _Mount(prefix, catalog, totals, catalog.nested(), recounted=True)
+
+    def _parent(self, prefix: RepoPath) -> _Mount | None:
+        above = [p for p in self._mounts if prefix and (not p or prefix.startswith(p + "/"))]
+        return self._mounts[max(above, key=len)] if above else None
 
     def _locate(self, path: RepoPath) -> _Mount:
         """Return the catalog that lists what is in directory `path`, and has its root row."""
@@ -212,8 +252,8 @@ class TreeEditor:
         if old is not None and old.node.is_dir:
             raise RepositoryError(f"/{path} is a directory, which nothing may replace")
         if old is not None:
-            mount.catalog.remove(path)
-        mount.catalog.put([Row(path, node, kind_flags(node))])
+            mount.drop(old)
+        mount.add(Row(path, node, kind_flags(node)))
         self._touch(parent, links=0)
 
     def _make_directory(self, path: RepoPath, *, nested: bool) -> None:
@@ -221,18 +261,15 @@ class TreeEditor:
         mount = self._locate(parent)
         node = Node(stat.S_IFDIR | 0o755, mtime=self._timestamp, size=DIRECTORY_SIZE)
         flags = kind_flags(node)
-        mount.catalog.put([Row(path, node, flags | (FLAG_MOUNTPOINT if nested else 0), 2)])
+        mount.add(Row(path, node, flags | (FLAG_MOUNTPOINT if nested else 0), 2))
         if nested:
             catalog = Catalog.create(path)
-            catalog.put(
-                [
-                    Row(path, node, flags | FLAG_NESTED_ROOT, 2),
-                    marker_row(path, self._timestamp, self.store(b"")),
-                ]
-            )
             zeros = dict.fromkeys(COUNTERS, 0)
             catalog.set_counters(zeros, zeros)
-            self._mounts[path] = _Mount(path, catalog, dict(zeros), {}, changed=True)
+            new = _Mount(path, catalog, dict(zeros), {}, changed=True)
+            new.add(Row(path, node, flags | FLAG_NESTED_ROOT, 2))
+            new.add(marker_row(path, self._timestamp, self.store(b"")))
+            self._mounts[path] = new
         self._touch(parent, links=1)
 
     def _touch(self, path: RepoPath, *, links: int) -> None:
@@ -265,19 +302,20 @@ class TreeEditor:
                 p for p in self._mounts if p == row.path or p.startswith(row.path + "/")
             ]:
                 self._mounts.pop(prefix).catalog.close()
-            mount.catalog.remove_nested(row.path)
-            mount.nested.pop(row.path, None)
+            mount.unnest(row.path)
         elif row.node.is_dir:
             for child in mount.catalog.children(row.path):
                 self._remove_rows(mount, child)
-        mount.catalog.remove(row.path)
+        mount.drop(row)
 
     def _finish(self, mount: _Mount) -> tuple[CatalogRef, Counters]:
         catalog = mount.catalog
-        _, below = catalog.stored_counters()
+        own, below = catalog.stored_counters()
         catalog.set_counters(
-            catalog.count_own(), {name: below[name] + mount.below[name] for name in COUNTERS}
+            {name: own[name] + mount.own[name] for name in COUNTERS},
+            {name: below[name] + mount.below[name] for name in COUNTERS},
         )
+        mount.own = dict.fromkeys(COUNTERS, 0)
         mount.below = dict.fromkeys(COUNTERS, 0)
         catalog.set_property("revision", catalog.revision + 1)
         catalog.set_property("last_modified", self._timestamp)
@@ -285,3 +323,13 @@ class TreeEditor:
             # Not required, and a replica that skipped revisions fails on a swept one (8.2).
             catalog.delete_property("previous_revision")
         return store_catalog(catalog, self._store, self._algorithm), catalog.total_counters()
+
+
+def count_special(store: ContentStore, catalog: Catalog) -> int:
+    """Count the special files in all catalogs below one, those of old servers included."""
+    total = 0
+    for ref in catalog.nested().values():
+        data = decompress(store.read(ref.hash, Suffix.CATALOG), MAX_CATALOG_BYTES)
+        with Catalog.open(data) as nested:
+            total += nested.count_special() + count_special(store, nested)
+    return total
