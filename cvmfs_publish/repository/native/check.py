@@ -484,10 +484,10 @@ class _Check:
             # Replicas that fetch old revisions, too, stop here (section 8.2); but garbage
             # collection leaves such references in catalogs it keeps.
             text = f"preceding catalog {previous} does not exist: a replica may fail to fetch it"
-            if prefix:
-                self.report.warning(place, text)
-            elif not self.collectable:
+            if not self.collectable:
                 self.report.error(place, text)
+            elif prefix:
+                self.report.warning(place, text)
 
     # tags
 
@@ -498,7 +498,7 @@ class _Check:
         data = self.fetch_object("history", manifest.history, Suffix.HISTORY)
         if data is None:
             return
-        for tag in examine_history(data, manifest, self.report):
+        for tag in examine_history(data, manifest, self.exists, self.report):
             self.check_tag(tag, deep=every_tag)
 
     def check_tag(self, tag: TaggedRoot, *, deep: bool) -> None:

@@ -31,8 +31,16 @@ class TaggedRoot(NamedTuple):
     size: int
 
 
-def examine_history(data: bytes, manifest: Manifest, report: Report) -> list[TaggedRoot]:
-    """Report every problem inside a history; return its tags for a look at their catalogs."""
+def examine_history(
+    data: bytes,
+    manifest: Manifest,
+    exists: Callable[[ContentHash, Suffix], bool],
+    report: Report,
+) -> list[TaggedRoot]:
+    """Report every problem inside a history; return its tags for a look at their catalogs.
+
+    `exists` tells whether an object is there.
+    """
     try:
         database = open_database(data, HISTORY)
     except IntegrityError as error:
@@ -40,7 +48,7 @@ def examine_history(data: bytes, manifest: Manifest, report: Report) -> list[Tag
         return []
     try:
         _check_properties(database, HISTORY, "3", manifest, report)
-        _check_previous(database, report)
+        _check_previous(database, exists, report)
         branches = _check_branches(database, report)
         tags = _check_tags(database, branches, report)
         _check_trunk(tags, manifest, report)
@@ -72,16 +80,23 @@ def _check_properties(
             report.error(place, f"property {key} is {properties.get(key)!r}, must be {value!r}")
 
 
-def _check_previous(database: sqlite3.Connection, report: Report) -> None:
+def _check_previous(
+    database: sqlite3.Connection, exists: Callable[[ContentHash, Suffix], bool], report: Report
+) -> None:
     found = query(database, HISTORY, "SELECT value FROM properties WHERE key = 'previous_revision'")
     text = str(found[0][0]) if found else None
     if text is None:
         report.error(HISTORY, "has no previous_revision; a lost reflog could not be rebuilt")
         return
     try:
-        ContentHash.parse(text)
+        previous = ContentHash.parse(text)
     except IntegrityError as error:
         report.error(HISTORY, f"previous_revision: {error}")
+        return
+    if any(previous.digest) and not exists(previous, Suffix.HISTORY):
+        # Collection removes old histories and leaves what names them.
+        text = f"preceding history {previous} does not exist; a lost reflog could not be rebuilt"
+        report.warning(HISTORY, text)
 
 
 def _check_branches(database: sqlite3.Connection, report: Report) -> dict[str, int]:

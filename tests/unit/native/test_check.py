@@ -331,7 +331,7 @@ def test_garbage_never_crashes_the_check(seed: int) -> None:
         if number == 0:
             examine_catalog(bytes(data), "", report)
         elif number == 1:
-            examine_history(bytes(data), manifest, report)
+            examine_history(bytes(data), manifest, lambda value, kind: bool(value), report)
         else:
             examine_reflog(
                 bytes(data), manifest, lambda value, kind: bool(value), report, now=1795170600

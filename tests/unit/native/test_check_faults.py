@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import padding
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.repository.native.check import Severity
-from cvmfs_publish.repository.native.signing import join_signed, split_signed
-from tests.unit.native.vectors import NOW, SHA1, Damaged, Edit, at, key
+from cvmfs_publish.repository.native.signing import join_signed, sign_text, split_signed
+from tests.unit.native.check_repositories import NOW, OURS, SHA1, SHAKE, Subject, Verdict, judge
+from tests.unit.native.vectors import Edit, at, key
 
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
@@ -24,19 +25,21 @@ ERROR, WARNING = Severity.ERROR, Severity.WARNING
 class Fault:
     """A change to a sound repository and what the check must say about it."""
 
-    damage: Callable[[Damaged], object]
+    damage: Callable[[Subject], object]
     place: str  # where the problem must be reported
     text: str  # part of what must be said there
     severity: Severity = ERROR
     scrub: bool = False
+    contents: bool = False  # only who reads contents notices it
     now: datetime = NOW
+    differs: str = ""  # why the judge is of another opinion
 
 
-def catalog(prefix: str, *edits: Edit) -> Callable[[Damaged], object]:
+def catalog(prefix: str, *edits: Edit) -> Callable[[Subject], object]:
     return lambda repository: repository.edit_catalog(prefix, *edits)
 
 
-def row(path: str, change: str, prefix: str = "") -> Callable[[Damaged], object]:
+def row(path: str, change: str, prefix: str = "") -> Callable[[Subject], object]:
     """Change the row of a path."""
     return catalog(prefix, f"UPDATE catalog SET {change} WHERE {at(path)}")
 
@@ -49,37 +52,43 @@ def counted_above(counter: str, delta: int) -> str:
     return count(f"subtree_{counter}", delta)
 
 
-def history(*edits: Edit) -> Callable[[Damaged], object]:
+def history(*edits: Edit) -> Callable[[Subject], object]:
     return lambda repository: repository.edit_history(*edits)
 
 
-def reflog(*edits: Edit) -> Callable[[Damaged], object]:
+def reflog(*edits: Edit) -> Callable[[Subject], object]:
     return lambda repository: repository.edit_reflog(*edits)
 
 
-def manifest_text(change: Callable[[bytes], bytes]) -> Callable[[Damaged], object]:
+def manifest_text(change: Callable[[bytes], bytes]) -> Callable[[Subject], object]:
     return lambda repository: repository.rewrite_manifest(change)
 
 
-def without(letter: bytes) -> Callable[[Damaged], object]:
+def without(letters: bytes) -> Callable[[Subject], object]:
     return manifest_text(
-        lambda text: b"".join(x for x in text.splitlines(True) if not x.startswith(letter))
+        lambda text: b"".join(x for x in text.splitlines(True) if x[0] not in letters)
     )
 
 
-def whitelist_text(change: Callable[[bytes], bytes]) -> Callable[[Damaged], object]:
+def whitelist_text(change: Callable[[bytes], bytes]) -> Callable[[Subject], object]:
     return lambda repository: repository.rewrite_whitelist(change)
 
 
-def no_property(name: str, prefix: str = "") -> Callable[[Damaged], object]:
+def _another_fingerprint(text: bytes) -> bytes:
+    lines = text.split(b"\n")
+    lines[3] = (b"00" if lines[3][:2] != b"00" else b"11") + lines[3][2:]
+    return b"\n".join(lines)
+
+
+def no_property(name: str, prefix: str = "") -> Callable[[Subject], object]:
     return catalog(prefix, f"DELETE FROM properties WHERE key = '{name}'")
 
 
-def set_property(name: str, value: object, prefix: str = "") -> Callable[[Damaged], object]:
-    return catalog(prefix, f"UPDATE properties SET value = '{value}' WHERE key = '{name}'")
+def set_property(name: str, value: object, prefix: str = "") -> Callable[[Subject], object]:
+    return catalog(prefix, f"INSERT OR REPLACE INTO properties VALUES ('{name}', '{value}')")
 
 
-def insert(path: str, mode: int, flags: int, **columns: object) -> str:
+def insert(path: str, mode: int, flags: int | str, **columns: object) -> str:
     """SQL that adds a row, without adjusting any counter."""
     parent, _, name = path.rpartition("/")
     values: dict[str, object] = {
@@ -104,18 +113,18 @@ def insert(path: str, mode: int, flags: int, **columns: object) -> str:
     )
 
 
-EMPTY = "x'e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78'"
+EMPTY = "$EMPTY"
 HARD = (
     f"UPDATE catalog SET hardlinks = 4294967298 WHERE {at('/plain/hard1')} OR {at('/plain/hard2')};"
 )
 
 
-def hard(change: str) -> Callable[[Damaged], object]:
+def hard(change: str) -> Callable[[Subject], object]:
     """Make a hard-link group of two, then damage one member."""
     return catalog("", HARD, f"UPDATE catalog SET {change} WHERE {at('/plain/hard2')}")
 
 
-def remove_object(path: str) -> Callable[[Damaged], object]:
+def remove_object(path: str) -> Callable[[Subject], object]:
     return lambda repository: repository.object_file(
         repository.row_hash(path), Suffix.DATA
     ).unlink()
@@ -127,21 +136,21 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
-def flip_in(path: str) -> Callable[[Damaged], object]:
+def flip_in(path: str) -> Callable[[Subject], object]:
     return lambda repository: flip_byte(
         repository.object_file(repository.row_hash(path), Suffix.DATA)
     )
 
 
-def chunk_sql(change: str, which: str = "offset = 0") -> Callable[[Damaged], object]:
+def chunk_sql(change: str, which: str = "offset = 0") -> Callable[[Subject], object]:
     return catalog("", f"UPDATE chunks SET {change} WHERE {which}")
 
 
-def rename_column(repository: Damaged) -> None:
+def rename_column(repository: Subject) -> None:
     repository.edit_catalog("", "ALTER TABLE catalog RENAME COLUMN uid TO owner")
 
 
-def swap_columns(repository: Damaged) -> None:
+def swap_columns(repository: Subject) -> None:
     repository.edit_catalog(
         "",
         "CREATE TABLE other (sha1 TEXT, path TEXT, size INTEGER, PRIMARY KEY (path));"
@@ -150,7 +159,7 @@ def swap_columns(repository: Damaged) -> None:
     )
 
 
-def no_primary_key(repository: Damaged) -> None:
+def no_primary_key(repository: Subject) -> None:
     repository.edit_catalog(
         "",
         "CREATE TABLE other AS SELECT * FROM chunks; DROP TABLE chunks;"
@@ -158,35 +167,118 @@ def no_primary_key(repository: Damaged) -> None:
     )
 
 
-def wal_header(repository: Damaged) -> None:
+def wal_header(repository: Subject) -> None:
     data = bytearray(repository.get(repository.catalog_hash("/nested"), Suffix.CATALOG))
     data[18:20] = b"\2\2"
     repository.replace_catalog("/nested", bytes(data))
 
 
-def garbage_catalog(repository: Damaged) -> None:
+def garbage_catalog(repository: Subject) -> None:
     repository.replace_catalog("/nested", b"SQLite format 3\0" + bytes(range(256)) * 20)
 
 
-def torn_catalog(repository: Damaged) -> None:
+def torn_catalog(repository: Subject) -> None:
     data = repository.get(repository.catalog_hash("/nested"), Suffix.CATALOG)
     repository.replace_catalog("/nested", data[:3072] + bytes(5120) + data[8192:])
 
 
-def cut_catalog(repository: Damaged) -> None:
+def cut_catalog(repository: Subject) -> None:
     path = repository.object_file(repository.catalog_hash("/nested"), Suffix.CATALOG)
     path.write_bytes(path.read_bytes()[:-10])
 
 
-def not_zlib(repository: Damaged) -> None:
+def not_zlib(repository: Subject) -> None:
     value = repository.put(b"this is no zlib stream", Suffix.CATALOG)
     repository.edit_catalog(
         "", f"UPDATE nested_catalogs SET sha1 = '{value}' WHERE path = '/nested'"
     )
 
 
-def recompressed(field: str, kind: Suffix, level: int) -> Callable[[Damaged], object]:
-    def damage(repository: Damaged) -> None:
+def both(*damages: Callable[[Subject], object]) -> Callable[[Subject], object]:
+    """One fault that takes several steps."""
+
+    def damage(repository: Subject) -> None:
+        for step in damages:
+            step(repository)
+
+    return damage
+
+
+def hash_of(repository: Subject, field: str) -> ContentHash:
+    value = getattr(repository.manifest(), field)
+    assert isinstance(value, ContentHash)
+    return value
+
+
+def wal(data: bytes) -> bytes:
+    return data[:18] + b"\2\2" + data[20:]
+
+
+def stored_as(path: str, change: Callable[[bytes], bytes]) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
+        file = repository.object_file(repository.row_hash(path), Suffix.DATA)
+        file.write_bytes(change(file.read_bytes()))
+
+    return damage
+
+
+def _other_content(repository: Subject, stored: bytes) -> None:
+    value = repository.put(stored, Suffix.DATA)
+    repository.edit_catalog(
+        "",
+        f"UPDATE catalog SET hash = x'{value.digest.hex()}' WHERE {at('/plain/hello.txt')}",
+    )
+
+
+def no_stream(repository: Subject) -> None:
+    _other_content(repository, b"hello world\n")
+
+
+def two_streams(repository: Subject) -> None:
+    _other_content(repository, zlib.compress(b"hello world\n") + zlib.compress(b""))
+
+
+def object_is(make: Callable[[Path], object]) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
+        path = repository.object_file(repository.row_hash("/plain/hello.txt"), Suffix.DATA)
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+def other_hash_line(repository: Subject) -> None:
+    signed = split_signed(repository.manifest_file.read_bytes(), "manifest")
+    others = [a for a in HashAlgorithm if a is not repository.algorithm]
+    hash_text = str(ContentHash.of(signed.payload, others[0])).encode()
+    signature = sign_text(hash_text, repository.keys.private_key)
+    repository.manifest_file.write_bytes(join_signed(signed.payload, hash_text, signature))
+
+
+def only_root_alternative(repository: Subject) -> None:
+    repository.sign(alternative_paths=True)
+    root = repository.manifest().root_hash
+    target = root.path(Suffix.CATALOG)
+    (repository.root / f".cvmfsalt-{root}C").symlink_to(target)
+
+
+def nested_as_root(repository: Subject) -> None:
+    value = repository.catalog_hash("/nested")
+    size = len(repository.get(value, Suffix.CATALOG))
+    repository.set_root(value, size)
+
+
+def not_compressed(field: str, kind: Suffix) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
+        content = repository.get(hash_of(repository, field), kind)
+        repository.sign(**{field: repository.put(content, kind)})
+        repository.list_current()
+
+    return damage
+
+
+def recompressed(field: str, kind: Suffix, level: int) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
         value = getattr(repository.manifest(), field)
         stored = zlib.compress(repository.get(value, kind), level)
         repository.sign(**{field: repository.put(stored, kind)})
@@ -195,15 +287,15 @@ def recompressed(field: str, kind: Suffix, level: int) -> Callable[[Damaged], ob
     return damage
 
 
-def other_content(field: str, kind: Suffix, content: bytes) -> Callable[[Damaged], object]:
-    def damage(repository: Damaged) -> None:
+def other_content(field: str, kind: Suffix, content: bytes) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
         repository.sign(**{field: repository.put(zlib.compress(content), kind)})
         repository.list_current()
 
     return damage
 
 
-def sha256_signature(repository: Damaged) -> None:
+def sha256_signature(repository: Subject) -> None:
     signed = split_signed(repository.manifest_file.read_bytes(), "manifest")
     signature = repository.keys.private_key.sign(
         signed.hash_text, padding.PKCS1v15(), hashes.SHA256()
@@ -211,31 +303,33 @@ def sha256_signature(repository: Damaged) -> None:
     repository.manifest_file.write_bytes(join_signed(signed.payload, signed.hash_text, signature))
 
 
-def unsigned_change(name: str) -> Callable[[Damaged], object]:
+def unsigned_change(name: str) -> Callable[[Subject], object]:
     """Change a digit of a signed text and its hash line, but not its signature."""
 
-    def damage(repository: Damaged) -> None:
+    def damage(repository: Subject) -> None:
         path = repository.root / name
         signed = split_signed(path.read_bytes(), name)
         payload = signed.payload.replace(b"2026112", b"2026111").replace(b"\nD240", b"\nD241")
         assert payload != signed.payload
-        hash_text = str(ContentHash.of(payload, HashAlgorithm.SHA1)).encode()
+        hash_text = str(ContentHash.of(payload, repository.algorithm)).encode()
         path.write_bytes(join_signed(payload, hash_text, signed.signature))
 
     return damage
 
 
-def wrong_hash_line(name: str) -> Callable[[Damaged], object]:
-    def damage(repository: Damaged) -> None:
+def wrong_hash_line(name: str) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
         path = repository.root / name
         signed = split_signed(path.read_bytes(), name)
-        path.write_bytes(join_signed(signed.payload, b"0" * 40, signed.signature))
+        path.write_bytes(
+            join_signed(signed.payload, str(repository.fake("0")).encode(), signed.signature)
+        )
 
     return damage
 
 
-def write(name: str, data: bytes = b"x") -> Callable[[Damaged], object]:
-    def damage(repository: Damaged) -> None:
+def write(name: str, data: bytes = b"x") -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
         path = repository.root / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
@@ -243,31 +337,31 @@ def write(name: str, data: bytes = b"x") -> Callable[[Damaged], object]:
     return damage
 
 
-def delete(name: str) -> Callable[[Damaged], object]:
+def delete(name: str) -> Callable[[Subject], object]:
     return lambda repository: (repository.root / name).unlink()
 
 
-def stale_reflog(repository: Damaged) -> None:
+def stale_reflog(repository: Subject) -> None:
     before = repository.manifest().reflog
     repository.edit_reflog("UPDATE refs SET timestamp = timestamp + 1")
     repository.sign(reflog=before)
 
 
-def no_reflog_entry(field: str) -> Callable[[Damaged], object]:
-    def damage(repository: Damaged) -> None:
+def no_reflog_entry(field: str) -> Callable[[Subject], object]:
+    def damage(repository: Subject) -> None:
         value = getattr(repository.manifest(), field)
         repository.edit_reflog(f"DELETE FROM refs WHERE hash = '{value}'")
 
     return damage
 
 
-def dangling_tag(repository: Damaged) -> None:
+def dangling_tag(repository: Subject) -> None:
     repository.edit_history(
-        f"INSERT INTO tags VALUES ('gone', '{'5' * 40}', 2, 1795170598, 0, '', 19456, '')"
+        f"INSERT INTO tags VALUES ('gone', '{'5' * 40}$ALG', 2, 1795170598, 0, '', 19456, '')"
     )
 
 
-def tag_of_nested(repository: Damaged) -> None:
+def tag_of_nested(repository: Subject) -> None:
     value = repository.catalog_hash("/nested")
     size = len(repository.get(value, Suffix.CATALOG))
     repository.edit_history(
@@ -275,23 +369,23 @@ def tag_of_nested(repository: Damaged) -> None:
     )
 
 
-def directory_object(repository: Damaged) -> None:
+def directory_object(repository: Subject) -> None:
     (repository.root / "data" / "ab").mkdir(exist_ok=True)
     (repository.root / "data" / "ab" / ("0" * 38)).mkdir()
 
 
-def link_object(repository: Damaged) -> None:
+def link_object(repository: Subject) -> None:
     (repository.root / "data" / "ab").mkdir(exist_ok=True)
     (repository.root / "data" / "ab" / ("0" * 38)).symlink_to("/etc/hostname")
 
 
-def flip_stored(repository: Damaged) -> None:
-    """Damage an object only the first revision refers to."""
-    flip_byte(next(p for p in (repository.root / "data" / "de").iterdir()))
+def flip_stored(repository: Subject) -> None:
+    """Damage an object that only the first revision refers to."""
+    flip_byte(repository.object_file(repository.tagged("generic"), Suffix.CATALOG))
 
 
 # Adjusting the counters above makes a change of one file invisible to stock check.
-def size_of_hello(delta: int) -> Callable[[Damaged], object]:
+def size_of_hello(delta: int) -> Callable[[Subject], object]:
     return catalog(
         "",
         f"UPDATE catalog SET size = size + {delta} WHERE {at('/plain/hello.txt')};",
@@ -308,6 +402,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "nested self counter off by one": Fault(
         catalog("/nested", count("self_dir", -1)), "/nested", "self_dir is 1, counted 2"
+    ),
+    "nested subtree counter off by one": Fault(
+        catalog("/nested", count("subtree_regular", 1)), "/nested", "subtree_regular is"
     ),
     "subtree counter off by one": Fault(
         catalog("", count("subtree_symlink", 1)), "/", "subtree_symlink is 2, counted 1"
@@ -332,7 +429,7 @@ FAULTS: dict[str, Fault] = {
         catalog("", "UPDATE nested_catalogs SET size = 0"), "/nested", "size is 0", WARNING
     ),
     "nested size wrong": Fault(
-        catalog("", "UPDATE nested_catalogs SET size = size + 1"), "/nested", "not 16385"
+        catalog("", "UPDATE nested_catalogs SET size = size + 1"), "/nested", "as promised"
     ),
     "nested hash malformed": Fault(
         catalog("", "UPDATE nested_catalogs SET sha1 = 'zz'"), "/nested", "hash is 'zz'"
@@ -343,7 +440,7 @@ FAULTS: dict[str, Fault] = {
     "nested row without mountpoint": Fault(
         catalog(
             "",
-            f"INSERT INTO nested_catalogs VALUES ('/plain', '{'1' * 40}', 5);"
+            f"INSERT INTO nested_catalogs VALUES ('/plain', '{'1' * 40}$ALG', 5);"
             + count("self_nested", 1),
         ),
         "/plain",
@@ -372,12 +469,12 @@ FAULTS: dict[str, Fault] = {
         "without .cvmfscatalog",
     ),
     "marker in an ordinary directory": Fault(
-        catalog("", insert("/big/.cvmfscatalog", 0o100644, 4, hash=EMPTY)),
+        catalog("", insert("/big/.cvmfscatalog", 0o100644, "4 + $BITS", hash=EMPTY)),
         "/big/.cvmfscatalog",
         "outside of a catalog's root",
     ),
     "marker in the root directory": Fault(
-        catalog("", insert("/.cvmfscatalog", 0o100644, 4, hash=EMPTY)),
+        catalog("", insert("/.cvmfscatalog", 0o100644, "4 + $BITS", hash=EMPTY)),
         "/.cvmfscatalog",
         "in the repository's root",
     ),
@@ -402,15 +499,41 @@ FAULTS: dict[str, Fault] = {
     ),
     "nested root flag on the root": Fault(row("", "flags = 33"), "/", "nested-root flag"),
     "rows below a mountpoint": Fault(
-        catalog("", insert("/nested/x", 0o100644, 4, hash=EMPTY), count("self_regular", 1)),
+        catalog(
+            "", insert("/nested/x", 0o100644, "4 + $BITS", hash=EMPTY), count("self_regular", 1)
+        ),
         "/nested",
         "1 rows below",
     ),
     "previous nested catalog gone": Fault(
-        set_property("previous_revision", "4" * 40, "/nested"), "/nested", "does not exist", WARNING
+        set_property("previous_revision", "4" * 40 + "$ALG", "/nested"),
+        "/nested",
+        "does not exist",
+        WARNING,
+    ),
+    "previous nested catalog gone, without collection": Fault(
+        both(
+            set_property("previous_revision", "4" * 40 + "$ALG", "/nested"),
+            lambda r: r.sign(garbage_collectable=False),
+        ),
+        "/nested",
+        "does not exist",
+        differs="the judge warns; without collection nothing explains it",
+    ),
+    "previous root gone, without collection": Fault(
+        both(
+            set_property("previous_revision", "4" * 40 + "$ALG"),
+            lambda r: r.sign(garbage_collectable=False),
+        ),
+        "/",
+        "does not exist",
+        differs="the judge warns; without collection a replica stops there",
     ),
     "previous root malformed": Fault(
-        set_property("previous_revision", "4" * 39), "/", "previous_revision"
+        set_property("previous_revision", "4" * 39),
+        "/",
+        "previous_revision",
+        differs="the judge warns; collection follows this chain and stops there",
     ),
     "previous root missing": Fault(
         no_property("previous_revision"), "/", "names no predecessor", WARNING
@@ -431,7 +554,12 @@ FAULTS: dict[str, Fault] = {
         "/nested",
         "extended attributes differ",
     ),
-    "transition flags": Fault(row("/nested", "flags = 32771"), "/nested", "flags are"),
+    "transition flags": Fault(
+        row("/nested", "flags = 32771"),
+        "/nested",
+        "flags are",
+        differs="the judge leaves flags out; what a client lists depends on what it has loaded",
+    ),
     # bind mountpoints
     "bind flag without row": Fault(
         row("/odd/name with space", "flags = 16385"),
@@ -439,7 +567,7 @@ FAULTS: dict[str, Fault] = {
         "not registered in bind_mountpoints",
     ),
     "bind row without directory": Fault(
-        catalog("", f"INSERT INTO bind_mountpoints VALUES ('/b', '{'1' * 40}', 5)"),
+        catalog("", f"INSERT INTO bind_mountpoints VALUES ('/b', '{'1' * 40}$ALG', 5)"),
         "/b",
         "no such mountpoint",
     ),
@@ -450,6 +578,13 @@ FAULTS: dict[str, Fault] = {
     ),
     # properties and schema
     "revision missing": Fault(no_property("revision"), "/", "revision is None"),
+    "nested revision missing": Fault(
+        no_property("revision", "/nested"), "/nested", "revision is None"
+    ),
+    "nested last_modified missing": Fault(
+        no_property("last_modified", "/nested/inner"), "/nested/inner", "last_modified is None"
+    ),
+    "revision is no number": Fault(set_property("revision", "three"), "/", "revision is 'three'"),
     "last_modified missing": Fault(no_property("last_modified"), "/", "last_modified is None"),
     "TTL missing": Fault(no_property("TTL"), "/", "TTL is None", WARNING),
     "TTL differs from D": Fault(set_property("TTL", 900), ".cvmfspublished", "field D", WARNING),
@@ -488,6 +623,16 @@ FAULTS: dict[str, Fault] = {
     ),
     "directory with hash": Fault(row("/big", f"hash = {EMPTY}"), "/big", "with a content hash"),
     "directory size 0": Fault(row("/big", "size = 0"), "/big", "of size 0", WARNING),
+    "directory size 0 in all rows": Fault(
+        both(
+            catalog("/nested/inner", "UPDATE catalog SET size = 0 WHERE flags & 1"),
+            catalog("/nested", "UPDATE catalog SET size = 0 WHERE flags & 1"),
+            catalog("", "UPDATE catalog SET size = 0 WHERE flags & 1"),
+        ),
+        "/",
+        "of size 0, by convention 4096 (and ",
+        WARNING,
+    ),
     "dangling row": Fault(row("/plain/hello.txt", "parent_1 = 5"), "/", "dangling row"),
     "path key of a file": Fault(
         row("/plain/hello.txt", "md5path_1 = 5"), "/plain/hello.txt", "path key"
@@ -495,6 +640,10 @@ FAULTS: dict[str, Fault] = {
     "path key of a directory": Fault(
         row("/plain/sticky", "md5path_1 = 5"), "/plain/sticky", "path key"
     ),
+    "path key of a symlink": Fault(
+        row("/plain/rel-link", "md5path_1 = 5"), "/plain/rel-link", "path key"
+    ),
+    "path key of a special file": Fault(row("/odd/null", "md5path_2 = 5"), "/odd/null", "path key"),
     "name NULL": Fault(row("/plain/hello.txt", "name = NULL"), "/…/row", "name is NULL"),
     "symlink NULL": Fault(
         row("/plain/hello.txt", "symlink = NULL"), "/plain/hello.txt", "symlink is NULL"
@@ -529,11 +678,15 @@ FAULTS: dict[str, Fault] = {
         row("/plain/rel-link", f"symlink = '{'x' * 4096}', size = 4096"),
         "/plain/rel-link",
         "4096 bytes",
+        differs="the judge warns; no client can read such a link",
     ),
     "target on a file": Fault(
         row("/plain/hello.txt", "symlink = 'x'"), "/plain/hello.txt", "with a link target"
     ),
     "fifo size": Fault(row("/odd/fifo", "size = 5"), "/odd/fifo", "is 5, must be 0"),
+    "device number negative": Fault(row("/odd/null", "size = -1"), "/odd/null", "is -1"),
+    "target on a fifo": Fault(row("/odd/fifo", "symlink = 'x'"), "/odd/fifo", "with a link target"),
+    "fifo with hash": Fault(row("/odd/fifo", f"hash = {EMPTY}"), "/odd/fifo", "content hash"),
     "special with hash": Fault(row("/odd/null", f"hash = {EMPTY}"), "/odd/null", "content hash"),
     "negative size": Fault(row("/plain/hello.txt", "size = -1"), "/plain/hello.txt", "size is -1"),
     "owner out of range": Fault(row("/plain/hello.txt", "uid = -1"), "/plain/hello.txt", "-1:0"),
@@ -553,6 +706,14 @@ FAULTS: dict[str, Fault] = {
     "group with different metadata": Fault(
         hard("mtime = 5"), "/plain/hard", "differs from its hard link"
     ),
+    "group of three with two members": Fault(
+        catalog("", HARD.replace("4294967298", "4294967299")), "/plain/hard", "has 2 members"
+    ),
+    "group with different xattrs": Fault(
+        both(hard("xattr = x'01010201612e62'"), catalog("", count("self_xattr", 1))),
+        "/plain/hard",
+        "differs from its hard link",
+    ),
     "group with different content": Fault(
         hard("hash = x'e9f21b87" + "00" * 16 + "'"), "/plain/hard", "differs from its hard link"
     ),
@@ -570,28 +731,39 @@ FAULTS: dict[str, Fault] = {
     "flags 16 on a fifo": Fault(row("/odd/fifo", "flags = 16"), "/odd/fifo", "0x10"),
     "flags 0 on a file": Fault(row("/plain/empty", "flags = 0"), "/plain/empty", "0x0"),
     "unknown flag bit": Fault(
-        row("/plain/empty", "flags = 131076"), "/plain/empty", "unknown bits"
+        row("/plain/empty", "flags = 131076 + $BITS"), "/plain/empty", "unknown bits"
     ),
     "unknown hash algorithm": Fault(
         row("/plain/empty", "flags = 772"), "/plain/empty", "unknown hash algorithm"
     ),
     "unknown compression": Fault(
-        row("/plain/empty", "flags = 4100"), "/plain/empty", "unknown compression"
+        row("/plain/empty", "flags = 4100 + $BITS"), "/plain/empty", "unknown compression"
     ),
     "compression bit of a compressed file": Fault(
-        row("/plain/exec.sh", "flags = 2052"), "/plain/exec.sh", "the entry says 4"
+        row("/plain/exec.sh", "flags = 2052 + $BITS"),
+        "/plain/exec.sh",
+        "the entry says 4",
+        contents=True,
     ),
     "direct I/O on a symlink": Fault(
         row("/plain/rel-link", "flags = 65548"), "/plain/rel-link", "direct I/O"
     ),
+    "direct I/O on a directory": Fault(row("/big", "flags = 65537"), "/big", "direct I/O"),
+    "external directory": Fault(row("/big", "flags = 129"), "/big", "external"),
+    "chunked symlink": Fault(row("/plain/rel-link", "flags = 76"), "/plain/rel-link", "chunked"),
     "external symlink": Fault(row("/plain/rel-link", "flags = 140"), "/plain/rel-link", "external"),
-    "hidden file": Fault(row("/plain/empty", "flags = 32772"), "/plain/empty", "directory flag"),
+    "hidden file": Fault(
+        row("/plain/empty", "flags = 32772 + $BITS"), "/plain/empty", "directory flag"
+    ),
     "hash bits on a directory": Fault(
         row("/big", "flags = 257"), "/big", "hash or compression bits"
     ),
     # extended attributes
     "xattr of unknown version": Fault(
         row("/plain/xattr", "xattr = x'02010201612e62'"), "/plain/xattr", "extended attributes"
+    ),
+    "xattr that is not counted": Fault(
+        row("/plain/hello.txt", "xattr = x'01010201612e62'"), "/", "self_xattr is"
     ),
     "xattr count 0": Fault(
         row("/plain/xattr", "xattr = x'0100'"), "/plain/xattr", "extended attributes"
@@ -613,6 +785,17 @@ FAULTS: dict[str, Fault] = {
     ),
     # chunks
     "chunk gap": Fault(chunk_sql("offset = offset + 1"), "/big/chunked.bin", "does not follow"),
+    "chunks overlap": Fault(
+        chunk_sql("offset = offset - 1", "offset > 0"), "/big/chunked.bin", "does not follow"
+    ),
+    "first chunk missing": Fault(
+        catalog("", "DELETE FROM chunks WHERE offset = 0;", count("self_chunks", -1)),
+        "/big/chunked.bin",
+        "does not follow",
+    ),
+    "last chunk missing and still counted": Fault(
+        catalog("", "DELETE FROM chunks WHERE offset > 0"), "/", "self_chunks is 2, counted 1"
+    ),
     "last chunk missing": Fault(
         catalog("", "DELETE FROM chunks WHERE offset > 0;", count("self_chunks", -1)),
         "/big/chunked.bin",
@@ -643,7 +826,7 @@ FAULTS: dict[str, Fault] = {
         "chunks of no file",
     ),
     "chunks of an ordinary file": Fault(
-        row("/big/chunked.bin", f"flags = 4, hash = {EMPTY}"),
+        row("/big/chunked.bin", f"flags = 4 + $BITS, hash = {EMPTY}"),
         "/big/chunked.bin",
         "file is not chunked",
     ),
@@ -659,11 +842,55 @@ FAULTS: dict[str, Fault] = {
     ),
     # objects
     "object missing": Fault(remove_object("/plain/hello.txt"), "/plain/hello.txt", "is missing"),
-    "object damaged": Fault(flip_in("/plain/hello.txt"), "/plain/hello.txt", "damaged"),
-    "file size too large": Fault(size_of_hello(1), "/plain/hello.txt", "the entry says 13"),
-    "file size too small": Fault(size_of_hello(-1), "/plain/hello.txt", "the entry says 11"),
-    "file size 0": Fault(size_of_hello(-12), "/plain/hello.txt", "longer than the 0"),
-    "file size impossible": Fault(size_of_hello(10**9), "/plain/hello.txt", "object"),
+    "object damaged": Fault(
+        flip_in("/plain/hello.txt"), "/plain/hello.txt", "damaged", contents=True
+    ),
+    "object empty": Fault(
+        stored_as("/plain/hello.txt", lambda data: b""),
+        "/plain/hello.txt",
+        "damaged",
+        contents=True,
+    ),
+    "object cut": Fault(
+        stored_as("/plain/hello.txt", lambda data: data[:-1]),
+        "/plain/hello.txt",
+        "damaged",
+        contents=True,
+    ),
+    "object with bytes behind": Fault(
+        stored_as("/plain/hello.txt", lambda data: data + b"x"),
+        "/plain/hello.txt",
+        "damaged",
+        contents=True,
+    ),
+    "object decompressed in place": Fault(
+        stored_as("/plain/hello.txt", zlib.decompress), "/plain/hello.txt", "damaged", contents=True
+    ),
+    "object that is no zlib stream": Fault(no_stream, "/plain/hello.txt", "zlib", contents=True),
+    "object with two zlib streams": Fault(
+        two_streams, "/plain/hello.txt", "after its zlib stream", contents=True
+    ),
+    "object is a directory": Fault(
+        object_is(lambda path: path.mkdir()), "/plain/hello.txt", "missing", contents=True
+    ),
+    "object is a symbolic link": Fault(
+        object_is(lambda path: path.symlink_to("/etc/hostname")),
+        "/plain/hello.txt",
+        "",
+        contents=True,
+    ),
+    "file size too large": Fault(
+        size_of_hello(1), "/plain/hello.txt", "the entry says 13", contents=True
+    ),
+    "file size too small": Fault(
+        size_of_hello(-1), "/plain/hello.txt", "the entry says 11", contents=True
+    ),
+    "file size 0": Fault(
+        size_of_hello(-12), "/plain/hello.txt", "longer than the 0", contents=True
+    ),
+    "file size impossible": Fault(
+        size_of_hello(10**9), "/plain/hello.txt", "object", contents=True
+    ),
     # manifest
     "manifest missing": Fault(delete(".cvmfspublished"), ".cvmfspublished", "is missing"),
     "manifest is garbage": Fault(
@@ -712,8 +939,32 @@ FAULTS: dict[str, Fault] = {
         ".cvmfspublished",
         "G is 'true'",
     ),
+    "manifest A": Fault(
+        manifest_text(lambda text: text.replace(b"\nAno", b"\nA1")), ".cvmfspublished", "A is '1'"
+    ),
+    "manifest S is no number": Fault(
+        manifest_text(lambda text: text.replace(b"\nS3", b"\nS-3")), ".cvmfspublished", "S is '-3'"
+    ),
+    "manifest S below the root's": Fault(
+        lambda r: r.sign(revision=2), ".cvmfspublished", "field S is 2"
+    ),
+    "manifest C of another algorithm than the hash line": Fault(
+        other_hash_line, ".cvmfspublished", "another algorithm"
+    ),
     "alternative paths promised": Fault(
         lambda r: r.sign(alternative_paths=True), ".cvmfsalt-", "the manifest promises"
+    ),
+    "alternative path of the certificate missing": Fault(
+        only_root_alternative, ".cvmfsalt-", "the manifest promises"
+    ),
+    "manifest C of a nested catalog": Fault(nested_as_root, "/", "root_prefix is '/nested'"),
+    "root catalog missing": Fault(
+        lambda r: r.object_file(r.catalog_hash(""), Suffix.CATALOG).unlink(), "/", "is missing"
+    ),
+    "signature cut": Fault(
+        lambda r: r.manifest_file.write_bytes(r.manifest_file.read_bytes()[:-1]),
+        ".cvmfspublished",
+        "signature",
     ),
     "not replicable": Fault(
         delete(".cvmfs_master_replica"), ".cvmfs_master_replica", "cannot be replicated", WARNING
@@ -722,6 +973,15 @@ FAULTS: dict[str, Fault] = {
     "certificate of level 9": Fault(
         recompressed("certificate", Suffix.CERTIFICATE, 9), "certificate", "zlib level 6"
     ),
+    "certificate of level 1": Fault(
+        recompressed("certificate", Suffix.CERTIFICATE, 1), "certificate", "zlib level 6"
+    ),
+    "metainfo of level 9": Fault(
+        recompressed("metainfo", Suffix.METAINFO, 9), "metainfo", "zlib level 6"
+    ),
+    "certificate not compressed": Fault(
+        not_compressed("certificate", Suffix.CERTIFICATE), "certificate", "zlib"
+    ),
     "metainfo of level 1": Fault(
         recompressed("metainfo", Suffix.METAINFO, 1), "metainfo", "zlib level 6"
     ),
@@ -729,11 +989,14 @@ FAULTS: dict[str, Fault] = {
         other_content("certificate", Suffix.CERTIFICATE, b"nothing"), "certificate", "X.509"
     ),
     "certificate missing": Fault(
-        lambda r: r.sign(certificate=ContentHash.parse("6" * 40)), "certificate", "is missing"
+        lambda r: r.sign(certificate=r.fake("6")), "certificate", "is missing"
     ),
-    "metainfo missing": Fault(
-        lambda r: r.sign(metainfo=ContentHash.parse("6" * 40)), "metainfo", "is missing"
+    "certificate missing from the store": Fault(
+        lambda r: r.object_file(hash_of(r, "certificate"), Suffix.CERTIFICATE).unlink(),
+        "certificate",
+        "is missing",
     ),
+    "metainfo missing": Fault(lambda r: r.sign(metainfo=r.fake("6")), "metainfo", "is missing"),
     "metainfo is no JSON": Fault(
         other_content("metainfo", Suffix.METAINFO, b"nothing"), "metainfo", "JSON"
     ),
@@ -745,16 +1008,21 @@ FAULTS: dict[str, Fault] = {
     "whitelist hash line": Fault(
         wrong_hash_line(".cvmfswhitelist"), ".cvmfswhitelist", "hash line says"
     ),
-    "whitelist expired this hour": Fault(
+    "whitelist expiry is no time": Fault(
         whitelist_text(lambda text: text.replace(b"E2046", b"E20261120205900X")),
         ".cvmfswhitelist",
         "not a time of 14 digits",
+    ),
+    "whitelist expires in the current hour": Fault(
+        lambda r: r.set_time(lambda now: now + timedelta(minutes=29)),
+        ".cvmfswhitelist",
+        "expired at 2026-11-20 20:59 UTC; clients look at the hour only",
     ),
     "whitelist expiry hour has begun": Fault(
         lambda r: None,
         ".cvmfswhitelist",
         "expired at",
-        now=datetime(2046, 11, 15, 10, 0, 1, tzinfo=UTC),
+        now=datetime(2046, 11, 15, 10, 30, tzinfo=UTC),
     ),
     "whitelist expires in a week": Fault(
         lambda r: None,
@@ -764,12 +1032,14 @@ FAULTS: dict[str, Fault] = {
         now=datetime(2046, 11, 8, 10, 30, tzinfo=UTC),
     ),
     "whitelist of another repository": Fault(
-        whitelist_text(lambda text: text.replace(SHA1.encode(), b"other.example.org")),
+        lambda r: r.rewrite_whitelist(
+            lambda text: text.replace(r.name.encode(), b"other.example.org")
+        ),
         ".cvmfswhitelist",
         "is for 'other.example.org'",
     ),
     "whitelist without the certificate": Fault(
-        whitelist_text(lambda text: text.replace(b"71:36:", b"71:37:")),
+        whitelist_text(_another_fingerprint),
         ".cvmfswhitelist",
         "does not list the certificate",
     ),
@@ -780,6 +1050,13 @@ FAULTS: dict[str, Fault] = {
         whitelist_text(lambda text: text.replace(b".org\n", b".org\nWcachain\n")),
         ".cvmfswhitelist",
         "Wcachain",
+    ),
+    "whitelist with a signature of another kind": Fault(
+        whitelist_text(lambda text: text.replace(b".org\n", b".org\nVpkcs7\n")),
+        ".cvmfswhitelist",
+        "Vpkcs7",
+        WARNING,
+        differs="stock clients verify it with a second file, which says nothing about the first",
     ),
     "whitelist with a malformed line": Fault(
         whitelist_text(lambda text: text + b"AB:CD\n"), ".cvmfswhitelist", "AB:CD"
@@ -810,14 +1087,29 @@ FAULTS: dict[str, Fault] = {
         ".cvmfsreflog",
         "schema_revision is '1'",
     ),
+    "reflog with a write-ahead-log header": Fault(
+        lambda r: r.replace_reflog(wal(r.reflog_file.read_bytes())),
+        ".cvmfsreflog",
+        "write-ahead-log",
+    ),
+    "reflog without table": Fault(reflog("DROP TABLE refs"), ".cvmfsreflog", "no such table"),
+    "reflog lists the root as something else": Fault(
+        lambda r: r.edit_reflog(
+            f"UPDATE refs SET type = 3 WHERE hash = '{r.manifest().root_hash}'"
+        ),
+        ".cvmfsreflog",
+        "does not list the current catalog",
+    ),
     "reflog malformed hash": Fault(
         reflog("INSERT INTO refs VALUES ('xyz', 0, 5)"), ".cvmfsreflog", "malformed hash 'xyz'"
     ),
     "reflog unknown type": Fault(
-        reflog(f"INSERT INTO refs VALUES ('{'1' * 40}', 7, 5)"), ".cvmfsreflog", "unknown type 7"
+        reflog(f"INSERT INTO refs VALUES ('{'1' * 40}$ALG', 7, 5)"),
+        ".cvmfsreflog",
+        "unknown type 7",
     ),
     "reflog entry without object": Fault(
-        reflog(f"INSERT INTO refs VALUES ('{'1' * 40}', 0, 5)"),
+        reflog(f"INSERT INTO refs VALUES ('{'1' * 40}$ALG', 0, 5)"),
         ".cvmfsreflog",
         "does not exist",
         WARNING,
@@ -829,18 +1121,42 @@ FAULTS: dict[str, Fault] = {
         WARNING,
     ),
     # history
-    "history missing": Fault(
-        lambda r: r.sign(history=ContentHash.parse("6" * 40)), "history", "is missing"
-    ),
+    "history missing": Fault(lambda r: r.sign(history=r.fake("6")), "history", "is missing"),
     "history is garbage": Fault(
         lambda r: r.replace_history(b"x" * 5000), "history", "not a SQLite database"
     ),
     "history without table": Fault(history("DROP TABLE branches"), "history", "no such table"),
+    "history with a write-ahead-log header": Fault(
+        lambda r: r.replace_history(wal(r.get(hash_of(r, "history"), Suffix.HISTORY))),
+        "history",
+        "write-ahead-log",
+    ),
+    "history schema": Fault(
+        history("UPDATE properties SET value = '4' WHERE key = 'schema_revision'"),
+        "history",
+        "schema_revision is '4'",
+    ),
+    "history object damaged": Fault(
+        lambda r: flip_byte(r.object_file(hash_of(r, "history"), Suffix.HISTORY)),
+        "history",
+        "object",
+    ),
     "history fqrn": Fault(
         history("UPDATE properties SET value = 'x' WHERE key = 'fqrn'"), "history", "fqrn is 'x'"
     ),
     "history without previous revision": Fault(
         history("DELETE FROM properties WHERE key = 'previous_revision'"),
+        "history",
+        "previous_revision",
+    ),
+    "history with a dangling predecessor": Fault(
+        history(f"UPDATE properties SET value = '{'4' * 40}$ALG' WHERE key = 'previous_revision'"),
+        "history",
+        "preceding history",
+        WARNING,
+    ),
+    "history with a malformed predecessor": Fault(
+        history("UPDATE properties SET value = 'none' WHERE key = 'previous_revision'"),
         "history",
         "previous_revision",
     ),
@@ -870,6 +1186,39 @@ FAULTS: dict[str, Fault] = {
     ),
     "tag with NULL text": Fault(
         history("UPDATE tags SET description = NULL WHERE name = 'first'"), "tag first", "NULL"
+    ),
+    "tag with NULL name": Fault(
+        history("UPDATE tags SET name = NULL WHERE name = 'first'"), "tag None", "NULL"
+    ),
+    "tag with NULL hash": Fault(
+        history("UPDATE tags SET hash = NULL WHERE name = 'first'"), "tag first", "NULL"
+    ),
+    "tag with NULL branch": Fault(
+        history("UPDATE tags SET branch = NULL WHERE name = 'first'"), "tag first", "NULL"
+    ),
+    "tag with malformed hash": Fault(
+        history("UPDATE tags SET hash = 'abc' WHERE name = 'first'"), "tag first", "'abc'"
+    ),
+    "tag with NULL revision": Fault(
+        history("UPDATE tags SET revision = NULL WHERE name = 'first'"), "tag first", "no number"
+    ),
+    "trunk-previous after trunk": Fault(
+        history(
+            "UPDATE tags SET revision = 9 WHERE name = 'trunk-previous'",
+        ),
+        "tag trunk-previous",
+        "revision 9",
+    ),
+    "recycle bin in use": Fault(
+        history(f"INSERT INTO recycle_bin VALUES ('{'1' * 40}$ALG', 0)"),
+        "history",
+        "recycle_bin has 1",
+        WARNING,
+    ),
+    "default branch missing": Fault(
+        history("UPDATE tags SET branch = 'b';UPDATE branches SET branch = 'b', parent = 'b'"),
+        "history",
+        "default branch",
     ),
     "tag with invalid name": Fault(
         history("UPDATE tags SET name = 'a b' WHERE name = 'first'"), "tag a b", "invalid name"
@@ -911,16 +1260,33 @@ FAULTS: dict[str, Fault] = {
     "leftover in txn": Fault(
         write("data/txn/cvmfs-publish-1-0"), "data/txn/", "left over", WARNING, scrub=True
     ),
-    "damaged object of an old revision": Fault(flip_stored, "data/de/", "damaged", scrub=True),
+    "damaged object of an old revision": Fault(
+        flip_stored, "data/", "damaged: its hash is", scrub=True
+    ),
     "object under a wrong name": Fault(
         write("data/ab/" + "0" * 38), "data/ab/" + "0" * 38, "damaged", scrub=True
+    ),
+    "object of another kind's bytes": Fault(
+        write("data/ab/" + "0" * 38 + "C"), "data/ab/" + "0" * 38 + "C", "damaged", scrub=True
+    ),
+    "upper-case name of an object": Fault(
+        write("data/ab/" + "A" * 38), "data/ab/" + "A" * 38, "not the name", scrub=True
     ),
 }
 
 
+# The vectors in shake128 and what we write are judged where time does not matter.
+KINDS = (
+    SHA1,
+    pytest.param(SHAKE, marks=pytest.mark.slow),
+    pytest.param(OURS, marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAULTS)
-def test_check_names_place_and_fault(name: str, tmp_path: Path) -> None:
-    fault, repository = FAULTS[name], Damaged(tmp_path)
+def test_check_names_place_and_fault(name: str, kind: str, tmp_path: Path) -> None:
+    fault, repository = FAULTS[name], Subject(tmp_path, kind)
     fault.damage(repository)
 
     report = repository.check(now=fault.now, scrub=fault.scrub)
@@ -934,3 +1300,45 @@ def test_check_names_place_and_fault(name: str, tmp_path: Path) -> None:
     ]
     assert found, "\n".join(map(str, report.problems))
     assert report.ok == (fault.severity is WARNING), report.errors
+    verdict = _judge(repository, fault)
+    agrees = (verdict.errors > 0) == (not report.ok)
+    assert agrees == (not fault.differs), verdict.output
+
+
+def _judge(repository: Subject, fault: Fault) -> Verdict:
+    options = ["--scrub"] if fault.scrub else [] if fault.contents else ["--no-data"]
+    return judge(repository, *options, now=fault.now)
+
+
+# section B.1: what every client accepts
+HARMLESS: dict[str, Callable[[Subject], object]] = {
+    "without H": without(b"H"),
+    "without M": without(b"M"),
+    "without H and M": without(b"HM"),
+    "without B": without(b"B"),
+    "without T": without(b"T"),
+    "without G and A": without(b"GA"),
+    "reversed, with unknown fields": manifest_text(
+        lambda text: b"".join([b"Zx\n", *reversed(text.splitlines(keepends=True)), b"Ky\n"])
+    ),
+    "no nested previous_revision": both(
+        no_property("previous_revision", "/nested"),
+        no_property("previous_revision", "/nested/inner"),
+    ),
+    "previous root collected": set_property("previous_revision", "4" * 40 + "$ALG"),
+    "whitelist valid until the next hour": lambda r: r.set_time(lambda now: now.replace(hour=21)),
+    "whitelist with comments": whitelist_text(
+        lambda text: text.replace(b"\n", b" # ours\n").replace(b" # ours", b"", 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_every_client_accepts_is_no_error(name: str, kind: str, tmp_path: Path) -> None:
+    repository = Subject(tmp_path, kind)
+    HARMLESS[name](repository)
+    report = repository.check()
+    assert report.errors == []
+    verdict = judge(repository, "--no-data")
+    assert verdict.errors == 0, verdict.output
