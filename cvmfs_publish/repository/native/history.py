@@ -11,8 +11,9 @@ import sqlite3
 from typing import NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
-from cvmfs_publish.errors import InputError, IntegrityError
+from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
 from cvmfs_publish.repository.native.database import create_database, open_database, query
+from cvmfs_publish.repository.native.upgrade import upgrade_history
 
 TRUNK = "trunk"
 TRUNK_PREVIOUS = "trunk-previous"
@@ -79,13 +80,24 @@ class History:
 
     @classmethod
     def open(cls, data: bytes) -> History:
-        """Open a decompressed history file; raise `IntegrityError` if it is none."""
+        """Open a decompressed history file; one of an older server is brought up to date.
+
+        Raises:
+            IntegrityError: it is none.
+            RepositoryError: it is of a newer server than this version knows.
+        """
         history = cls(open_database(data, "history"))
         try:
+            # A copy in memory, so this changes nothing that is published.
+            upgrade_history(
+                history._rows,
+                "history",
+                history.get_property("schema"),
+                history.get_property("schema_revision"),
+            )
             history._rows("SELECT COUNT(*) FROM tags")
             history._rows("SELECT COUNT(*) FROM branches")
-            history._rows("SELECT COUNT(*) FROM properties")
-        except IntegrityError:
+        except (IntegrityError, RepositoryError):
             history.close()
             raise
         return history

@@ -217,8 +217,8 @@ def test_the_chain_of_root_catalogs_is_kept(repository: Repository) -> None:
 
 
 def test_a_catalog_of_another_schema_is_not_edited(tmp_path: Path) -> None:
-    repository = Repository(tmp_path, schema_revision="6")
-    with pytest.raises(RepositoryError, match="schema revision 6") as caught:
+    repository = Repository(tmp_path, schema_revision="8")
+    with pytest.raises(RepositoryError, match="schema revision 8") as caught:
         repository.edit()
     assert "cvmfs_server" in caught.value.hint
 
