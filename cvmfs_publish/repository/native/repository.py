@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorith
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.objects import Compression, compress_exactly, decompress
+from cvmfs_publish.content.rehearsal import Rehearsal
 from cvmfs_publish.content.store import ContentStore, Fetched
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
@@ -256,6 +257,17 @@ class NativeRepository:
             )
         return found.data
 
+    def rehearsal(self) -> NativeRepository:
+        """Return a repository that starts from this one and keeps what is written to itself.
+
+        It takes the same locks, refuses what this one would refuse, and changes nothing.
+        """
+        bookkeeping = self._options.bookkeeping
+        options = self._options
+        if bookkeeping is not None:
+            options = replace(options, bookkeeping=_HoldOnly(bookkeeping))
+        return NativeRepository(self.name, Rehearsal(self.store), self._keys, options)
+
     # writing
 
     def resign(self, now: datetime, days: int = whitelists.DEFAULT_DAYS) -> datetime:
@@ -318,7 +330,8 @@ class NativeRepository:
     ) -> Iterator[Maintenance]:
         """Change history or reflog and publish them with the same tree and revision number.
 
-        Nothing is published if the block raises, or changes neither.
+        Published at the end of the block, or when it calls `publish`; the lock is held until the
+        end.  Nothing is published if the block raises before, or changes neither.
 
         Raises: as `transaction`.
         """
@@ -326,13 +339,9 @@ class NativeRepository:
             self._writing(now, step) as (writer, base),
             open_history(self.store, base.manifest) as history,
         ):
-            work = Maintenance(self.store, base.manifest, history, base.reflog, writer)
-            before = history.serialize(), base.reflog.serialize()
+            work = Maintenance(self.store, base, history, writer, now)
             yield work
-            changed = history.serialize() != before[0]
-            if changed or base.reflog.serialize() != before[1]:
-                new = replace(base.manifest, timestamp=max(now, base.manifest.timestamp))
-                publish(writer, base, new, history if changed else None)
+            work.publish()
 
     @contextmanager
     def _writing(self, now: int, step: Callable[[str], None]) -> Iterator[tuple[Writer, Base]]:
@@ -403,15 +412,48 @@ class NativeRepository:
             ) from error
 
 
-@dataclass(frozen=True, slots=True)
+class _HoldOnly:
+    """Locks as another `Bookkeeping` does, and tells nobody what was rehearsed."""
+
+    def __init__(self, bookkeeping: Bookkeeping) -> None:
+        self._bookkeeping = bookkeeping
+
+    def hold(self) -> AbstractContextManager[None]:
+        return self._bookkeeping.hold()
+
+    def reflog_replaced(self, checksum: ContentHash) -> None:
+        pass
+
+    def manifest_replaced(self, root_hash: ContentHash) -> None:
+        pass
+
+
 class Maintenance:
     """Work on what a repository remembers, not on its tree."""
 
-    store: ContentStore
-    manifest: Manifest  # published
-    history: History  # may be changed
-    reflog: Reflog  # may be changed
-    writer: Writer
+    def __init__(
+        self, store: ContentStore, base: Base, history: History, writer: Writer, now: int
+    ) -> None:
+        self.store = store
+        self.manifest = base.manifest  # published
+        self.history = history  # may be changed until `publish`
+        self.reflog = base.reflog  # may be changed until `publish`
+        self.writer = writer
+        self._base = base
+        self._now = now
+        self._before = history.serialize(), base.reflog.serialize()
+        self._done = False
+
+    def publish(self) -> None:
+        """Publish what was changed, if anything was; nothing may be changed after that."""
+        if self._done:
+            return
+        self._done = True
+        changed = self.history.serialize() != self._before[0]
+        if changed or self.reflog.serialize() != self._before[1]:
+            new = replace(self.manifest, timestamp=max(self._now, self.manifest.timestamp))
+            history = self.history if changed else None
+            self.manifest = publish(self.writer, self._base, new, history)
 
 
 _WHITELIST_HINT = "`cvmfs-publish resign`, where the master key is, makes a new one"
