@@ -14,6 +14,7 @@ from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.layouts import (
     IMAGES,
+    MANIFEST_FILE,
     METADATA,
     PUBLICATION_FILE,
     REPLACED,
@@ -215,8 +216,11 @@ def _naming(path: RepoPath) -> Iterator[None]:
     except IntegrityError as error:
         raise RepositoryError(
             f"/{path} in the repository: {error}",
-            hint=error.hint or "publish the image again with --force, or restore a backup",
+            hint=error.hint or "restore the file, or the repository, from a backup",
         ) from error
+
+
+_RECORDS = {MANIFEST_FILE, PUBLICATION_FILE, UNPUBLISHED_FILE, REPLACED}
 
 
 def iter_publications(view: View) -> Iterator[Publication]:
@@ -243,6 +247,6 @@ def iter_records(view: View) -> Iterator[tuple[RepoPath, set[str]]]:
                 files.add(name)
             elif path != IMAGES:
                 below.append(path)
-        if files:
+        if files & _RECORDS:
             yield directory, files
         stack.extend(reversed(below))

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.repository.records import (
     FORMAT,
+    Event,
     Publication,
     SandboxRecord,
+    Unpublished,
     iter_publications,
+    iter_records,
     read_publication,
+    read_unpublished,
 )
 
 RECORD = Publication(
@@ -24,7 +28,10 @@ RECORD = Publication(
     published_at="2026-11-20T00:00:00Z", revision=3, entries=4, content_bytes=5, stored_bytes=6,
     tree_digest="sha256:4", recipe="sha256:5", layers=("sha256:6", "sha256:7"),
     roots_added=("/nfs",), findings=(Finding("bytes \udcff", "dropped"),), publisher="test 1",
+    history=(Event("2026-11-19T00:00:00Z", 2, "sha256:8", "sha256:9", "sha256:a", "published"),),
+    pinned_at="2026-11-20T00:00:01Z", pinned=("/.flat/ab/abcd",),
 )  # fmt: skip
+OPTIONAL = {"signature", "what", "history", "pinned_at", "pinned"}  # later than format 1
 
 
 def changed(**values: Any) -> bytes:  # noqa: ANN401
@@ -43,6 +50,8 @@ def test_a_record_comes_back_as_it_was() -> None:
     assert json.loads(RECORD.to_json())["format"] == FORMAT
     sandbox = SandboxRecord("r", "t")
     assert SandboxRecord.from_json(sandbox.to_json()) == sandbox
+    unpublished = Unpublished(RECORD.events)
+    assert Unpublished.from_json(unpublished.to_json()) == unpublished
 
 
 def test_fields_of_later_versions_are_ignored_and_a_later_format_refused() -> None:
@@ -54,7 +63,7 @@ def test_fields_of_later_versions_are_ignored_and_a_later_format_refused() -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["format", *(f.name for f in fields(Publication) if f.name != "signature")]
+    "name", ["format", *(f.name for f in fields(Publication) if f.name not in OPTIONAL)]
 )
 def test_a_record_without_a_field_is_refused(name: str) -> None:
     with pytest.raises(IntegrityError, match=r"malformed publication\.json"):
@@ -75,6 +84,32 @@ def test_what_is_no_record_is_refused(data: bytes) -> None:
         Publication.from_json(data)
     with pytest.raises(IntegrityError, match="malformed"):
         SandboxRecord.from_json(data)
+
+
+def test_a_record_of_the_first_versions_has_no_past_and_no_pin() -> None:
+    document = json.loads(RECORD.to_json())
+    for name in OPTIONAL:
+        del document[name]
+    record = Publication.from_json(json.dumps(document).encode())
+    assert (record.history, record.pinned, record.pinned_at) == ((), (), "")
+    assert record.events == (record.event,)
+    assert record.event.what == "published"
+
+
+EVENT = json.loads(RECORD.to_json())["history"][0]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[1], [{}], [{**EVENT, "revision": "2"}], [{**EVENT, "at": 1}], {"a": EVENT}, "text"],
+    ids=repr,
+)
+def test_a_history_of_anything_but_events_is_refused(history: object) -> None:
+    with pytest.raises(IntegrityError, match="malformed publication"):
+        Publication.from_json(changed(history=history))
+    with pytest.raises(IntegrityError, match="malformed unpublished"):
+        Unpublished.from_json(json.dumps({"format": 1, "history": history}).encode())
+    assert Publication.from_json(changed(history=[{**EVENT, "more": 1}])) == RECORD
 
 
 @pytest.mark.parametrize("data", [b"{}", b'{"recipe": "r"}', b'{"recipe": 1, "tree_digest": "t"}'])
@@ -112,6 +147,8 @@ def test_all_records_are_found_in_order_and_those_of_sandboxes_left_out() -> Non
             ".metadata/.images/ab/publication.json/x": b"",
             ".metadata/.images/publication.json": b"no record",
             ".metadata/z/publication.json": named("z"),
+            ".metadata/z/.replaced/0a/publication.json": named("what z was before"),
+            ".metadata/gone/unpublished.json": b"{}",
             ".metadata/a/b:1/publication.json": named("a/b:1"),
             ".metadata/a/b:1/manifest.json": b"{}",
             ".metadata/a/b/publication.json": named("a/b"),
@@ -123,3 +160,16 @@ def test_all_records_are_found_in_order_and_those_of_sandboxes_left_out() -> Non
     assert found == ["arm", "a/b", "a/b:1", "z"]
     assert read_publication(view, ".metadata/none") is None
     assert list(iter_publications(Files({}))) == []
+    assert [directory for directory, _ in iter_records(view)] == [
+        ".metadata/.multiarch/arm64/a", ".metadata/a/b", ".metadata/a/b:1", ".metadata/gone",
+        ".metadata/z",
+    ]  # fmt: skip
+
+
+def test_a_damaged_record_of_the_repository_is_told_with_its_path() -> None:
+    view = Files({".metadata/a/publication.json": b"{", ".metadata/b/unpublished.json": b"[]"})
+    with pytest.raises(RepositoryError, match=r"/\.metadata/a/publication\.json in the repository"):
+        list(iter_publications(view))
+    with pytest.raises(RepositoryError, match=r"/\.metadata/b/unpublished\.json"):
+        read_unpublished(view, ".metadata/b/unpublished.json")
+    assert read_unpublished(view, ".metadata/a/unpublished.json") is None
