@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,13 +25,15 @@ from cryptography.x509.oid import NameOID
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
 
-DEFAULT_KEY_BITS = 2048  # what mkfs makes
+MIN_KEY_BITS = DEFAULT_KEY_BITS = 2048  # what mkfs makes
 MAX_KEY_BITS = 4096  # a longer signature would not leave room in a manifest of 4095 bytes
 CERTIFICATE_DAYS = 365  # what mkfs writes; no client looks at it (section 2.2)
 MAX_COMMON_NAME = 64  # characters; X.520 ub-common-name
 _PUBLIC_EXPONENT = 65537
 _PRIVATE_MODE = 0o400
 _PUBLIC_MODE = 0o644
+NEXT = ".next"  # what the files of a key are called until it is in use
+FORMER = ".former"  # what NAME.pub is called after the master key was changed
 
 _KEYS_HINT = "`repository.keys` names the folder of the keys; restore them from where they are kept"
 
@@ -52,6 +55,13 @@ class Keys:
     private_key: rsa.RSAPrivateKey  # of the certificate: signs manifests
     public_key: rsa.RSAPublicKey  # of the master key: what clients are configured with
     master_key: rsa.RSAPrivateKey | None = None  # signs whitelists
+    former_public_key: rsa.RSAPublicKey | None = None  # of the master key before this one
+
+    @property
+    def public_keys(self) -> tuple[rsa.RSAPublicKey, ...]:
+        """Those a whitelist may have been signed for."""
+        former = self.former_public_key
+        return (self.public_key,) if former is None else (self.public_key, former)
 
     def certificate_pem(self) -> bytes:
         """Return the text that is stored as object X."""
@@ -146,6 +156,19 @@ def raw_verify(text: bytes, signature: bytes, public_keys: PublicKeys) -> None:
 # certificates
 
 
+def is_trusted(certificate: x509.Certificate, fingerprints: Iterable[ContentHash]) -> bool:
+    """Whether one of the fingerprints, of whatever algorithm, is the certificate's."""
+    return any(fingerprint(certificate, found.algorithm) == found for found in fingerprints)
+
+
+def public_fingerprint(key: rsa.RSAPublicKey) -> ContentHash:
+    """Return what tells one master key from another: the hash of its public half."""
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return ContentHash.of(der, HashAlgorithm.SHA1)
+
+
 def fingerprint(
     certificate: x509.Certificate, algorithm: HashAlgorithm = HashAlgorithm.SHA1
 ) -> ContentHash:
@@ -172,9 +195,33 @@ def parse_public_key(pem: bytes, what: str = "public key") -> rsa.RSAPublicKey:
     return key
 
 
-def read_public_key(path: Path) -> rsa.RSAPublicKey:
-    """Read a master key's public half, `NAME.pub`; raise `RepositoryError` if that fails."""
-    return _translated(path, parse_public_key)
+def read_public_key(path: Path, *, is_own: bool = False) -> rsa.RSAPublicKey:
+    """Read a master key's public half, `NAME.pub`; raise `RepositoryError` if that fails.
+
+    `is_own`: of a repository that is written here, so that its size matters.
+    """
+    key = _translated(path, parse_public_key)
+    if is_own:
+        _check_size(key, path)
+    return key
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """Read the certificate of a repository that is written here; raises `RepositoryError`."""
+    certificate = _translated(path, parse_certificate)
+    key = certificate.public_key()
+    if isinstance(key, rsa.RSAPublicKey):
+        _check_size(key, path)
+    return certificate
+
+
+def _check_size(key: rsa.RSAPublicKey | rsa.RSAPrivateKey, path: Path) -> None:
+    if not MIN_KEY_BITS <= key.key_size <= MAX_KEY_BITS:
+        raise RepositoryError(
+            f"{path} has an RSA key of {key.key_size} bits; {MIN_KEY_BITS} to {MAX_KEY_BITS} are "
+            "possible",
+            hint="make new keys; docs/keys.md tells how to exchange them",
+        )
 
 
 # key files
@@ -190,8 +237,8 @@ def create_keys(directory: Path, name: str, *, now: datetime, bits: int = DEFAUL
         InputError: `bits` is not 2048 to 4096.
         RepositoryError: the keys exist, or a public file exists without its private key.
     """
-    if not DEFAULT_KEY_BITS <= bits <= MAX_KEY_BITS:
-        raise InputError(f"RSA keys of {bits} bits: must be {DEFAULT_KEY_BITS} to {MAX_KEY_BITS}")
+    if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
+        raise InputError(f"RSA keys of {bits} bits: must be {MIN_KEY_BITS} to {MAX_KEY_BITS}")
     paths = {kind: directory / f"{name}.{kind}" for kind in ("masterkey", "key", "crt", "pub")}
     present = {kind for kind, path in paths.items() if path.exists()}
     if len(present) == len(paths):
@@ -204,17 +251,12 @@ def create_keys(directory: Path, name: str, *, now: datetime, bits: int = DEFAUL
             )
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for kind in ("masterkey", "key"):
-            if kind not in present:
-                key = rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
-                _create_file(paths[kind], _private_pem(key), _PRIVATE_MODE)
-        if "crt" not in present:
-            certificate = self_signed_certificate(_read_private_key(paths["key"]), name, now)
-            pem = certificate.public_bytes(serialization.Encoding.PEM)
-            _create_file(paths["crt"], pem, _PUBLIC_MODE)
+        if "masterkey" not in present:
+            create_private_key(paths["masterkey"], bits)
+        create_pair(paths["key"], paths["crt"], name, now, bits)
         if "pub" not in present:
             pem = (
-                _read_private_key(paths["masterkey"])
+                read_private_key(paths["masterkey"])
                 .public_key()
                 .public_bytes(
                     serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -224,6 +266,21 @@ def create_keys(directory: Path, name: str, *, now: datetime, bits: int = DEFAUL
     except OSError as error:
         raise RepositoryError(f"keys of {name} cannot be written: {error}") from error
     return load_keys(directory, name)
+
+
+def create_pair(key: Path, certificate: Path, name: str, now: datetime, bits: int) -> None:
+    """Create a key and its certificate where they do not exist; raises OSError."""
+    if not key.exists():
+        create_private_key(key, bits)
+    if not certificate.exists():
+        made = self_signed_certificate(read_private_key(key), name, now)
+        _create_file(certificate, made.public_bytes(serialization.Encoding.PEM), _PUBLIC_MODE)
+
+
+def create_private_key(path: Path, bits: int) -> None:
+    """Create a file with a new key; raises OSError."""
+    key = rsa.generate_private_key(_PUBLIC_EXPONENT, bits)
+    _create_file(path, _private_pem(key), _PRIVATE_MODE)
 
 
 def self_signed_certificate(key: rsa.RSAPrivateKey, name: str, now: datetime) -> x509.Certificate:
@@ -249,20 +306,61 @@ def load_keys(directory: Path, name: str, *, with_master: bool = True) -> Keys:
     `with_master`: read it if it is there; publishing does not need it.
 
     Raises:
-        RepositoryError: a file is missing, unreadable, no key, not private enough, or keys and
-            public files do not belong together.
+        RepositoryError: a file is missing, unreadable, no key, too short or too long, not private
+            enough, or keys and public files do not belong together.
     """
-    certificate = _translated(directory / f"{name}.crt", parse_certificate)
-    private_key = _read_private_key(directory / f"{name}.key")
-    public_key = read_public_key(directory / f"{name}.pub")
+    _check_folder(directory)
+    private_key = read_private_key(directory / f"{name}.key")
+    certificate = _read_certificate_of(private_key, directory / f"{name}.crt")
+    public_key = read_public_key(directory / f"{name}.pub", is_own=True)
+    former = directory / f"{name}.pub{FORMER}"
     master_path = directory / f"{name}.masterkey"
     present = with_master and master_path.exists()
-    master_key = _read_private_key(master_path) if present else None
-    if certificate.public_key() != private_key.public_key():
-        raise RepositoryError(f"{directory}: {name}.key is not the key of {name}.crt")
+    master_key = read_private_key(master_path) if present else None
     if master_key is not None and master_key.public_key() != public_key:
-        raise RepositoryError(f"{directory}: {name}.pub is not the public half of the master key")
-    return Keys(certificate, private_key, public_key, master_key)
+        raise RepositoryError(
+            f"{directory}: {name}.pub is not the public half of the master key",
+            hint=f"put the {name}.pub of this master key there, or the other master key",
+        )
+    return Keys(
+        certificate,
+        private_key,
+        public_key,
+        master_key,
+        read_public_key(former, is_own=True) if former.exists() else None,
+    )
+
+
+def _check_folder(directory: Path) -> None:
+    """A private file protects nothing where everybody may put another in its place."""
+    try:
+        mode = directory.stat().st_mode
+    except OSError:
+        return  # told with the name of the first file that is missing
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise RepositoryError(
+            f"{directory}: everybody may exchange the keys (mode {stat.S_IMODE(mode):04o})",
+            hint=f"chmod o-w {directory}",
+        )
+
+
+def _read_certificate_of(key: rsa.RSAPrivateKey, path: Path) -> x509.Certificate:
+    """Return the key's certificate.
+
+    Where the exchange of both files was killed after the first, the second has not its name yet.
+    """
+    certificate = read_certificate(path)
+    if certificate.public_key() == key.public_key():
+        return certificate
+    following = path.with_name(path.name + NEXT)
+    if following.exists():
+        certificate = read_certificate(following)
+        if certificate.public_key() == key.public_key():
+            return certificate
+    raise RepositoryError(
+        f"{path.parent}: {path.with_suffix('.key').name} is not the key of {path.name}",
+        hint="put the two files there that belong together",
+    )
 
 
 def _private_pem(key: rsa.RSAPrivateKey) -> bytes:
@@ -286,14 +384,20 @@ def _create_file(path: Path, data: bytes, mode: int) -> None:
         os.link(temporary, path)  # unlike rename, never replaces
     finally:
         temporary.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the names in a folder survive a power failure; raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
 
 
-def _read_private_key(path: Path) -> rsa.RSAPrivateKey:
+def read_private_key(path: Path) -> rsa.RSAPrivateKey:
+    """Read a private key that nobody else can read; raise `RepositoryError` if that fails."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
@@ -308,11 +412,17 @@ def _read_private_key(path: Path) -> rsa.RSAPrivateKey:
             f"{path} cannot be read: {error.strerror}", hint=_KEYS_HINT
         ) from error
     except TypeError:
-        raise RepositoryError(f"{path} is protected by a passphrase") from None
+        raise RepositoryError(
+            f"{path} is protected by a passphrase",
+            hint="let `openssl pkey` write it without one, to a place only you can read",
+        ) from None
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise RepositoryError(f"{path} is not a private key in PEM form") from error
+        raise RepositoryError(
+            f"{path} is not a private key in PEM form", hint=_KEYS_HINT
+        ) from error
     if not isinstance(key, rsa.RSAPrivateKey):
         raise RepositoryError(f"{path} is not an RSA key", hint="CernVM-FS repositories use RSA")
+    _check_size(key, path)
     return key
 
 
@@ -324,4 +434,4 @@ def _translated(path: Path, parse: Callable[[bytes, str], T]) -> T:
             f"{path} cannot be read: {error.strerror}", hint=_KEYS_HINT
         ) from error
     except IntegrityError as error:
-        raise RepositoryError(str(error)) from error
+        raise RepositoryError(str(error), hint=_KEYS_HINT) from error

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
@@ -17,6 +18,7 @@ from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.repository.native.signing import (
     PublicKeys,
     SignatureError,
+    is_trusted,
     join_signed,
     raw_sign,
     raw_verify,
@@ -41,9 +43,18 @@ class Whitelist:
     options: tuple[str, ...] = ()  # `Vpkcs7`, `Wcachain`
     malformed: tuple[str, ...] = ()  # lines clients skip
 
+    @property
+    def ends_at(self) -> datetime:
+        """From when on clients reject it: the hour in which it expires is not valid any more."""
+        return _hour(self.expires_at)
+
     def is_expired(self, now: datetime) -> bool:
         """Whether clients reject it: valid while the hour now is before the expiry hour."""
-        return _hour(now) >= _hour(self.expires_at)
+        return _hour(now) >= self.ends_at
+
+    def trusts(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate is on it."""
+        return is_trusted(certificate, self.fingerprints)
 
 
 def _hour(time: datetime) -> datetime:
@@ -67,7 +78,7 @@ def parse_whitelist(data: bytes) -> tuple[Whitelist, bytes, bytes]:
             options.append(line)
             continue
         try:
-            fingerprints.append(_parse_fingerprint(line))
+            fingerprints.append(parse_fingerprint(line))
         except IntegrityError:
             malformed.append(line)
     whitelist = Whitelist(
@@ -90,7 +101,8 @@ def _parse_time(text: str, what: str) -> datetime:
     raise IntegrityError(f"whitelist: {what} {text!r} is not a time of 14 digits")
 
 
-def _parse_fingerprint(line: str) -> ContentHash:
+def parse_fingerprint(line: str) -> ContentHash:
+    """Read a line of a whitelist; raise `IntegrityError` if clients would skip it."""
     # "everything after a space, tab or # is dropped, colons removed, lower-cased"
     text = re.split(r"[ \t#]", line, maxsplit=1)[0]
     return ContentHash.parse(text.replace(":", "").lower())
