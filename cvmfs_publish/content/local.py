@@ -189,7 +189,12 @@ class LocalStore:
 
     def prepare(self, name: str, data: bytes, expected: str | None) -> Replacement:
         path = self._temporary + str(next(self._numbers))
-        self._write_file(path, data, durable=True)
+        try:
+            self._write_file(path, data, durable=True)
+        except FileNotFoundError:
+            if not self._restore_folders():
+                raise
+            self._write_file(path, data, durable=True)
         return Replacement(name, data, expected, path)
 
     def replace(self, replacement: Replacement) -> None:
@@ -247,6 +252,24 @@ class LocalStore:
             os.close(descriptor)
 
     def _replace(self, path: str, data: bytes, *, durable: bool = False) -> None:
+        try:
+            self._write_and_rename(path, data, durable=durable)
+        except FileNotFoundError:
+            if not self._restore_folders():
+                raise
+            self._write_and_rename(path, data, durable=durable)
+
+    def _restore_folders(self) -> bool:
+        """Make folders that are missing: copies of repositories come without the empty ones.
+
+        Return whether there is a repository at all: its file system may not be mounted.
+        """
+        exists = os.path.isdir(self._prefix + "data")  # noqa: PTH112
+        if exists:
+            self.create()
+        return exists
+
+    def _write_and_rename(self, path: str, data: bytes, *, durable: bool) -> None:
         temporary = self._temporary + str(next(self._numbers))
         try:
             self._write_file(temporary, data, durable=durable)

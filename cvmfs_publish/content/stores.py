@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.s3 import S3Store
+from cvmfs_publish.content.s3_client import S3Settings
 from cvmfs_publish.content.store import ContentStore
 
 
@@ -18,4 +20,9 @@ def _open_local(description: dict[str, Any]) -> ContentStore:
     return LocalStore(Path(description["root"]), remember=False)
 
 
-STORES = {"local": _open_local}
+def _open_s3(description: dict[str, Any]) -> ContentStore:
+    settings = {key: value for key, value in description.items() if key != "kind"}
+    return S3Store(S3Settings(**settings), remember=False)
+
+
+STORES = {"local": _open_local, "s3": _open_s3}
