@@ -10,14 +10,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.repository.native.database import open_database, query
 from cvmfs_publish.repository.native.history import TRUNK, TRUNK_PREVIOUS, is_tag_name
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.problems import Report
 from cvmfs_publish.repository.native.reflog import FILE_NAME, RefType
+from cvmfs_publish.repository.native.upgrade import HISTORY_REVISION, upgrade_history
 
 HISTORY = "history"
+_OLD_REVISIONS = {str(revision) for revision in range(HISTORY_REVISION)}
 _CLOCK_TOLERANCE = 60  # seconds that clocks of two hosts may differ
 
 
@@ -47,6 +49,7 @@ def examine_history(
         report.error(HISTORY, str(error))
         return []
     try:
+        _bring_up_to_date(database, report)
         _check_properties(database, HISTORY, "3", manifest, report)
         _check_previous(database, exists, report)
         branches = _check_branches(database, report)
@@ -55,12 +58,22 @@ def examine_history(
         for (count,) in query(database, HISTORY, "SELECT COUNT(*) FROM recycle_bin"):
             if count:
                 report.warning(HISTORY, f"recycle_bin has {count} rows; it is not used any more")
-    except IntegrityError as error:
+    except (IntegrityError, RepositoryError) as error:
         report.error(HISTORY, str(error))
         return []
     finally:
         database.close()
     return tags
+
+
+def _bring_up_to_date(database: sqlite3.Connection, report: Report) -> None:
+    """Let the rest look at what the next writer will make of an old history."""
+    found = dict(query(database, HISTORY, "SELECT key, value FROM properties"))
+    revision = str(found.get("schema_revision"))
+    if revision in _OLD_REVISIONS:
+        schema = str(found.get("schema"))
+        upgrade_history(lambda sql: query(database, HISTORY, sql), HISTORY, schema, revision)
+        report.warning(HISTORY, f"has schema revision {revision}; the next revision upgrades it")
 
 
 def _check_properties(

@@ -32,6 +32,27 @@ def temporary(store: LocalStore) -> list[str]:
     return [path.name for path in (store.root / "data" / "txn").iterdir()]
 
 
+def test_empty_folders_that_a_copy_lacks_are_made_again(store: LocalStore) -> None:
+    for path in (store.root / "data").iterdir():
+        path.rmdir()
+    assert store.put(STORED, HASH, Suffix.DATA)
+    (store.root / "data" / "txn").rmdir()
+    store.replace(store.prepare("file", b"1", None))
+    assert store.read(HASH, Suffix.DATA) == STORED
+    assert len(list((store.root / "data").iterdir())) == 257
+
+
+def test_a_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "not mounted")
+    for write in (
+        lambda: store.put(STORED, HASH, Suffix.DATA),
+        lambda: store.prepare("file", b"1", None),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_store_has_all_its_directories_and_making_it_again_harms_nothing(
     store: LocalStore,
 ) -> None:
