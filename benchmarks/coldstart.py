@@ -31,6 +31,11 @@ _LISTING = re.compile(r"\d+<(/[^>]*)>")
 _PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
 _NEW_ROOT = frozenset({"chroot", "pivot_root"})
+_OPENING = frozenset({"open", "openat", "openat2", "execve", "execveat"})
+_LOOKING = frozenset(
+    {"access", "faccessat", "faccessat2", "stat", "lstat", "newfstatat", "statx", "statfs"}
+    | {"readlink", "readlinkat", "chdir", "getxattr", "lgetxattr", "inotify_add_watch"}
+)
 
 
 class Want(Enum):
@@ -71,15 +76,16 @@ def _parse_call(call: str, rest: str, root: str) -> Access | None:
     if call == "getdents64":
         listing = _LISTING.match(rest)
         return Access(Want.LIST, _inside(listing[1], root)) if listing else None
+    if call not in _OPENING and call not in _LOOKING:
+        return None
     match = _PATH.match(rest)
-    if match is None or call == "getcwd" or not match[2]:
+    if match is None or not match[2]:
         return None
     path = _ESCAPE.sub(_unescape, match[2])
     if not path.startswith("/"):
         path = f"{_inside(match[1] or '', root)}/{path}"
     # Opened to be listed, or to be followed from: not to be read.
-    reads = call in ("open", "openat", "execve") and "O_DIRECTORY" not in rest
-    reads = reads and "O_PATH" not in rest
+    reads = call in _OPENING and "O_DIRECTORY" not in rest and "O_PATH" not in rest
     return Access(Want.READ if reads else Want.LOOKUP, path)
 
 

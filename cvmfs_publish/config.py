@@ -7,9 +7,10 @@ Keys that interface documents promise but no code reads yet are refused: whoever
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
@@ -31,7 +32,14 @@ _DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io", "registry.hu
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s*([kMGT]i?B|KiB|B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _PLAIN = re.compile(r"[A-Za-z0-9./_][A-Za-z0-9./_-]*")  # needs no quotes in YAML
+# bucket ::= what Amazon allows and what other stores allow as well; prefix: plain path names
+_S3_URL = re.compile(
+    r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9])((?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+)*)/?"
+)
+_ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?(/[!-~]*)?")
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
+MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
+MAX_CONNECTIONS = 1000
 MAX_SECRET_BYTES = 64 * 1024  # a registry token; the longest in use are a few kilobytes
 
 
@@ -124,6 +132,131 @@ class SiteName(str):
         return cls(text)
 
 
+class S3Url(str):
+    """A place in an S3-compatible object store: `s3://bucket/prefix`."""
+
+    __slots__ = ()
+    WANTED = "s3://BUCKET/PREFIX"
+
+    @classmethod
+    def parse(cls, text: str) -> S3Url:
+        if not _S3_URL.fullmatch(text):
+            raise InputError(
+                f"{text[:200]!r} is no place in an object store",
+                hint="write s3://BUCKET/PREFIX, with letters, digits, dots, hyphens, underscores",
+            )
+        return cls(text.rstrip("/"))
+
+    @property
+    def bucket(self) -> str:
+        return self[5:].partition("/")[0]
+
+    @property
+    def prefix(self) -> str:
+        return self[5:].partition("/")[2]
+
+
+class Endpoint(str):
+    """The URL of an object store."""
+
+    __slots__ = ()
+    WANTED = "a URL such as https://s3.example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        if not _ENDPOINT.fullmatch(text):
+            raise InputError(f"{text[:200]!r} is no URL", hint=f"write {cls.WANTED}")
+        return cls(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class S3Config:
+    """How the object store of an s3:// storage is reached."""
+
+    endpoint: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "the store's URL; else AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or Amazon's of the region"
+        ),
+    )
+    region: str | None = field(
+        default=None,
+        metadata=about("the store's region; else AWS_REGION, AWS_DEFAULT_REGION, or us-east-1"),
+    )
+    virtual_host: bool = field(
+        default=False,
+        metadata=about("the bucket is part of the host's name instead of the URL's path"),
+    )
+    access_key: str | None = field(
+        default=None, metadata=about("the access key; else AWS_ACCESS_KEY_ID")
+    )
+    secret_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=about("the secret key; better kept in `secret_key_file`"),
+    )
+    secret_key_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the secret key and nothing else, closed to others;"
+            " else AWS_SECRET_ACCESS_KEY"
+        ),
+    )
+    session_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata=about("the token of temporary keys; else AWS_SESSION_TOKEN"),
+    )
+    connections: int = field(
+        default=32,
+        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
+    )
+    lease: timedelta = field(
+        default=timedelta(minutes=1),
+        metadata=about(
+            "the lock of a publisher that died on another host is free after this time;"
+            " 15 seconds to 1 hour"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.secret_key is not None and self.secret_key_file is not None:
+            raise InputError("secret_key and secret_key_file are both given", hint="remove one")
+        has_secret = self.secret_key is not None or self.secret_key_file is not None
+        if has_secret != (self.access_key is not None):
+            missing = "access_key" if has_secret else "secret_key_file"
+            raise InputError(f"{missing} is missing: the two keys belong together")
+        if not 1 <= self.connections <= MAX_CONNECTIONS:
+            raise InputError(
+                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
+            )
+        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
+            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
+
+    def completed(self, environ: Mapping[str, str]) -> S3Config:
+        """Return this with what it leaves open taken from Amazon's usual variables."""
+        endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+        found = replace(
+            self,
+            endpoint=self.endpoint or (Endpoint.parse(endpoint) if endpoint else None),
+            region=self.region
+            or environ.get("AWS_REGION")
+            or environ.get("AWS_DEFAULT_REGION")
+            or None,
+        )
+        key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+        if self.access_key is not None or not key or not secret:
+            return found
+        token = environ.get("AWS_SESSION_TOKEN") or None
+        return replace(found, access_key=key, secret_key=secret, session_token=token)
+
+    def read_secret_key(self) -> str | None:
+        """Return the secret key, from its file if that is where it is; None if there is none."""
+        if self.secret_key_file is None:
+            return self.secret_key
+        return _read_secret(self.secret_key_file, "secret key", is_private=True)
+
+
 @dataclass(frozen=True)
 class RepositoryConfig:
     """Where the repository is and how it is written."""
@@ -136,12 +269,17 @@ class RepositoryConfig:
             later="cvmfs_server|directory",
         ),
     )
-    storage: Path = field(
+    storage: S3Url | Path = field(
         default=Path("repository"),
         metadata=about(
-            "the folder that holds the repository and that a web server serves",
-            later="(s3|swift)://.*",
+            "the folder that holds the repository and that a web server serves,"
+            " or s3://BUCKET/PREFIX",
+            later="swift://.*",
         ),
+    )
+    s3: S3Config = field(
+        default_factory=S3Config,
+        metadata=about("how the object store of an s3:// storage is reached"),
     )
     keys: Path = field(
         default=Path("keys"),
@@ -159,6 +297,14 @@ class RepositoryConfig:
     hash: Literal["sha1", "shake128", "rmd160"] = field(
         default="sha1",
         metadata=about("the content hash of new objects; every client understands sha1"),
+    )
+    compression: Literal["adaptive", "zlib", "fast", "none"] = field(
+        default="adaptive",
+        metadata=about(
+            "how new file contents are stored: `adaptive` as fast as possible within 1.08 times the"
+            " size of zlib, `zlib` exactly as the stock server does, `fast` with little effort,"
+            " `none` as they are"
+        ),
     )
 
 
@@ -235,19 +381,25 @@ class RegistryConfig:
         """Return the password, from its file if that is where it is; None without a login."""
         if self.password_file is None:
             return self.password
-        try:
-            with self.password_file.open("rb") as file:
-                data = file.read(MAX_SECRET_BYTES + 1)
-        except OSError as exc:
-            raise InputError(
-                f"password file {self.password_file}: cannot be read: {exc.strerror or exc}"
-            ) from exc
-        text = data.decode("utf-8", "replace").strip()
-        if not text or len(data) > MAX_SECRET_BYTES or not text.isprintable():
-            raise InputError(
-                f"password file {self.password_file}: does not hold one line with a password"
-            )
-        return text
+        return _read_secret(self.password_file, "password")
+
+
+def _read_secret(path: Path, what: str, *, is_private: bool = False) -> str:
+    """Return the one line of a file; `is_private`: refuse one that others may read."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            data = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as exc:
+        raise InputError(f"{what} file {path}: cannot be read: {exc.strerror or exc}") from exc
+    if is_private and mode & 0o077:
+        raise InputError(
+            f"{what} file {path}: is open to others (mode {mode:04o})", hint=f"chmod 400 {path}"
+        )
+    text = data.decode("utf-8", "replace").strip()
+    if not text or len(data) > MAX_SECRET_BYTES or not text.isprintable():
+        raise InputError(f"{what} file {path}: does not hold one line with a {what}")
+    return text
 
 
 @dataclass(frozen=True)
@@ -285,10 +437,10 @@ class NestingConfig:
     """How the repository's index is divided into catalogs, which clients download one by one."""
 
     max_entries: int = field(
-        default=200_000,
+        default=10_000,
         metadata=about(
-            "entries of one catalog, above which a large image gets further ones;"
-            " CernVM-FS advises 1,000 to 200,000"
+            "the most entries of one catalog; images of more than half of that are divided, so"
+            " that a job fetches only the parts of the index that it looks at; 1,000 to 200,000"
         ),
     )
 
@@ -297,6 +449,12 @@ class NestingConfig:
             raise InputError(
                 f"max_entries: {self.max_entries} would make thousands of catalogs",
                 hint="write 1000 or more",
+            )
+        if self.max_entries > MAX_CATALOG_ENTRIES:
+            raise InputError(
+                f"max_entries: {self.max_entries} is more than the {MAX_CATALOG_ENTRIES} that a"
+                " gateway accepts in one catalog",
+                hint="write 200000 or less",
             )
 
 
@@ -350,6 +508,14 @@ class Config:
     )
 
 
+def complete(config: Config, environ: Mapping[str, str]) -> Config:
+    """Return `config` with what it leaves open to the environment."""
+    if not isinstance(config.repository.storage, S3Url):
+        return config
+    s3 = config.repository.s3.completed(environ)
+    return replace(config, repository=replace(config.repository, s3=s3))
+
+
 def load_config(path: Path) -> Config:
     """Read the file at `path`; relative paths in it become relative to its folder."""
     return settings.load(Config, path)
@@ -380,6 +546,8 @@ def render_default_config(
     storage: str = "repository",
     keys: str = "keys",
     hash_algorithm: str = "sha1",
+    endpoint: str | None = None,
+    region: str | None = None,
 ) -> str:
     """Return the text of a commented configuration file for a new repository."""
     return _DEFAULT_FILE.substitute(
@@ -387,7 +555,13 @@ def render_default_config(
         storage=_scalar(storage),
         keys=_scalar(keys),
         hash=_scalar(hash_algorithm),
+        s3=_shown("endpoint", endpoint, "https://s3.example.org")
+        + _shown("region", region, "us-east-1"),
     )
+
+
+def _shown(key: str, value: str | None, example: str) -> str:
+    return f"    {key}: {_scalar(value)}\n" if value is not None else f"    #{key}: {example}\n"
 
 
 def _scalar(text: str) -> str:
@@ -406,8 +580,21 @@ repository:
   # Who writes the repository.  `native` needs no CernVM-FS software on this machine.
   #backend: native
   # The folder that holds the repository.  A web server serves it as /cvmfs/NAME;
-  # `cvmfs-publish serve` does so for a try.
+  # `cvmfs-publish serve` does so for a try.  Or s3://BUCKET/PREFIX in an object store.
   storage: $storage
+  # How that object store is reached.  What is not said here is taken from AWS_ENDPOINT_URL,
+  # AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
+  s3:
+$s3    # The bucket is part of the host's name instead of the URL's path.
+    #virtual_host: false
+    #access_key: KEY
+    # A file with the secret key and nothing else, mode 0400; or `secret_key:` right here, and
+    # `session_token:` for temporary keys.
+    #secret_key_file: s3.key
+    # Requests at the same time.  Fewer if the store answers SlowDown.
+    #connections: 32
+    # The lock of a publisher that died on another host is free after this time.
+    #lease: 1m
   # The folder of NAME.pub, NAME.crt, NAME.key and NAME.masterkey.  Keep it private.  The master
   # key is needed only to renew the whitelist and may be kept offline.
   keys: $keys
@@ -415,6 +602,11 @@ repository:
   #layout: unpacked
   # The content hash of new objects: sha1 (understood by every client), shake128, rmd160.
   hash: $hash
+  # How new file contents are stored; every client reads all of them, and what is stored already
+  # stays as it is.  `adaptive`: as fast as possible within 1.08 times the size of zlib.  `zlib`:
+  # exactly as the stock server does, 5 times the work.  `fast`: least work, up to a tenth larger.
+  # `none`: uncompressed, for caches and networks faster than processors.
+  #compression: adaptive
 
 # Layers already read and work in progress.  Deleting it costs reading layers again.
 #state: state
@@ -459,9 +651,10 @@ limits:
   #compression_ratio: 200
 
 nesting:
-  # Entries of one catalog, the unit in which clients download the index.  Larger images are
-  # divided further.  CernVM-FS advises 1,000 to 200,000.
-  #max_entries: 200000
+  # The most entries of one catalog, the unit in which clients download the index.  Images of more
+  # than half of that are divided, so that a job fetches only the parts it looks at.  1,000 to
+  # 200,000; the more, the fewer requests and the more bytes.
+  #max_entries: 10000
 
 history:
   # Every new revision gets the tag `generic-TIME`, which clients can mount and which keeps it from

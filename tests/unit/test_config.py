@@ -37,6 +37,8 @@ def test_a_name_is_enough_and_paths_are_beside_the_file(tmp_path: Path) -> None:
     assert loaded.repository.keys == tmp_path / "keys"
     assert loaded.state == tmp_path / "state"
     assert loaded.repository.hash == "sha1"
+    assert loaded.repository.compression == "adaptive"
+    assert loaded.nesting.max_entries == 10_000
     assert loaded.sandbox.standard_roots is True
     assert loaded.limits.entries == 500_000
 
@@ -136,6 +138,8 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
         (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
         (MINIMAL + "limits: {image_bytes: 99999999TiB}", "is not a possible size"),
         (MINIMAL + "nesting: {max_entries: 5}", "max_entries: 5 would make thousands of catalogs"),
+        (MINIMAL + "nesting: {max_entries: 200001}", "max_entries: 200001 is more than the 200000"),
+        ("repository: {name: a.b, compression: lzma}", "wants one of adaptive, zlib, fast, none, found 'lzma'"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, line: str, message: str) -> None:
