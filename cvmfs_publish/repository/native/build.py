@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.objects import CATALOG_LEVEL, compress
+from cvmfs_publish.content.objects import compress_catalog
 from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, node_of
 from cvmfs_publish.repository.native.catalog import (
@@ -112,7 +112,7 @@ def marker_row(path: RepoPath, mtime: int, empty: Content) -> Row:
 def store_catalog(catalog: Catalog, store: ContentStore, algorithm: HashAlgorithm) -> CatalogRef:
     """Store a finished catalog.  Raises OSError."""
     data = catalog.serialize()
-    stored = compress(data, CATALOG_LEVEL)
+    stored = compress_catalog(data)
     content_hash = ContentHash.of(stored, algorithm)
     store.put(stored, content_hash, Suffix.CATALOG)
     return CatalogRef(content_hash, len(data))

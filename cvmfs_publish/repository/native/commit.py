@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.content.objects import CATALOG_LEVEL, compress, compress_exactly, decompress
+from cvmfs_publish.content.objects import compress_catalog, compress_exactly, decompress
 from cvmfs_publish.content.store import ContentStore, Lock
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.repository.native import manifest as manifests
@@ -147,7 +147,7 @@ def publish(writer: Writer, base: Base, manifest: Manifest, history: History | N
     history_hash = manifest.history
     if history is not None:
         history.previous_revision = base.manifest.history if base.version is not None else None
-        stored = compress(history.serialize(), CATALOG_LEVEL)
+        stored = compress_catalog(history.serialize())
         history_hash = ContentHash.of(stored, algorithm)
         store.put(stored, history_hash, Suffix.HISTORY)
     step("certificate")
