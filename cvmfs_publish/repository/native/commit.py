@@ -34,14 +34,35 @@ def ignore_step(_: str) -> None:
 class Bookkeeping(Protocol):
     """What else has to be locked and told on a host where stock tools write the repository too."""
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Keep stock tools from writing."""
+    def hold(self) -> AbstractContextManager[Lock]:
+        """Keep stock tools from writing; `LockedError` at once if they are at it."""
+
+    def check_reflog(self, reflog: bytes, *, repair: bool = False) -> None:
+        """Raise `RepositoryError` unless this is the reflog that stock tools know.
+
+        `repair`: finish what a writer of ours, killed while it replaced the reflog, left undone.
+        """
+
+    def announce_reflog(self, checksum: ContentHash) -> None:
+        """The reflog is about to have this hash."""
 
     def reflog_replaced(self, checksum: ContentHash) -> None:
         """The reflog now has this hash."""
 
     def manifest_replaced(self, root_hash: ContentHash) -> None:
         """The published root catalog now has this hash."""
+
+
+class Locks:
+    """The right to write where several locks give it together."""
+
+    def __init__(self, *locks: Lock) -> None:
+        self._locks = locks
+
+    def check(self) -> None:
+        """See `content.store.Lock`."""
+        for lock in self._locks:
+            lock.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +97,20 @@ class Base:
         self.close()
 
 
-def read_base(store: ContentStore, manifest: Manifest, version: str) -> Base:
+def read_base(
+    store: ContentStore,
+    manifest: Manifest,
+    version: str,
+    bookkeeping: Bookkeeping | None = None,
+    *,
+    repair: bool = True,
+) -> Base:
     """Open the reflog the manifest belongs to, or the newer one of a writer that was killed.
 
     A writer killed between its two replacements leaves a reflog that lists more than the manifest
     names: harmless, and the base of the next one (section 6.1).
+
+    `bookkeeping` has to agree; `repair` it where a writer was killed, with its lock held.
 
     Raises:
         RepositoryError: there is no reflog, or it is another repository's or an older one.
@@ -92,6 +122,8 @@ def read_base(store: ContentStore, manifest: Manifest, version: str) -> Base:
             f"{reflogs.FILE_NAME} of {manifest.name} is missing from {store.location}",
             hint=REFLOG_HINT,
         )
+    if bookkeeping is not None:
+        bookkeeping.check_reflog(found.data, repair=repair)
     reflog = Reflog.open(found.data)
     try:
         expected = manifest.reflog
@@ -177,6 +209,8 @@ def publish(writer: Writer, base: Base, manifest: Manifest, history: History | N
     new_manifest = store.prepare(manifests.FILE_NAME, signed, base.version)
     step("switch reflog")
     writer.lock.check()
+    if writer.bookkeeping is not None and final.reflog is not None:
+        writer.bookkeeping.announce_reflog(final.reflog)
     store.replace(new_reflog)
     if writer.bookkeeping is not None and final.reflog is not None:
         writer.bookkeeping.reflog_replaced(final.reflog)
