@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import compress_exactly, decompress
+from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.errors import IntegrityError, PublishError
 from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import reflog as reflogs
@@ -38,7 +39,12 @@ from cvmfs_publish.repository.native.check_databases import (
     examine_history,
     examine_reflog,
 )
-from cvmfs_publish.repository.native.check_objects import ObjectChecker, Progress, object_exists
+from cvmfs_publish.repository.native.check_objects import (
+    Advance,
+    ObjectChecker,
+    Progress,
+    object_exists,
+)
 from cvmfs_publish.repository.native.check_schema import parse_number, read_properties
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import (
@@ -63,10 +69,10 @@ from cvmfs_publish.repository.native.signing import (
     verify_text,
 )
 
-__all__ = ["Problem", "Progress", "Report", "Severity", "check_repository"]
+__all__ = ["Advance", "Problem", "Progress", "Report", "Severity", "check_repository"]
 
 DEFAULT_BUDGET = 2 * 1024**3  # bytes of contents read without `scrub`: a few seconds
-MIN_THREADS = 4  # waiting for disks or servers is shared, even on a single core
+SERVER_THREADS = 16  # they wait for answers most of the time
 EXPIRY_WARNING = timedelta(days=7)
 MAX_DEPTH = 100  # catalogs nested in each other
 _MAX_REFLOG_BYTES = 1024**3
@@ -76,7 +82,7 @@ _LAST_SNAPSHOT = ".cvmfs_last_snapshot"  # only a replica (Stratum 1) has it
 
 
 def check_repository(
-    location: str | Path,
+    location: str | Path | ContentStore,
     public_keys: Iterable[Path | rsa.RSAPublicKey],
     *,
     now: datetime,
@@ -89,41 +95,51 @@ def check_repository(
     """Check the current revision of a repository and everything its metadata refer to.
 
     Args:
-        location: directory or http(s) URL.
+        location: directory or http(s) URL, or an open store, which stays open.
         public_keys: trusted master keys, or files with them; none: a warning says that the
             whitelist's signature was not verified.
         now: aware time by which expiry and time stamps are judged.
         name: the repository's name; by default what the manifest says.
-        scrub: also hash every object below `data` and report what is no object (directory), or
-            read the content of every file (URL).  Tagged revisions are checked too.
-        threads: how many threads read objects; by default one per core.
+        scrub: also hash every object below `data` and report what is no object (directory or
+            store), or read the content of every file (URL).  Tagged revisions are checked too.
+        threads: how many objects are read at the same time; by default one per core, and
+            `SERVER_THREADS` where they come from a server.
         budget: about how many bytes of contents of the current revision are read to compare their
             length and hash with the catalogs; beyond it objects are only looked for.  None: no
             limit.  Ignored with `scrub`.
-        progress: called now and then with what is counted and how many there were so far.
+        progress: called now and then, by this thread.  With `scrub` the objects of a directory
+            or store are listed first, so that their number is known.
 
     Raises:
-        InputError, RepositoryError: `location` or a public key is unusable.
+        InputError, RepositoryError: `location` or a public key is unusable, the store cannot be
+            listed, or a process that checks objects was killed.
     """
     keys = load_public_keys(public_keys)
     report = Report(name=name or "")
-    origin = open_origin(location)
+    is_ours = isinstance(location, str | Path)
+    origin: Origin = open_origin(location) if isinstance(location, str | Path) else location
+    if threads is None:
+        cores = len(os.sched_getaffinity(0))
+        threads = cores if isinstance(origin, LocalStore) else max(cores, SERVER_THREADS)
     try:
         with ObjectChecker(
             origin,
             report,
-            threads=threads or max(os.cpu_count() or 1, MIN_THREADS),
+            threads=threads,
             budget=None if scrub else budget,
             progress=progress,
         ) as objects:
+            if scrub:
+                objects.measure()
             check = _Check(origin, objects, report, now, progress)
             check.run(keys, name, every_tag=scrub)
             objects.finish()
-            if scrub and isinstance(origin, LocalStore):
-                objects.scrub(origin.root)
+            if scrub:
+                objects.scrub()
                 objects.finish()
     finally:
-        origin.close()
+        if is_ours:
+            origin.close()
     return report
 
 
@@ -442,7 +458,7 @@ class _Check:
         data = self.fetch_object("/" + prefix, ref.hash, Suffix.CATALOG, MAX_CATALOG_BYTES)
         if data is None:
             return None
-        self.objects.verified.add(ref.hash.path(Suffix.CATALOG))
+        self.objects.note(ref.hash, Suffix.CATALOG)
         examined = examine_catalog(data, prefix, self.report)
         if examined is None:
             return None
@@ -451,7 +467,7 @@ class _Check:
         self.report.counts["catalogs"] += 1
         self.report.counts["entries"] += examined.entries
         if self.progress is not None:
-            self.progress("entries", self.report.counts["entries"])
+            self.progress(Advance("entries", self.report.counts["entries"]))
         self.check_predecessor(prefix, examined)
         self.objects.add(examined.claims.items())
         examined.claims = {}

@@ -8,39 +8,71 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import deflate
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.store import SHARDS, StoredObject
 from cvmfs_publish.errors import IntegrityError, PublishError
 from cvmfs_publish.repository.native.check_catalog import Claim
+from cvmfs_publish.repository.native.check_process import CheckProcess, Result
 from cvmfs_publish.repository.native.origin import MissingError, Origin, read
 from cvmfs_publish.repository.native.problems import Problem, Report, Severity
 from cvmfs_publish.repository.native.reader import Hasher, iter_object
 
 _BATCH = 64  # objects per task: hands work to threads rarely enough to cost nothing
-_PENDING = 64  # tasks waiting; bounds memory
+_PENDING = 8  # tasks per thread that wait; bounds memory
 _AT_ONCE = 16 * 1024 * 1024  # bytes; larger contents are checked piece by piece
 _COST_OF_A_FILE = 16 * 1024  # bytes that could be read in the time it takes to open a file
+COST_OF_PROCESSES = 256 * 1024 * 1024  # bytes that could be read while they are started
 # RFC 1951: a back-reference of 258 bytes takes at least 2 bits, so 1032:1 is never exceeded
 _MAX_RATIO = 1032
 _HEX = re.compile(r"[0-9a-f]{2}")
 _OBJECT = re.compile(r"([0-9a-f]{38}(?:-(?:rmd160|shake128))?)([CHPXLM]?)")
 
-Progress = Callable[[str, int], None]
+T = TypeVar("T")
+
+
+class Advance(NamedTuple):
+    """How far a check is.  Totals are 0 where nobody knows them."""
+
+    what: str  # "entries" of catalogs, or "objects"
+    done: int
+    total: int = 0
+    done_bytes: int = 0  # as they are stored
+    total_bytes: int = 0
+
+
+Progress = Callable[[Advance], None]
+
+
+@runtime_checkable
+class Listing(Origin, Protocol):
+    """An origin that can tell what it holds: a content store."""
+
+    def objects(self, shard: str) -> Iterator[StoredObject]:
+        """Yield everything below `data/<shard>`, in no particular order."""
 
 
 class ObjectChecker:
-    """Checks claims about objects in threads, each object once.
+    """Checks claims about objects, each object once, on all cores.
 
     Contents are read and decompressed until `budget` is used up; from then on objects are only
     looked for.  Owned by one thread; only that thread touches the report.
+
+    Python runs one thread at a time, and small objects need more of Python than of hash functions:
+    two threads take longer for them than one.  Hence each thread hands its work to a process of
+    its own once there is enough of it, if the repository is in a directory; those who wait for a
+    server need no processes.
     """
 
     def __init__(
@@ -56,33 +88,57 @@ class ObjectChecker:
         self._report = report
         self._budget = budget
         self._progress = progress
+        self._limit = _PENDING * threads
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="check")
-        self._futures: deque[Future[list[Problem]]] = deque()
-        self._seen: set[Claim] = set()
-        self.verified: set[str] = set()  # names of objects whose content was read
+        self._futures: deque[Future[list[tuple[str, Result]]]] = deque()
+        self._known: dict[bytes, int] = {}  # what was claimed of each object
+        self._done = Advance("objects", 0)
+        self._store = origin if isinstance(origin, LocalStore) and threads > 1 else None
+        self._cost = 0  # of what was handed out so far
+        self._of_thread = threading.local()
+        self._processes: list[CheckProcess] = []
 
     def __enter__(self) -> ObjectChecker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.close()
+
+    def measure(self) -> None:
+        """List all objects, so that progress can be told as a share of them."""
+        if self._progress is None or not isinstance(self._origin, Listing):
+            return
+        count = size = 0
+        for shard in SHARDS:
+            for found in self._origin.objects(shard):
+                count += 1
+                size += found.size
+        self._done = self._done._replace(total=count, total_bytes=size)
+
+    def note(self, content_hash: ContentHash, kind: Suffix) -> None:
+        """Take note of an object that somebody else has read and verified."""
+        self._known[_key(content_hash, kind.value)] = -1
+        if self._done.total:
+            self._advance(1, self._origin.size(content_hash.path(kind)) or 0)
 
     def add(self, claims: Iterable[tuple[Claim, str]]) -> None:
         """Check claims; the text with each is the place to blame."""
-        fresh = [(claim, place) for claim, place in claims if claim not in self._seen]
-        self._seen.update(claim for claim, _ in fresh)
-        self._report.counts["objects"] += len(fresh)
-        read, looked_for = [], []
-        for claim, place in fresh:
-            if self._afford(claim):
-                read.append((claim, place))
-                self.verified.add(claim.hash.path(claim.kind))
-            else:
-                looked_for.append((claim, place))
+        read: list[tuple[Claim, str]] = []
+        looked_for: list[tuple[Claim, str]] = []
+        for claim, place in claims:
+            key, value = _key(claim.hash, claim.kind.value), claim.size << 1 | claim.compressed
+            if self._known.get(key) != value:
+                self._known[key] = value
+                (read if self._afford(claim) else looked_for).append((claim, place))
+        self._report.counts["objects"] += len(read) + len(looked_for)
         self._report.counts["contents read"] += len(read)
-        for check, some in ((check_content, read), (check_presence, looked_for)):
+        for what, some in (("content", read), ("presence", looked_for)):
             for start in range(0, len(some), _BATCH):
-                self._submit(self._check_batch, check, some[start : start + _BATCH])
+                batch = some[start : start + _BATCH]
+                self._cost += sum(claim.size for claim, _ in batch) if some is read else 0
+                self._submit(self._check_claims, len(batch), what, batch)
 
     def _afford(self, claim: Claim) -> bool:
         if self._budget is None:
@@ -93,52 +149,77 @@ class ObjectChecker:
         self._budget -= cost
         return True
 
-    def _check_batch(
-        self, check: Callable[[Origin, Claim], str], batch: list[tuple[Claim, str]]
-    ) -> list[Problem]:
-        problems = []
-        for claim, place in batch:
-            try:
-                text = check(self._origin, claim)
-            except PublishError as error:
-                text = str(error)
-            if text:
-                problems.append(Problem(place, Severity.ERROR, text))
-        return problems
+    def scrub(self) -> None:
+        """Hash every object whose content was not read yet, and report what is no object.
 
-    def scrub(self, root: Path) -> None:
-        """Hash every object below `data` whose content was not read yet, and report strays."""
-        names = self._object_names(root)
+        Nothing happens where objects cannot be listed.
+        """
+        if not isinstance(self._origin, Listing):
+            return
+        names = self._unread(self._origin)
         while batch := list(islice(names, _BATCH)):
             self._report.counts["objects hashed"] += len(batch)
-            self._submit(self._hash_batch, root, batch)
+            self._submit(self._check_hashes, len(batch), batch)
 
-    def _object_names(self, root: Path) -> Iterator[str]:
-        for name, problem in iter_store(root):
+    def _unread(self, origin: Listing) -> Iterator[str]:
+        for name, problem in iter_names(origin):
             if problem is not None:
                 self._report.add(problem)
-            elif name not in self.verified:
+            elif _key_of_name(name) not in self._known:
                 yield name
 
-    def _hash_batch(self, root: Path, batch: list[str]) -> list[Problem]:
-        problems = []
-        for name in batch:
-            text = check_hash(self._origin, name)
-            if text:
-                problems.append(Problem(name, Severity.ERROR, text))
-        return problems
+    def _check_claims(self, what: str, batch: list[tuple[Claim, str]]) -> list[tuple[str, Result]]:
+        claims = [claim for claim, _ in batch]
+        process = self._process()
+        if process is None:
+            results = check_all(self._origin, CHECKS[what], claims)
+        else:
+            arguments = [
+                (str(claim.hash), claim.kind.value, claim.size, claim.compressed)
+                for claim in claims
+            ]
+            results = process.ask(what, arguments)
+        return [(place, result) for (_, place), result in zip(batch, results, strict=True)]
 
-    def _submit(self, work: Callable[..., list[Problem]], *arguments: object) -> None:
+    def _check_hashes(self, names: list[str]) -> list[tuple[str, Result]]:
+        process = self._process()
+        if process is None:
+            results = check_all(self._origin, check_hash, names)
+        else:
+            results = process.ask(HASH, [(name,) for name in names])
+        return list(zip(names, results, strict=True))
+
+    def _process(self) -> CheckProcess | None:
+        """Return the process of this thread, if it is worth one."""
+        if self._store is None or self._cost < COST_OF_PROCESSES:
+            return None
+        process: CheckProcess | None = getattr(self._of_thread, "process", None)
+        if process is None:
+            process = CheckProcess(self._store.description())
+            self._of_thread.process = process
+            self._processes.append(process)
+        return process
+
+    def _submit(
+        self, work: Callable[..., list[tuple[str, Result]]], count: int, *arguments: object
+    ) -> None:
+        self._cost += count * _COST_OF_A_FILE
         self._futures.append(self._pool.submit(work, *arguments))
-        while len(self._futures) > _PENDING:
+        while len(self._futures) > self._limit:
             self._collect()
 
     def _collect(self) -> None:
-        for problem in self._futures.popleft().result():
-            self._report.add(problem)
+        results = self._futures.popleft().result()
+        for place, (text, _) in results:
+            if text:
+                self._report.error(place, text)
+        self._advance(len(results), sum(result.stored for _, result in results))
+
+    def _advance(self, count: int, size: int) -> None:
+        before = self._done
+        self._done = before._replace(done=before.done + count, done_bytes=before.done_bytes + size)
         if self._progress is not None:
-            counts = self._report.counts
-            self._progress("objects", counts["objects"] + counts["objects hashed"])
+            self._progress(self._done)
 
     def finish(self) -> None:
         """Wait for everything that was added."""
@@ -146,23 +227,35 @@ class ObjectChecker:
             self._collect()
 
 
-def check_presence(origin: Origin, claim: Claim) -> str:
-    """Return what is wrong as far as the stored size tells, "" if nothing."""
+def _key(content_hash: ContentHash, letter: str) -> bytes:
+    """Return what tells an object from others, in few bytes: there may be many millions."""
+    return content_hash.digest + (content_hash.algorithm.suffix + letter).encode()
+
+
+def _key_of_name(name: str) -> bytes:
+    """Return the same for the name of a file, `data/ab/cdef…C`; called for every object."""
+    return bytes.fromhex(name[5:7] + name[8:46]) + name[46:].encode()
+
+
+def check_presence(origin: Origin, claim: Claim) -> Result:
+    """Say what is wrong as far as the stored size tells."""
     name = claim.hash.path(claim.kind)
     stored = origin.size(name)
     if stored is None:
-        return f"object {name} is missing"
+        return Result(f"object {name} is missing")
     if stored < 0:
-        return ""
+        return Result("")
     if not claim.compressed and stored != claim.size:
-        return f"object {name} has {stored} bytes, the entry says {claim.size}"
+        return Result(f"object {name} has {stored} bytes, the entry says {claim.size}")
     if claim.compressed and claim.size > stored * _MAX_RATIO:
-        return f"object {name} of {stored} bytes cannot hold the {claim.size} the entry says"
-    return ""
+        return Result(
+            f"object {name} of {stored} bytes cannot hold the {claim.size} the entry says"
+        )
+    return Result("")
 
 
-def check_content(origin: Origin, claim: Claim) -> str:
-    """Return what is wrong with an object whose content is read, "" if nothing."""
+def check_content(origin: Origin, claim: Claim) -> Result:
+    """Say what is wrong with an object whose content is read."""
     name = claim.hash.path(claim.kind)
     try:
         if claim.size > _AT_ONCE:
@@ -174,9 +267,9 @@ def check_content(origin: Origin, claim: Claim) -> str:
         except IntegrityError:
             return _check_pieces(origin, claim)
     except MissingError:
-        return f"object {name} is missing"
+        return Result(f"object {name} is missing")
     if claim.hash.algorithm.digest(stored) != claim.hash.digest:
-        return f"object {name} is damaged: its hash differs"
+        return Result(f"object {name} is damaged: its hash differs", len(stored))
     if not claim.compressed:
         size = len(stored)
     else:
@@ -189,22 +282,26 @@ def check_content(origin: Origin, claim: Claim) -> str:
         if stored.find(zlib.adler32(content).to_bytes(4)) != len(stored) - 4:
             return _check_pieces(origin, claim)
         size = len(content)
-    return _compare(name, size, claim.size)
+    return Result(_compare(name, size, claim.size), len(stored))
 
 
-def _check_pieces(origin: Origin, claim: Claim) -> str:
+def _check_pieces(origin: Origin, claim: Claim) -> Result:
     name = claim.hash.path(claim.kind)
     size = 0
+    stored = origin.size(name) or 0
     try:
         for piece in iter_object(origin, claim.hash, claim.kind, compressed=claim.compressed):
             size += len(piece)
             if size > claim.size:
-                return f"content of object {name} is longer than the {claim.size} the entry says"
+                return Result(
+                    f"content of object {name} is longer than the {claim.size} the entry says",
+                    stored,
+                )
     except MissingError:
         raise
     except IntegrityError as error:
-        return str(error)
-    return _compare(name, size, claim.size)
+        return Result(str(error), stored)
+    return Result(_compare(name, size, claim.size), stored)
 
 
 def _compare(name: str, size: int, wanted: int) -> str:
@@ -213,19 +310,49 @@ def _compare(name: str, size: int, wanted: int) -> str:
     return f"content of object {name} has {size} bytes, the entry says {wanted}"
 
 
-def check_hash(origin: Origin, name: str) -> str:
-    """Return what is wrong with the object of this file name, "" if its hash is right."""
-    text = name.removeprefix("data/").replace("/", "", 1)
-    kind = text[-1] if text[-1].isupper() else ""
-    wanted = ContentHash.parse(text.removesuffix(kind))
+def check_hash(origin: Origin, name: str) -> Result:
+    """Say whether the hash of the object of this file name is right."""
+    wanted = ContentHash.parse((name[5:7] + name[8:]).rstrip("CHPXLM"))
     digest = Hasher(wanted.algorithm)
-    try:
-        for piece in origin.pieces(name):
-            digest.update(piece)
-    except PublishError as error:
-        return str(error)
+    stored = 0
+    for piece in origin.pieces(name):
+        digest.update(piece)
+        stored += len(piece)
     found = digest.digest()
-    return "" if found == wanted.digest else f"object is damaged: its hash is {found.hex()}"
+    if found == wanted.digest:
+        return Result("", stored)
+    return Result(f"object is damaged: its hash is {found.hex()}", stored)
+
+
+def check_all(
+    origin: Origin, check: Callable[[Origin, T], Result], subjects: Iterable[T]
+) -> list[Result]:
+    """Check one after the other; what cannot be read is wrong, and no reason to stop."""
+    results = []
+    for subject in subjects:
+        try:
+            results.append(check(origin, subject))
+        except PublishError as error:
+            results.append(Result(str(error)))
+    return results
+
+
+CHECKS: dict[str, Callable[[Origin, Claim], Result]] = {
+    "content": check_content,
+    "presence": check_presence,
+}
+HASH = "hash"
+
+
+def iter_names(origin: Listing) -> Iterator[tuple[str, Problem | None]]:
+    """Yield the name of everything below `data`: objects, and with a problem what is no object."""
+    if isinstance(origin, LocalStore):
+        yield from iter_store(origin.root)
+        return
+    for shard in SHARDS:
+        for found in origin.objects(shard):
+            file_name = found.name.rpartition("/")[2]
+            yield found.name, None if _OBJECT.fullmatch(file_name) else _no_object(found.name)
 
 
 def iter_store(root: Path) -> Iterator[tuple[str, Problem | None]]:
@@ -259,8 +386,12 @@ def _stray(entry: os.DirEntry[str], name: str) -> Problem | None:
         kind = stat.filemode(entry.stat(follow_symlinks=False).st_mode)
         return Problem(name, Severity.ERROR, f"is no regular file ({kind})")
     if not _OBJECT.fullmatch(entry.name):
-        return Problem(name, Severity.ERROR, "is not the name of an object")
+        return _no_object(name)
     return None
+
+
+def _no_object(name: str) -> Problem:
+    return Problem(name, Severity.ERROR, "is not the name of an object")
 
 
 def object_exists(origin: Origin, content_hash: ContentHash, kind: Suffix) -> bool:

@@ -17,11 +17,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import InputError, RepositoryError
-from cvmfs_publish.repository.native.check import Report, Severity, check_repository
+from cvmfs_publish.repository.native import check_objects
+from cvmfs_publish.repository.native.check import Advance, Report, Severity, check_repository
 from cvmfs_publish.repository.native.check_catalog import Claim, examine_catalog
 from cvmfs_publish.repository.native.check_databases import examine_history, examine_reflog
-from cvmfs_publish.repository.native.check_objects import check_content, check_presence
+from cvmfs_publish.repository.native.check_objects import (
+    check_content,
+    check_presence,
+)
+from cvmfs_publish.repository.native.check_process import CheckProcess
 from cvmfs_publish.repository.native.manifest import format_manifest, parse_manifest
 from cvmfs_publish.repository.native.origin import open_origin
 from cvmfs_publish.repository.native.problems import MAX_PROBLEMS
@@ -229,10 +235,12 @@ def test_content_is_compared_with_the_size_of_the_entry(
     path.write_bytes(stored)
     claim = Claim(value, Suffix.DATA, size, compressed)
     found = check_content(open_origin(tmp_path), claim)
-    assert text in found
-    assert bool(text) == bool(found)
+    assert text in found.text
+    assert bool(text) == bool(found.text)
+    assert found.stored == len(stored)
     only_looked = check_presence(open_origin(tmp_path), claim)
-    assert bool(only_looked) == (size == 10**8 or (not compressed and size != 20))
+    assert bool(only_looked.text) == (size == 10**8 or (not compressed and size != 20))
+    assert only_looked.stored == 0
 
 
 def test_scrub_checks_the_trees_of_tags(tmp_path: Path) -> None:
@@ -367,19 +375,108 @@ def test_an_unusable_location_or_key_is_refused(tmp_path: Path) -> None:
         check_repository(tmp_path, [tmp_path / "none.pub"], now=NOW)
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[str, int]] = []
-    check_repository(
-        vector() / "repo",
-        [public_key()],
-        now=NOW,
-        scrub=True,
-        threads=1,
-        progress=lambda what, count: told.append((what, count)),
+def test_progress_is_told_with_a_total_that_is_reached() -> None:
+    told: list[Advance] = []
+    directory = vector() / "repo"
+    check_repository(directory, [public_key()], now=NOW, scrub=True, progress=told.append)
+    assert {advance.what for advance in told} == {"entries", "objects"}
+    objects = [advance for advance in told if advance.what == "objects"]
+    assert [advance.done for advance in objects] == sorted({advance.done for advance in objects})
+    files = [path for path in (directory / "data").rglob("*") if path.is_file()]
+    last = objects[-1]
+    assert (last.done, last.total) == (len(files), len(files))
+    size = sum(path.stat().st_size for path in files)
+    assert (last.done_bytes, last.total_bytes) == (size, size)
+
+
+def test_progress_over_http_has_no_total() -> None:
+    told: list[Advance] = []
+    with served(vector() / "repo") as url:
+        check_repository(url, [public_key()], now=NOW, scrub=True, progress=told.append)
+    assert {advance.total for advance in told} == {0}
+    assert max(advance.done for advance in told if advance.what == "objects") > 15
+
+
+# processes
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use processes from the first object on."""
+    monkeypatch.setattr(check_objects, "COST_OF_PROCESSES", 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("eager")
+def test_processes_find_what_threads_find(tmp_path: Path, name: str) -> None:
+    repository = Damaged(tmp_path, name)
+    sound = repository.check(scrub=True, threads=2)
+    assert sound.problems == []
+    objects = sorted(
+        path
+        for path in (repository.root / "data").rglob("*")
+        if path.is_file() and path.stat().st_size < 100_000
     )
-    assert {what for what, _ in told} == {"entries", "objects"}
-    objects = [count for what, count in told if what == "objects"]
-    assert objects == sorted(objects)
+    for path in objects:
+        if not path.name.endswith(("C", "H", "X", "M")):
+            path.write_bytes(path.read_bytes() + b"x")
+    (repository.root / "data" / "ab").mkdir(exist_ok=True)
+    (repository.root / "data" / "ab" / ("0" * 38)).write_bytes(b"x")
+    with_processes = repository.check(scrub=True, threads=2)
+    with_one_thread = repository.check(scrub=True, threads=1)
+    assert len(with_processes.errors) > 10
+    assert set(with_processes.problems) == set(with_one_thread.problems)
+    assert with_processes.counts == with_one_thread.counts
+    only_looked_for = repository.check(budget=0, threads=2)
+    assert only_looked_for.problems == []
+
+
+def test_a_process_that_is_killed_is_an_error_and_not_a_sound_repository(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    process = CheckProcess(store.description())
+    name = "data/ab/" + "0" * 38
+    assert process.ask("hash", [(name,)])[0].text.endswith("is missing")
+    process._process.kill()
+    with pytest.raises(RepositoryError, match="was killed by signal 9"):
+        process.ask("hash", [(name,)])
+    process.close()
+
+
+def test_scrub_of_an_open_store_lists_and_hashes_and_leaves_it_open(tmp_path: Path) -> None:
+    """What is no directory is listed shard by shard."""
+    repository = Damaged(tmp_path)
+
+    class Remote(LocalStore):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    class Other:
+        """The store without being one of a directory."""
+
+        def __init__(self, store: LocalStore) -> None:
+            self.size, self.pieces, self.objects = store.size, store.pieces, store.objects
+            self.close = store.close
+
+    store = Remote(repository.root)
+    keys = [repository.public_key]
+    options = {"now": NOW, "scrub": True}
+    told: list[Advance] = []
+    for subject in (store, Other(store)):
+        report = check_repository(subject, keys, progress=told.append, **options)  # type: ignore[arg-type]
+        assert report.problems == []
+        assert report.counts["objects hashed"] > 5
+        assert told[-1].done == told[-1].total > 20
+    (repository.root / "data" / "de" / "notes.txt").write_bytes(b"")
+    flipped = next((repository.root / "data" / "de").glob("*C"))
+    flipped.write_bytes(flipped.read_bytes()[:-1])
+    for subject in (store, Other(store)):
+        report = check_repository(subject, keys, **options)  # type: ignore[arg-type]
+        texts = {p.place: p.text for p in report.errors}
+        assert texts["data/de/notes.txt"] == "is not the name of an object"
+        assert "damaged" in texts[f"data/de/{flipped.name}"]
+    assert not store.closed
 
 
 def test_a_report_stays_bounded_and_keeps_an_error() -> None:
