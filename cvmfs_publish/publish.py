@@ -359,7 +359,18 @@ class Publisher:
     ) -> Publication:
         """Write sandbox, records and names; the sandbox is left alone if it is the same."""
         sandbox = SandboxRecord(publication.recipe, publication.tree_digest)
-        put_sandbox(transaction, placement, sandbox, tree, force=force)
+        is_new = put_sandbox(transaction, placement, sandbox, tree, force=force)
+        digest = Digest.parse(publication.tree_digest)
+        difference = transaction.tree_difference(placement.sandbox, tree, digest)
+        if difference and not is_new:  # changed by somebody else since
+            put_sandbox(transaction, placement, sandbox, tree, force=True)
+            difference = transaction.tree_difference(placement.sandbox, tree, digest)
+        if difference:
+            raise RepositoryError(
+                f"{image.reference}: what was stored of it is not what its layers say: "
+                f"{difference}",
+                hint="nothing was published; look at the storage and its disk, then try again",
+            )
         return publish_name(transaction, image.reference, publication, image.manifest)
 
     # layers
@@ -370,7 +381,7 @@ class Publisher:
         if record is None or (layer.diff_id is not None and record.diff_id != layer.diff_id):
             return None
         names = (content_hash.path(kind) for content_hash, kind in record.objects())
-        return record if self._repository.has_objects(names) else None
+        return record if self._repository.has_objects(names, record.stored_bytes) else None
 
     def _read_layers(
         self, wish: _Wish, image: ResolvedImage, ingestor: Ingestor

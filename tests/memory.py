@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Content, Directory, Tree, encode_name, node_of
 from cvmfs_publish.repository.base import Revision
@@ -92,6 +93,9 @@ class MemoryTransaction:
             content = Link(node.target) if node.is_symlink else b"content of an image"
             self._put(f"{path}/{below}", Folder() if isinstance(entry, Directory) else content)
 
+    def tree_difference(self, path: str, tree: Tree, digest: Digest) -> str:
+        raise NotImplementedError((path, tree, digest))
+
     def remove(self, path: str) -> None:
         for gone in [p for p in self.entries if p == path or p.startswith(path + "/")]:
             del self.entries[gone]
@@ -127,7 +131,7 @@ class MemoryRepository:
     def open(self) -> Iterator[MemoryTransaction]:
         yield MemoryTransaction(0, self.number, dict(self.entries), dict(self.times))
 
-    def has_objects(self, names: Iterable[str]) -> bool:
+    def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
         return not list(names)
 
     def revision(self) -> Revision:

@@ -114,6 +114,10 @@ class Ingestor:
         # Objects that were not there before, and those of them that no finished stream has.
         self._new: list[tuple[ContentHash, Suffix]] = []
         self._loose: set[tuple[ContentHash, Suffix]] = set()
+        # What finished streams have and a process that is still busy may yet report as new.
+        self._kept: set[tuple[ContentHash, Suffix]] = set()
+        self._busy = 0
+        self._asks = store.description()["kind"] == "local"  # others confirm every object
         self._accounts = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -182,7 +186,29 @@ class Ingestor:
     def keep(self, pieces: Iterable[tuple[ContentHash, Suffix]]) -> None:
         """Note that something which will be published has these objects."""
         with self._accounts:
-            self._loose.difference_update(pieces)
+            kept = set(pieces)
+            self._loose -= kept
+            if self._busy:
+                self._kept |= kept
+
+    def check(self, pieces: Iterable[tuple[Stored, bool]]) -> None:
+        """Raise `RepositoryError` unless pieces that were stored are there.
+
+        The file that is missing here would be missing on every client, so it is asked for once
+        more, where that costs next to nothing.
+        """
+        for piece, is_chunk in pieces if self._asks else ():
+            if piece.hash is None:
+                continue
+            name = piece.hash.path(Suffix.CHUNK if is_chunk else Suffix.DATA)
+            found = self._store.size(name)
+            if found != piece.stored_size:
+                size = "is gone" if found is None else f"has {found} bytes"
+                raise RepositoryError(
+                    f"{name} in {self._store.location} {size}; {piece.stored_size} bytes were "
+                    "stored there a moment ago",
+                    hint="find out who else writes to the storage; nothing was published",
+                )
 
     def submit(self, job: _Job) -> None:
         with self._starting:
@@ -191,6 +217,8 @@ class Ingestor:
                 self._threads.append(thread)
                 thread.start()
         job.done.begin()
+        with self._accounts:
+            self._busy += 1
         self._jobs.put(job)
 
     def _drive(self) -> None:
@@ -222,6 +250,10 @@ class Ingestor:
                 error = problem
             finally:
                 self.give_back(job)
+                with self._accounts:
+                    self._busy -= 1
+                    if not self._busy:
+                        self._kept.clear()
                 job.done.end(error)
         if process is not None:
             # One that died has left a request nobody takes: reported with its job already.
@@ -252,7 +284,8 @@ class Ingestor:
                 stored = piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA
                 with self._accounts:
                     self._new.append(stored)
-                    self._loose.add(stored)
+                    if stored not in self._kept:
+                        self._loose.add(stored)
 
 
 class ContentStream:
@@ -305,6 +338,7 @@ class ContentStream:
         """
         self._submit()
         self._batch.wait()
+        self._ingestor.check(self._pieces)
         self._ingestor.keep(
             (piece.hash, Suffix.CHUNK if is_chunk else Suffix.DATA)
             for piece, is_chunk in self._pieces

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from cvmfs_publish.content.ingest import Ingestor
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import Content, RepoPath, Tree
 
 
@@ -47,6 +48,20 @@ class Dated(Protocol):
         """Return the modification time of an entry in Unix seconds; None if there is none."""
 
 
+@runtime_checkable
+class Searchable(Protocol):
+    """A view that finds many files at once faster than directory by directory."""
+
+    def find_files(
+        self, top: RepoPath, name: str, excluded: Collection[str] = ()
+    ) -> Iterator[tuple[RepoPath, bytes]]:
+        """Yield path and content of all small files called `name` below a directory.
+
+        In the order of their directories, name by name.  Directories called as one of `excluded`
+        are not entered.
+        """
+
+
 class Transaction(View, Protocol):
     """Changes that become visible together.  Paths are relative to the repository root.
 
@@ -82,6 +97,12 @@ class Transaction(View, Protocol):
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         """Put a tree in place of whatever is at `path`; its contents are stored already."""
 
+    def tree_difference(self, path: RepoPath, tree: Tree, digest: Digest) -> str:
+        """Read back what is stored at `path`; return "" if it is `tree`, else the first difference.
+
+        `digest` is that of the tree.  Nothing that is still in memory is believed.
+        """
+
     def remove(self, path: RepoPath) -> None:
         """Remove an entry and everything below it; no error if there is none."""
 
@@ -102,8 +123,12 @@ class Repository(Protocol):
     def open(self) -> AbstractContextManager[View]:
         """Open the published revision for reading; it stays readable while others publish."""
 
-    def has_objects(self, names: Iterable[str]) -> bool:
-        """Whether all objects of these names (`data/xx/rest`) are stored."""
+    def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
+        """Whether all objects of these names (`data/xx/rest`) are stored.
+
+        `stored_bytes` is what they have together, if that is known: a store that can lose the end
+        of a file in a power failure looks at it.
+        """
 
     def revision(self) -> Revision:
         """Return the published revision."""

@@ -89,14 +89,19 @@ def put_sandbox(
     tree: Tree,
     *,
     force: bool = False,
-) -> None:
-    """Put a sandbox in its place unless it is there already, made in the same way."""
+) -> bool:
+    """Put a sandbox in its place unless it is there already, made in the same way.
+
+    Returns whether it was put.
+    """
     data = record.to_json()
     present = transaction.read_file(placement.image_record) == data
-    if force or not present or not transaction.is_directory(placement.sandbox):
+    due = force or not present or not transaction.is_directory(placement.sandbox)
+    if due:
         _make_parents(transaction, placement.sandbox)
         transaction.put_tree(placement.sandbox, tree)
     _put_file(transaction, placement.image_record, data)
+    return due
 
 
 def publish_name(

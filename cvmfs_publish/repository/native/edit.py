@@ -127,6 +127,12 @@ class TreeEditor:
             return None
         return decompress(self._store.read(content.hash, Suffix.DATA), MAX_FILE_BYTES)
 
+    def stored_catalog(self, path: RepoPath) -> CatalogRef | None:
+        """Return the stored catalog that begins at directory `path`; None if none does."""
+        ref = self._locate(split_path(path)[0]).nested.get(path)
+        mount = self._mounts.get(path)
+        return ref if mount is None or not mount.changed else None
+
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
         """Make a directory and its parents; those new ones named in `nested` get a catalog."""
         wanted = set(nested)

@@ -119,16 +119,17 @@ def _list_catalog(
     places = _places(database, prefix, root_key)
     skip = len(encode_name(top)) + 2 if top else 1  # of a place, to be relative to `top`
     root, lines, mounts = "", [], {}
-    md5, pack = hashlib.md5, _KEY.pack
+    md5, pack, decode = hashlib.md5, _KEY.pack, bytes.decode
+    root_1, root_2 = root_key
     try:
         for (
             key_1, key_2, parent_1, parent_2, digest, size, mode, mtime, mtime_ns, flags,
             name, target, uid, gid, xattr,
         ) in rows:  # fmt: skip
-            is_root = key_1 == root_key[0] and key_2 == root_key[1]
+            is_root = key_1 == root_1 and key_2 == root_2
             if is_root:
                 place = b"/" + encode_name(prefix) if prefix else b""
-            elif prefix and name == _MARKER and (parent_1, parent_2) == root_key:
+            elif name == _MARKER and prefix and (parent_1, parent_2) == root_key:
                 continue
             else:
                 place = places[parent_1, parent_2] + name
@@ -137,13 +138,13 @@ def _list_catalog(
             kind = mode & 0o170000
             content, device = "", 0
             if kind == stat.S_IFREG:
-                content = _content(digest, flags, chunks.get((key_1, key_2)))
+                content = _content(digest, flags, chunks.get((key_1, key_2)) if chunks else None)
             elif kind in (stat.S_IFCHR, stat.S_IFBLK):
                 device, size = size, 0
             else:
                 size = 0
             line = entry_line(
-                decode_name(place[skip:]),
+                decode(place[skip:], "utf-8", "surrogateescape"),
                 mode,
                 uid,
                 gid,

@@ -6,7 +6,8 @@ Nothing is verified here; names are relative to the repository root, as in `data
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -14,13 +15,15 @@ import requests
 import urllib3
 
 from cvmfs_publish.content.local import PIECE, LocalStore
-from cvmfs_publish.content.store import MissingError
+from cvmfs_publish.content.store import MissingError, ObjectId
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 
 __all__ = ["HttpOrigin", "MissingError", "Origin", "open_origin", "read"]
 
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 60
+_CONNECTIONS = 16  # at the same time, for many small objects
+_SMALL = 64 * 1024**2  # bytes; more is not read into memory for them
 _MISSING = (403, 404, 410)  # S3 answers 403 for a missing key where listing is not allowed
 
 
@@ -41,6 +44,12 @@ class Origin(Protocol):
 
         Raises `MissingError` if there is no such file, `RemoteError` or `RepositoryError` if it
         cannot be read.
+        """
+
+    def read_many(self, objects: Iterable[ObjectId]) -> Iterator[bytes]:
+        """Yield the stored bytes of many small objects, verified, in the order asked for.
+
+        Raises as `pieces`, and `IntegrityError` where a hash differs.
         """
 
     def close(self) -> None:
@@ -97,6 +106,21 @@ class HttpOrigin:
                 yield from response.iter_content(PIECE)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 raise RemoteError(f"{self.url}/{name}: {error}") from error
+
+    def read_many(self, objects: Iterable[ObjectId]) -> Iterator[bytes]:
+        with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch") as pool:
+            try:
+                yield from pool.map(self._read_small, objects)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read_small(self, wanted: ObjectId) -> bytes:
+        content_hash, kind = wanted
+        name = content_hash.path(kind)
+        stored = read(self, name, _SMALL)
+        if content_hash.algorithm.digest(stored) != content_hash.digest:
+            raise IntegrityError(f"object {name} of {self.url} is damaged: its hash differs")
+        return stored
 
     def close(self) -> None:
         with self._lock:

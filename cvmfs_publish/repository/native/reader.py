@@ -9,7 +9,7 @@ import hashlib
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from types import TracebackType
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.objects import decompress
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.layers.tree import MAX_LINKS, RepoPath
 from cvmfs_publish.repository.native import manifest as manifests
@@ -28,7 +29,9 @@ from cvmfs_publish.repository.native.catalog import (
     Catalog,
     CatalogRef,
     Row,
+    split_path,
 )
+from cvmfs_publish.repository.native.listing import find_small_files, list_stored
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import Origin, open_origin, read
 from cvmfs_publish.repository.native.signing import (
@@ -338,6 +341,32 @@ class Snapshot:
                 return None
             todo.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
         return "/".join(done)
+
+    def find_files(
+        self, top: RepoPath, name: str, excluded: Collection[str] = ()
+    ) -> Iterator[tuple[RepoPath, bytes]]:
+        """Yield path and content of all small files called `name` anywhere below a directory.
+
+        Far faster than one by one: see `listing.find_small_files`.
+        """
+        files = list(find_small_files(self._load, self.root, top, name, excluded))
+        stored = self.origin.read_many((file.hash, Suffix.DATA) for file in files)
+        for file, data in zip(files, stored, strict=True):
+            yield file.path, decompress(data, MAX_FILE_BYTES) if file.compressed else data
+
+    def list_lines(self, path: RepoPath) -> list[str] | None:
+        """Return the canonical listing of a directory, in no order.
+
+        None if it has no catalog of its own: then it is not what this program publishes.
+        """
+        nested = self.catalog(split_path(path)[0]).nested()
+        return list_stored(self._load, path, nested[path]) if path in nested else None
+
+    def _load(self, ref: CatalogRef) -> Catalog:
+        data = read_object(self.origin, ref.hash, Suffix.CATALOG, MAX_CATALOG_BYTES)
+        if ref.size and ref.size != len(data):
+            raise IntegrityError(f"catalog {ref.hash} has {len(data)} bytes, promised {ref.size}")
+        return Catalog.open(data)
 
     # content
 

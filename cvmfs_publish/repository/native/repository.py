@@ -11,7 +11,7 @@ only writer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,10 @@ from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.objects import Compression, compress_exactly, decompress
 from cvmfs_publish.content.rehearsal import Rehearsal
 from cvmfs_publish.content.store import ContentStore, Fetched
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
+from cvmfs_publish.layers.treedigest import digest_lines, first_difference, list_tree, sort_lines
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import reflog as reflogs
@@ -51,6 +53,7 @@ from cvmfs_publish.repository.native.commit import (
 )
 from cvmfs_publish.repository.native.edit import TreeEditor
 from cvmfs_publish.repository.native.history import History
+from cvmfs_publish.repository.native.listing import list_stored
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.nesting import choose_nested
 from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
@@ -226,8 +229,16 @@ class NativeRepository:
         with damage(self.location), self.snapshot() as snapshot:
             yield SnapshotView(snapshot)
 
-    def has_objects(self, names: Iterable[str]) -> bool:
-        return self.store.has_all(names)
+    def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
+        if stored_bytes is None or self.store.description()["kind"] != "local":
+            return self.store.has_all(names)  # others have an object whole or not at all
+        total = 0
+        for name in names:
+            size = self.store.size(name)
+            if size is None:
+                return False
+            total += size
+        return total == stored_bytes
 
     def info(self, now: datetime) -> RepositoryInfo:
         """Return facts about the published revision; the whitelist is verified against the keys."""
@@ -493,6 +504,11 @@ class SnapshotView:
         rows = self._snapshot.listdir(path) if self.is_directory(path) else []
         return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
 
+    def find_files(
+        self, top: RepoPath, name: str, excluded: Collection[str] = ()
+    ) -> Iterator[tuple[RepoPath, bytes]]:
+        return self._snapshot.find_files(top, name, excluded)
+
 
 class NativeTransaction:
     """See `repository.base.Transaction`."""
@@ -565,6 +581,25 @@ class NativeTransaction:
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         with self._writing():
             self._editor.put_tree(path, tree, choose_nested(tree, self._options.max_entries))
+
+    def tree_difference(self, path: RepoPath, tree: Tree, digest: Digest) -> str:
+        with self._writing():
+            ref = self._editor.stored_catalog(path)
+            if ref is None:
+                return f"/{path} has no catalog of its own"
+            try:
+                lines = list_stored(self._load, path, ref)
+            except IntegrityError as error:
+                return str(error)
+        if digest_lines(lines) == digest:
+            return ""
+        return first_difference(list_tree(tree), sort_lines(lines)) or "its digest differs"
+
+    def _load(self, ref: CatalogRef) -> Catalog:
+        data = decompress(self._store.read(ref.hash, Suffix.CATALOG), MAX_DATABASE_BYTES)
+        if ref.size and ref.size != len(data):
+            raise IntegrityError(f"catalog {ref.hash} has {len(data)} bytes, promised {ref.size}")
+        return Catalog.open(data)
 
     def remove(self, path: RepoPath) -> None:
         with self._writing():
