@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from cvmfs_publish.cli.output import Output
-from cvmfs_publish.config import Config, find_config, load_config
+from cvmfs_publish.config import Config, complete, find_config, load_config
 
 
 @dataclass
@@ -25,7 +25,8 @@ class Session:
     @cached_property
     def config(self) -> Config:
         """Read the configuration; `InputError` if there is none or it is wrong."""
-        return load_config(find_config(self.config_path, self.environ, self.cwd))
+        found = load_config(find_config(self.config_path, self.environ, self.cwd))
+        return complete(found, self.environ)
 
 
 def session_of(context: typer.Context) -> Session:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_repository, open_storage
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import (
@@ -22,15 +22,20 @@ from cvmfs_publish.cli.output import (
     plural,
 )
 from cvmfs_publish.cli.progress import StatusLine
-from cvmfs_publish.config import FILE_NAME, RepositoryName, render_default_config
+from cvmfs_publish.config import (
+    FILE_NAME,
+    RepositoryName,
+    S3Config,
+    S3Url,
+    render_default_config,
+)
 from cvmfs_publish.content.hashes import HashAlgorithm
-from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
-from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS
+from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS, format_fingerprint
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
 
@@ -53,7 +58,7 @@ def init(
         str, typer.Argument(metavar="NAME", help="Full name, such as containers.example.org.")
     ],
     storage: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of the repository.")
+        str, typer.Option(metavar="DIR|s3://BUCKET/PREFIX", help="Where the repository is kept.")
     ] = "repository",
     keys: Annotated[str, typer.Option(metavar="DIR", help="Folder of the keys.")] = "keys",
     backend: Annotated[
@@ -66,7 +71,9 @@ def init(
     """Create a repository and write cvmfs-publish.yaml.
 
     Makes keys, a whitelist and an empty, signed first revision, and a commented configuration file
-    in the current folder.  Keys and a repository that exist already are used as they are.
+    in the current folder.  Keys and a repository that exist already are used as they are.  For an
+    object store, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION say how
+    it is reached.
 
     Example: cvmfs-publish init containers.example.org --storage /srv/cvmfs/containers.example.org
     """
@@ -74,16 +81,14 @@ def init(
     checked = RepositoryName.parse(name)
     if backend is not Backend.NATIVE:
         raise InputError(f"--backend {backend} is not available in this version")
-    if "://" in storage:
-        raise InputError(
-            f"--storage {storage} is not available in this version", hint="name a local folder"
-        )
+    place = S3Url.parse(storage) if "://" in storage else session.cwd / storage
+    s3 = S3Config().completed(session.environ)
     config_path = session.config_path or session.cwd / FILE_NAME
     if os.path.lexists(config_path):
         raise InputError(
             f"{config_path} already exists", hint="remove it, or change it with an editor"
         )
-    repository = NativeRepository(checked, LocalStore(session.cwd / storage), session.cwd / keys)
+    repository = NativeRepository(checked, open_storage(place, s3), session.cwd / keys)
     is_new = not repository.exists()
     if is_new:
         revision = repository.create(algorithm, datetime.now(UTC))
@@ -93,9 +98,11 @@ def init(
         algorithm = repository.manifest().root_hash.algorithm
     text = render_default_config(
         checked,
-        storage=_as_written(session, config_path, storage),
+        storage=_as_written(session, config_path, storage) if isinstance(place, Path) else place,
         keys=_as_written(session, config_path, keys),
         hash_algorithm=algorithm.value,
+        endpoint=None if isinstance(place, Path) else s3.endpoint,
+        region=None if isinstance(place, Path) else s3.region,
     )
     _write_new(config_path, text)
     _report_init(session, repository, session.cwd / keys, config_path, revision, is_new)
@@ -168,11 +175,12 @@ def check(
     """
     session = session_of(context)
     repository = session.config.repository
-    if not (repository.storage / MANIFEST_FILE).exists():
+    store = open_storage(repository.storage, repository.s3)
+    if store.size(MANIFEST_FILE) is None:
         open_repository(session.config).manifest()  # raises: there is nothing to check
     with StatusLine(session.out) as status:
         report = check_repository(
-            repository.storage,
+            store,
             [repository.keys / f"{repository.name}.pub"],
             now=datetime.now(UTC),
             name=repository.name,
@@ -234,8 +242,11 @@ def _info_document(session: Session, facts: RepositoryInfo) -> dict[str, object]
         "hash": manifest.root_hash.algorithm.value,
         "ttl_seconds": manifest.ttl,
         "garbage_collectable": manifest.garbage_collectable,
-        "whitelist_expires_at": format_time(facts.whitelist_expires_at),
+        "whitelist_expires_at": format_time(facts.whitelist.expires_at),
+        "trusted_certificates": [format_fingerprint(f) for f in facts.whitelist.fingerprints],
+        "certificate": format_fingerprint(facts.certificate),
         "certificate_expires_at": format_time(facts.certificate_expires_at),
+        "key_bits": facts.key_bits,
         "has_master_key": facts.has_master_key,
         "entries": _count_entries(facts),
         "files": facts.counters["regular"],
@@ -262,17 +273,29 @@ def _info_text(session: Session, facts: RepositoryInfo, now: datetime) -> str:
             ("storage", str(session.config.repository.storage)),
             ("entries", f"{_count_entries(facts):,} in {plural(catalogs, 'catalog')}"),
             ("content", f"{format_bytes(facts.counters['file_size'])} in files, uncompressed"),
-            ("whitelist", _expiry(facts.whitelist_expires_at, now)),
-            ("certificate", _expiry(facts.certificate_expires_at, now)),
+            ("whitelist", _whitelist(facts, now)),
+            ("certificate", _certificate(facts, now)),
+            ("key", f"RSA, {facts.key_bits} bits"),
             ("master key", master),
         ]
     )
 
 
-def _expiry(at: datetime, now: datetime) -> str:
-    days = (at - now).days
-    when = f"in {plural(days, 'day')}" if at > now else "clients refuse the repository"
-    return f"{'expires' if at > now else 'EXPIRED'} {format_minute(at)}, {when}"
+def _whitelist(facts: RepositoryInfo, now: datetime) -> str:
+    """Clients look at the hour only, so that is when it ends."""
+    ends_at = facts.whitelist.ends_at
+    trusted = plural(len(facts.whitelist.fingerprints), "certificate")
+    if now >= ends_at:
+        return f"EXPIRED {format_minute(ends_at)}: clients refuse the repository; `resign` it"
+    when = plural((ends_at - now).days, "day")
+    return f"expires {format_minute(ends_at)}, in {when}; trusts {trusted}"
+
+
+def _certificate(facts: RepositoryInfo, now: datetime) -> str:
+    expires_at = facts.certificate_expires_at
+    if now >= expires_at:
+        return f"expired {format_minute(expires_at)}, which no client looks at"
+    return f"expires {format_minute(expires_at)}, in {plural((expires_at - now).days, 'day')}"
 
 
 @app.command()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.errors import InputError
 from cvmfs_publish.web.server import bind, create_server
 from cvmfs_publish.web.static import create_app, read_manifest
 
@@ -33,7 +35,14 @@ def serve(
     """
     session = session_of(context)
     repository = session.config.repository
-    manifest = read_manifest(repository.name, repository.storage)
+    storage = repository.storage
+    if not isinstance(storage, Path):
+        raise InputError(
+            f"serve reads a local folder; the repository is in {storage}",
+            hint="clients read it from the object store itself, once everybody may: see"
+            " docs/publishing.md, S3 storage",
+        )
+    manifest = read_manifest(repository.name, storage)
     with bind(listen) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
@@ -43,7 +52,7 @@ def serve(
         )
         session.out.stdout.flush()  # whoever started the service waits for this line
         session.out.note("serving until stopped with Ctrl-C or SIGTERM")
-        application = create_app(repository.name, repository.storage)
+        application = create_app(repository.name, storage)
         server = create_server(application, log_requests=session.out.verbosity > 0)
         # uvicorn finishes what is under way, then raises the signal again for the handler before
         # it; to be stopped is no failure of a service

@@ -204,3 +204,9 @@ class S3Store:
                 yield lease
             finally:
                 self._lease = None
+
+
+def open_described(description: dict[str, Any], *, remember: bool) -> S3Store:
+    """Undo `S3Store.description`; keys that are missing have their defaults."""
+    settings = {key: value for key, value in description.items() if key != "kind"}
+    return S3Store(S3Settings(**settings), remember=remember)
