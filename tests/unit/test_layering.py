@@ -42,7 +42,9 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "check.py",
         NATIVE + "manifest.py",
         NATIVE + "reader.py",
+        NATIVE + "rotation.py",
         NATIVE + "signing.py",
+        NATIVE + "trust.py",
         NATIVE + "whitelist.py",
     },
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.objects import Compression, compress_exactly, decompress
 from cvmfs_publish.content.rehearsal import Rehearsal
-from cvmfs_publish.content.store import ContentStore, Fetched
+from cvmfs_publish.content.store import ContentStore, Fetched, Lock
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
@@ -45,6 +45,7 @@ from cvmfs_publish.repository.native.commit import (
     MAX_DATABASE_BYTES,
     Base,
     Bookkeeping,
+    Locks,
     Writer,
     ignore_step,
     open_history,
@@ -58,7 +59,14 @@ from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.nesting import choose_nested
 from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
 from cvmfs_publish.repository.native.reflog import Reflog
-from cvmfs_publish.repository.native.signing import Keys, create_keys, fingerprint, load_keys
+from cvmfs_publish.repository.native.signing import (
+    DEFAULT_KEY_BITS,
+    Keys,
+    create_keys,
+    fingerprint,
+)
+from cvmfs_publish.repository.native.trust import Plan, Trust
+from cvmfs_publish.repository.native.whitelist import Whitelist
 
 MASTER_REPLICA = ".cvmfs_master_replica"
 CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
@@ -79,8 +87,10 @@ class RepositoryInfo:
     """Facts for the operator."""
 
     manifest: Manifest
-    whitelist_expires_at: datetime
-    certificate_expires_at: datetime
+    whitelist: Whitelist  # verified, but for its expiry
+    certificate: ContentHash  # fingerprint of ours
+    certificate_expires_at: datetime  # clients do not care
+    key_bits: int
     has_master_key: bool
     counters: dict[str, int]  # of the whole repository, root catalog included
 
@@ -95,6 +105,7 @@ class NativeRepository:
         self.name = name
         self.store = store
         self.location = store.location
+        self.trust = Trust(name, store, keys)
         self._keys = keys
         self._options = options or NativeOptions()
 
@@ -104,7 +115,9 @@ class NativeRepository:
         """Whether the store holds a repository, of whatever name."""
         return self._fetch(manifests.FILE_NAME, manifests.MAX_BYTES) is not None
 
-    def create(self, algorithm: HashAlgorithm, now: datetime) -> Revision:
+    def create(
+        self, algorithm: HashAlgorithm, now: datetime, *, key_bits: int = DEFAULT_KEY_BITS
+    ) -> Revision:
         """Make keys (unless they exist), whitelist and an empty, signed first revision.
 
         Raises:
@@ -116,31 +129,19 @@ class NativeRepository:
                 hint="choose another --storage, or use the repository as it is",
             )
         with storage_errors("creating the repository"):
-            keys = self._create_or_load_keys(now)
+            keys = self._create_or_load_keys(now, key_bits)
             self.store.create()
-            with self._writer(keys) as writer:
+            with self.writer(keys) as writer:
                 self.store.write(MASTER_REPLICA, b"This repository may be replicated.\n")
-                self._write_whitelist(keys, now, whitelists.DEFAULT_DAYS)
+                plan = Plan((fingerprint(keys.certificate),))
+                self.trust.renew(keys, plan, now, whitelists.DEFAULT_DAYS)
                 return self._create_first_revision(writer, algorithm, int(now.timestamp()))
 
-    def _create_or_load_keys(self, now: datetime) -> Keys:
+    def _create_or_load_keys(self, now: datetime, bits: int) -> Keys:
         kinds = ("pub", "crt", "key")
         if all((self._keys / f"{self.name}.{kind}").exists() for kind in kinds):
-            return load_keys(self._keys, self.name)
-        return create_keys(self._keys, self.name, now=now)
-
-    def _write_whitelist(self, keys: Keys, now: datetime, days: int) -> datetime:
-        if keys.master_key is None:
-            raise RepositoryError(
-                f"the master key of {self.name} is not in {self._keys}",
-                hint=f"bring {self.name}.masterkey from where it is kept, or sign there",
-            )
-        expires = now + timedelta(days=days)
-        data = whitelists.make_whitelist(
-            self.name, [fingerprint(keys.certificate)], expires, keys.master_key, now
-        )
-        self.store.write(whitelists.FILE_NAME, data)
-        return expires
+            return self.trust.keys()
+        return create_keys(self._keys, self.name, now=now, bits=bits)
 
     def _create_first_revision(
         self, writer: Writer, algorithm: HashAlgorithm, now: int
@@ -241,16 +242,23 @@ class NativeRepository:
         return total == stored_bytes
 
     def info(self, now: datetime) -> RepositoryInfo:
-        """Return facts about the published revision; the whitelist is verified against the keys."""
+        """Return facts about the published revision.
+
+        Raises:
+            TrustError: the whitelist is not of the master key.
+            RepositoryError: the repository or the keys are missing or damaged.
+        """
         manifest = self.manifest()
-        keys = load_keys(self._keys, self.name)
-        whitelist, _, _ = whitelists.parse_whitelist(self._read_whitelist())
+        keys = self.trust.keys()
+        whitelist = self.trust.signed_whitelist(keys)
         with damage(self.location), self._open_catalog(manifest) as root:
             counters = root.total_counters()
         return RepositoryInfo(
             manifest,
-            whitelist.expires_at,
+            whitelist,
+            fingerprint(keys.certificate),
             keys.certificate.not_valid_after_utc,
+            keys.private_key.key_size,
             keys.master_key is not None,
             counters,
         )
@@ -258,15 +266,6 @@ class NativeRepository:
     def _open_catalog(self, manifest: Manifest) -> Catalog:
         stored = self.store.read(manifest.root_hash, Suffix.CATALOG)
         return Catalog.open(decompress(stored, MAX_DATABASE_BYTES))
-
-    def _read_whitelist(self) -> bytes:
-        found = self._fetch(whitelists.FILE_NAME, whitelists.MAX_BYTES)
-        if found is None:
-            raise RepositoryError(
-                f"{whitelists.FILE_NAME} of {self.name} is missing from {self.location}",
-                hint=_WHITELIST_HINT,
-            )
-        return found.data
 
     def rehearsal(self) -> NativeRepository:
         """Return a repository that starts from this one and keeps what is written to itself.
@@ -282,11 +281,15 @@ class NativeRepository:
     # writing
 
     def resign(self, now: datetime, days: int = whitelists.DEFAULT_DAYS) -> datetime:
-        """Renew the whitelist; return when the new one expires.  Needs the master key."""
-        self.manifest()
-        keys = load_keys(self._keys, self.name)
-        with self._writer(keys), storage_errors("renewing the whitelist"):
-            return self._write_whitelist(keys, now, days)
+        """Renew the whitelist; return when the new one expires.  Needs the master key.
+
+        `resigning` has what else can be done about it.
+        """
+        manifest = self.manifest()
+        keys = self.trust.keys()
+        with self.writer(keys):
+            plan = self.trust.plan(keys, manifest, now)
+            return self.trust.renew(keys, plan, now, days).expires_at
 
     @contextmanager
     def transaction(
@@ -299,7 +302,10 @@ class NativeRepository:
             RepositoryError: the repository is missing, damaged, unwritable, or its keys,
                 whitelist or the clock forbid signing.
         """
-        with self._writing(now, step) as (writer, base):
+        with (
+            self._writing(now, step) as (writer, base),
+            open_history(self.store, base.manifest) as history,
+        ):
             self.store.sweep()
             manifest = base.manifest
             timestamp = max(now, manifest.timestamp)
@@ -310,7 +316,7 @@ class NativeRepository:
             try:
                 yield transaction
                 if editor.changed:
-                    self._commit(writer, base, editor, now, timestamp)
+                    self._commit(writer, base, history, editor, timestamp)
             except (OSError, RepositoryError):
                 if self._is_published(manifest):  # the failure came before the switch
                     transaction.discard()  # a full disk must not stay full of it
@@ -318,8 +324,9 @@ class NativeRepository:
             finally:
                 editor.close()
 
+    @staticmethod
     def _commit(
-        self, writer: Writer, base: Base, editor: TreeEditor, started: int, timestamp: int
+        writer: Writer, base: Base, history: History, editor: TreeEditor, timestamp: int
     ) -> None:
         writer.step("catalogs")
         root, revision = editor.commit()
@@ -331,9 +338,8 @@ class NativeRepository:
             revision=revision,
             timestamp=timestamp,
         )
-        with open_history(self.store, base.manifest) as history:
-            history.advance(root.hash, revision, timestamp, root.size)
-            publish(writer, base, new, history)
+        history.advance(root.hash, revision, timestamp, root.size)
+        publish(writer, base, new, history)
 
     @contextmanager
     def maintenance(
@@ -358,25 +364,30 @@ class NativeRepository:
     def _writing(self, now: int, step: Callable[[str], None]) -> Iterator[tuple[Writer, Base]]:
         """Hold the lock and the published state, which is verified."""
         self.manifest()  # a clear error before anything else if there is none
-        keys = load_keys(self._keys, self.name, with_master=False)
-        with self._writer(keys, step) as writer:
+        keys = self.trust.keys(with_master=False)
+        with (
+            self.writer(keys, step) as writer,
+            storage_errors("writing the repository"),
+            damage(self.location),
+        ):
             manifest, found = self._read_manifest()
-            self._check_base(manifest, found.data, keys, now)
-            with (
-                storage_errors("writing the repository"),
-                damage(self.location),
-                read_base(self.store, manifest, found.version) as base,
-            ):
+            self._check_clock(manifest, now)
+            self.trust.check(manifest, found.data, keys, datetime.fromtimestamp(now, UTC))
+            with read_base(self.store, manifest, found.version, writer.bookkeeping) as base:
                 yield writer, base
 
     @contextmanager
-    def _writer(self, keys: Keys, step: Callable[[str], None] = ignore_step) -> Iterator[Writer]:
-        """Hold the repository against other writers, ours and stock's."""
+    def writer(self, keys: Keys, step: Callable[[str], None] = ignore_step) -> Iterator[Writer]:
+        """Hold the repository against other writers, ours and stock's.
+
+        Raises:
+            LockedError: there is one.
+        """
         bookkeeping = self._options.bookkeeping
-        with (
-            self.store.lock() as lock,
-            bookkeeping.hold() if bookkeeping is not None else nullcontext(),
-        ):
+        with ExitStack() as stack:
+            lock = stack.enter_context(self.store.lock())
+            if bookkeeping is not None:
+                lock = Locks(lock, stack.enter_context(bookkeeping.hold()))
             yield Writer(self.store, keys, lock, bookkeeping, step)
 
     def _is_published(self, manifest: Manifest) -> bool:
@@ -385,42 +396,14 @@ class NativeRepository:
         except PublishError:
             return False
 
-    def _check_base(self, manifest: Manifest, data: bytes, keys: Keys, now: int) -> None:
-        """Refuse to build on, or to sign, what clients would not accept."""
+    @staticmethod
+    def _check_clock(manifest: Manifest, now: int) -> None:
         if manifest.timestamp > now + CLOCK_TOLERANCE:
             raise RepositoryError(
                 f"revision {manifest.revision} was published at {_time(manifest.timestamp)}, but "
                 f"the clock of this host says {_time(now)}; clients never go back in time",
                 hint="set the clock of this host (NTP)",
             )
-        try:
-            found = whitelists.verify_whitelist(
-                self._read_whitelist(),
-                [keys.public_key],
-                name=self.name,
-                now=datetime.fromtimestamp(now, UTC),
-            )
-        except IntegrityError as error:
-            raise RepositoryError(
-                f"{whitelists.FILE_NAME} in {self.location}: {error}",
-                hint=error.hint or _WHITELIST_HINT,
-            ) from error
-        if not any(
-            fingerprint(keys.certificate, trusted.algorithm) == trusted
-            for trusted in found.fingerprints
-        ):
-            raise RepositoryError(
-                f"the whitelist of {self.name} does not trust the certificate in {self._keys}",
-                hint="`cvmfs-publish resign`, where the master key is, makes it trusted",
-            )
-        try:
-            manifests.verify_manifest(data, keys.certificate)
-        except IntegrityError as error:
-            raise RepositoryError(
-                f"{manifests.FILE_NAME} of {self.name} was not signed with the key in "
-                f"{self._keys}: {error}",
-                hint="name the right keys in `repository.keys`",
-            ) from error
 
 
 class _HoldOnly:
@@ -429,8 +412,14 @@ class _HoldOnly:
     def __init__(self, bookkeeping: Bookkeeping) -> None:
         self._bookkeeping = bookkeeping
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self) -> AbstractContextManager[Lock]:
         return self._bookkeeping.hold()
+
+    def check_reflog(self, reflog: bytes, *, repair: bool = False) -> None:
+        self._bookkeeping.check_reflog(reflog)
+
+    def announce_reflog(self, checksum: ContentHash) -> None:
+        pass
 
     def reflog_replaced(self, checksum: ContentHash) -> None:
         pass
@@ -455,19 +444,19 @@ class Maintenance:
         self._before = history.serialize(), base.reflog.serialize()
         self._done = False
 
-    def publish(self) -> None:
-        """Publish what was changed, if anything was; nothing may be changed after that."""
+    def publish(self, *, again: bool = False) -> None:
+        """Publish what was changed, if anything was; nothing may be changed after that.
+
+        `again`: sign the present revision anew even if nothing was.
+        """
         if self._done:
             return
         self._done = True
         changed = self.history.serialize() != self._before[0]
-        if changed or self.reflog.serialize() != self._before[1]:
+        if again or changed or self.reflog.serialize() != self._before[1]:
             new = replace(self.manifest, timestamp=max(self._now, self.manifest.timestamp))
             history = self.history if changed else None
             self.manifest = publish(self.writer, self._base, new, history)
-
-
-_WHITELIST_HINT = "`cvmfs-publish resign`, where the master key is, makes a new one"
 
 
 @contextmanager

@@ -170,14 +170,26 @@ def verify_whitelist(
         SignatureError: its hash line or its signature is wrong.
         ExpiredError: it has expired.
     """
+    whitelist = parse_whitelist(data)[0]
+    if whitelist.name == name and whitelist.is_expired(now):
+        raise ExpiredError(
+            f"whitelist of {name} expired at {whitelist.expires_at:%Y-%m-%d %H:%M} UTC; it is "
+            f"{now.astimezone(UTC):%Y-%m-%d %H:%M} UTC, and clients look at the hour only",
+            hint="`cvmfs-publish resign`, where the master key is, renews it",
+        )
+    return verify_signature(data, public_keys, name=name)
+
+
+def verify_signature(data: bytes, public_keys: PublicKeys, *, name: str) -> Whitelist:
+    """Return the whitelist if it is or was good for repository `name`, expired or not.
+
+    Raises:
+        IntegrityError: it cannot be parsed or is for another repository.
+        SignatureError: its hash line or its signature is wrong.
+    """
     whitelist, hash_text, signature = parse_whitelist(data)
     if whitelist.name != name:
         raise IntegrityError(f"whitelist is for {whitelist.name!r}, not for {name!r}")
-    if whitelist.is_expired(now):
-        raise ExpiredError(
-            f"whitelist of {name} expired at {whitelist.expires_at:%Y-%m-%d %H:%M} UTC",
-            hint="cvmfs-publish resign",
-        )
     split_signed(data, "whitelist").check_hash("whitelist")
     raw_verify(hash_text, signature, public_keys)
     return whitelist
