@@ -36,6 +36,7 @@ COMPLETION_VARIABLE = "_CVMFS_PUBLISH_COMPLETE"  # set by the shell's completion
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 _IMAGES = "cvmfs_publish.cli.images"
+_NAMES = "cvmfs_publish.cli.names"
 _REPOSITORY = "cvmfs_publish.cli.repository"
 
 
@@ -47,8 +48,13 @@ class Commands(LazyGroup):
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
         "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
+        "unpublish": Lazy(_NAMES, "Remove the names of images."),
+        "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
+        "pin": Lazy(_NAMES, "Protect a name and its sandbox from removal."),
+        "unpin": Lazy(_NAMES, "End the protection by `pin`."),
         "list": Lazy(_IMAGES, "List the published images."),
         "show": Lazy(_IMAGES, "Show one published image in full."),
+        "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),

@@ -20,14 +20,12 @@ from cvmfs_publish.cli.output import (
     format_table,
     plural,
 )
-from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
-from cvmfs_publish.repository.layouts import place_name
+from cvmfs_publish.repository.names import get_publication
 from cvmfs_publish.repository.native.repository import SnapshotView
-from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
-from cvmfs_publish.settings import nearest
+from cvmfs_publish.repository.records import Publication, iter_publications
 from cvmfs_publish.sources.base import Platform
 
 SHOWN_DIGITS = 12  # of a digest in a table, as Docker shows them
@@ -62,18 +60,22 @@ def list_images(context: typer.Context) -> None:
 def _list_text(records: list[Publication]) -> str:
     if not records:
         return ""
-    header = ("IMAGE", "PLATFORM", "DIGEST", "PUBLISHED", "ENTRIES", "SIZE")
-    rows = [
+    header: tuple[str, ...] = ("IMAGE", "PLATFORM", "DIGEST", "PUBLISHED", "ENTRIES", "SIZE")
+    rows: list[tuple[str, ...]] = [
         (
             record.reference,
             record.platform,
             record.digest.partition(":")[2][:SHOWN_DIGITS],
-            _minute(record.published_at),
+            minute(record.published_at),
             f"{record.entries:>9,}",
             f"{format_bytes(record.content_bytes):>8}",
         )
         for record in records
     ]
+    if any(record.pinned_at for record in records):
+        header = (*header, "PINNED")
+        pins = (("pinned" if record.pinned_at else "",) for record in records)
+        rows = [(*row, *pin) for row, pin in zip(rows, pins, strict=True)]
     return format_table(header, rows)
 
 
@@ -130,29 +132,15 @@ def export(
 
 def find_publication(view: View, image: str, platform: str | None) -> Publication:
     """Return the record of a published image; `InputError` names what else is published."""
-    reference = Reference.parse(image)
     wanted = Platform.parse(platform) if platform else Platform.default()
-    record = read_publication(view, place_name(reference, wanted).publication)
-    if record is not None:
-        return record
-    published = list(iter_publications(view))
-    for other in published:
-        if other.path == f"/{reference.name}":
-            raise InputError(
-                f"{reference} is published for {other.platform}, not for {wanted}",
-                hint=f"add --platform {other.platform}",
-            )
-    meant = nearest(reference.name, [other.path[1:] for other in published])
-    raise InputError(
-        f"{reference} is not published",
-        hint=f"did you mean {meant}?" if meant else "`cvmfs-publish list` shows what is",
-    )
+    return get_publication(view, Reference.parse(image), wanted)
 
 
 def record_document(record: Publication) -> dict[str, object]:
     """Return what JSON results say about a published image: the record as it is stored."""
     document = asdict(record)
     document["findings"] = [finding._asdict() for finding in record.findings]
+    document["history"] = [event._asdict() for event in record.history]
     return document
 
 
@@ -167,7 +155,9 @@ def _show_text(record: Publication) -> str:
             ("image id", record.image_id),
             ("path", record.path),
             ("sandbox", record.sandbox),
-            ("published", f"{_minute(record.published_at)} in revision {record.revision}"),
+            (record.what, f"{minute(record.published_at)} in revision {record.revision}"),
+            ("before", _past(record)),
+            ("pinned", _pin(record)),
             ("content", f"{plural(record.entries, 'entry', 'entries')}, {_sizes(record)}"),
             *(("layer" if number == 0 else "", layer) for number, layer in enumerate(layers)),
             ("roots added", " ".join(record.roots_added) or "none"),
@@ -186,7 +176,18 @@ def _sizes(record: Publication) -> str:
     return f"{format_bytes(record.content_bytes)}, {format_bytes(record.stored_bytes)} stored"
 
 
-def _minute(text: str) -> str:
+def _past(record: Publication) -> str:
+    events = plural(len(record.history), "event")
+    return f"{events}, which `history` tells" if record.history else "nothing"
+
+
+def _pin(record: Publication) -> str:
+    if not record.pinned_at:
+        return "no"
+    return f"since {minute(record.pinned_at)}, keeps {' '.join(record.pinned)}"
+
+
+def minute(text: str) -> str:
     """A record's time for people; as it stands if another program wrote something else."""
     try:
         return format_minute(datetime.fromisoformat(text))
