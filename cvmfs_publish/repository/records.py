@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers.tree import RepoPath
-from cvmfs_publish.repository.base import View
+from cvmfs_publish.repository.base import Searchable, View
 from cvmfs_publish.repository.layouts import (
     IMAGES,
     MANIFEST_FILE,
@@ -99,8 +99,8 @@ class Publication:
         """Raise `IntegrityError` unless `data` is a record this version understands."""
         try:
             document = _load(data)
-            values = {f.name: document[f.name] for f in fields(cls) if f.name in document}
-            _check_types({f.name: str(f.type) for f in fields(cls)}, values)
+            values = {name: document[name] for name in _FIELDS if name in document}
+            _check_types(_FIELDS, values)
             values["layers"] = _texts(values["layers"])
             values["roots_added"] = _texts(values["roots_added"])
             values["findings"] = tuple(
@@ -111,6 +111,9 @@ class Publication:
             return cls(**values)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"malformed {PUBLICATION_FILE}: {error}") from error
+
+
+_FIELDS = {field.name: str(field.type) for field in fields(Publication)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +174,12 @@ def _events(value: object) -> tuple[Event, ...]:
     return events
 
 
-def _check_types(types: dict[str, str], values: dict[str, Any]) -> None:
+_KINDS = {"str": str, "int": int}  # those types whose values can be judged one by one
+
+
+def _check_types(types: Mapping[str, str], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        kind = {"str": str, "int": int}.get(types[name])
+        kind = _KINDS.get(types[name])
         if kind is not None and type(value) is not kind:
             raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
 
@@ -225,6 +231,12 @@ _RECORDS = {MANIFEST_FILE, PUBLICATION_FILE, UNPUBLISHED_FILE, REPLACED}
 
 def iter_publications(view: View) -> Iterator[Publication]:
     """Yield the records of all published names, in the order of their paths."""
+    if isinstance(view, Searchable):
+        excluded = {REPLACED, IMAGES.rpartition("/")[2]}
+        for path, data in view.find_files(METADATA, PUBLICATION_FILE, excluded):
+            with _naming(path):
+                yield Publication.from_json(data)
+        return
     for directory, files in iter_records(view):
         if PUBLICATION_FILE in files:
             record = read_publication(view, f"{directory}/{PUBLICATION_FILE}")
