@@ -306,6 +306,13 @@ class RepositoryConfig:
             " `none` as they are"
         ),
     )
+    spool: Path | None = field(
+        default=None,
+        metadata=about(
+            "the folder /var/spool/cvmfs/NAME, where cvmfs_server writes the repository too:"
+            " its locks are respected, and it learns of what is published here"
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -546,22 +553,36 @@ def render_default_config(
     storage: str = "repository",
     keys: str = "keys",
     hash_algorithm: str = "sha1",
-    endpoint: str | None = None,
-    region: str | None = None,
+    s3: S3Config | None = None,
+    compression: str | None = None,
+    spool: str | None = None,
+    automatic_tags: str | None = None,
 ) -> str:
-    """Return the text of a commented configuration file for a new repository."""
+    """Return the text of a commented configuration file for a new repository.
+
+    What is None stays at its default.  Of `s3` what it says is written, secrets included.
+    """
+    s3 = s3 or S3Config()
     return _DEFAULT_FILE.substitute(
         name=_scalar(name),
         storage=_scalar(storage),
         keys=_scalar(keys),
         hash=_scalar(hash_algorithm),
-        s3=_shown("endpoint", endpoint, "https://s3.example.org")
-        + _shown("region", region, "us-east-1"),
+        endpoint=_shown("endpoint", s3.endpoint, "https://s3.example.org"),
+        region=_shown("region", s3.region, "us-east-1"),
+        virtual_host=_shown("virtual_host", "true" if s3.virtual_host else None, "false"),
+        access_key=_shown("access_key", s3.access_key, "KEY"),
+        secret_key=_shown("secret_key", s3.secret_key, "")
+        if s3.secret_key is not None
+        else _shown("secret_key_file", None, "s3.key"),
+        compression=_shown("compression", compression, "adaptive"),
+        spool=_shown("spool", spool, f"/var/spool/cvmfs/{name}"),
+        automatic_tags=_shown("automatic_tags", automatic_tags, "off"),
     )
 
 
 def _shown(key: str, value: str | None, example: str) -> str:
-    return f"    {key}: {_scalar(value)}\n" if value is not None else f"    #{key}: {example}\n"
+    return f"{key}: {_scalar(value)}" if value is not None else f"#{key}: {example}"
 
 
 def _scalar(text: str) -> str:
@@ -585,12 +606,14 @@ repository:
   # How that object store is reached.  What is not said here is taken from AWS_ENDPOINT_URL,
   # AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
   s3:
-$s3    # The bucket is part of the host's name instead of the URL's path.
-    #virtual_host: false
-    #access_key: KEY
+    $endpoint
+    $region
+    # The bucket is part of the host's name instead of the URL's path.
+    $virtual_host
+    $access_key
     # A file with the secret key and nothing else, mode 0400; or `secret_key:` right here, and
     # `session_token:` for temporary keys.
-    #secret_key_file: s3.key
+    $secret_key
     # Requests at the same time.  Fewer if the store answers SlowDown.
     #connections: 32
     # The lock of a publisher that died on another host is free after this time.
@@ -606,7 +629,10 @@ $s3    # The bucket is part of the host's name instead of the URL's path.
   # stays as it is.  `adaptive`: as fast as possible within 1.08 times the size of zlib.  `zlib`:
   # exactly as the stock server does, 5 times the work.  `fast`: least work, up to a tenth larger.
   # `none`: uncompressed, for caches and networks faster than processors.
-  #compression: adaptive
+  $compression
+  # Only where `cvmfs_server` writes the repository too: its spool folder.  Its locks are respected,
+  # and it learns of what is published here.  `cvmfs-publish init NAME --adopt` finds it.
+  $spool
 
 # Layers already read and work in progress.  Deleting it costs reading layers again.
 #state: state
@@ -659,5 +685,5 @@ nesting:
 history:
   # Every new revision gets the tag `generic-TIME`, which clients can mount and which keeps it from
   # being collected: off, forever, or for how long, such as 30d or 12h.
-  #automatic_tags: off
+  $automatic_tags
 """)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from cvmfs_publish.cli.assembly import open_repository, open_storage
+from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.options import Elsewhere, FromOption, KeyOption, elsewhere
 from cvmfs_publish.cli.output import (
     format_bytes,
     format_fields,
@@ -21,7 +24,6 @@ from cvmfs_publish.cli.output import (
     format_time,
     plural,
 )
-from cvmfs_publish.cli.progress import StatusLine
 from cvmfs_publish.config import (
     FILE_NAME,
     RepositoryName,
@@ -34,6 +36,7 @@ from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
+from cvmfs_publish.repository.native.origin import Origin, open_origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
 from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS, format_fingerprint
 
@@ -101,8 +104,7 @@ def init(
         storage=_as_written(session, config_path, storage) if isinstance(place, Path) else place,
         keys=_as_written(session, config_path, keys),
         hash_algorithm=algorithm.value,
-        endpoint=None if isinstance(place, Path) else s3.endpoint,
-        region=None if isinstance(place, Path) else s3.region,
+        s3=None if isinstance(place, Path) else S3Config(endpoint=s3.endpoint, region=s3.region),
     )
     _write_new(config_path, text)
     _report_init(session, repository, session.cwd / keys, config_path, revision, is_new)
@@ -165,30 +167,60 @@ def check(
     scrub: Annotated[
         bool, typer.Option("--scrub", help="Hash every object, and look at every tag.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Let warnings count as errors for the exit code.")
+    ] = False,
+    location: FromOption = None,
+    keys: KeyOption = None,
 ) -> int:
     """Verify the whole repository.
 
     Looks at signatures, catalogs, counters, history and objects, as clients, replicas and
-    `cvmfs_server check` do.  Exit code 5 if there is an error; warnings are only told.
+    `cvmfs_server check` do.  Exit code 5 if there is an error; warnings are only told.  With --from
+    any repository can be checked, such as a Stratum 1, without a configuration.
 
     Example: cvmfs-publish check --scrub
     """
     session = session_of(context)
-    repository = session.config.repository
-    store = open_storage(repository.storage, repository.s3)
-    if store.size(MANIFEST_FILE) is None:
-        open_repository(session.config).manifest()  # raises: there is nothing to check
-    with StatusLine(session.out) as status:
+    subject = _to_check(session, elsewhere(location, keys, session.cwd))
+    with closing(subject.origin), CheckProgress(session.out) as progress:
         report = check_repository(
-            store,
-            [repository.keys / f"{repository.name}.pub"],
+            subject.origin,
+            subject.keys,
             now=datetime.now(UTC),
-            name=repository.name,
+            name=subject.name,
             scrub=scrub,
-            progress=lambda what, count: status.show(f"checked {count:,} {what}"),
+            progress=progress,
         )
     session.out.result(_check_document(report), _check_text(report))
-    return 0 if report.ok else RepositoryError.exit_code
+    is_fine = report.ok and not (strict and report.problems)
+    return 0 if is_fine else RepositoryError.exit_code
+
+
+class _Subject(NamedTuple):
+    """What is checked."""
+
+    origin: Origin
+    keys: list[Path]
+    name: str | None  # None: whatever the manifest says
+
+
+def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
+    """Open the configured repository or another; raise if there is none at all."""
+    if other is None:
+        repository = session.config.repository
+        store = open_storage(repository.storage, repository.s3)
+        subject = _Subject(store, [repository.keys / f"{repository.name}.pub"], repository.name)
+        place, hint = str(repository.storage), "`cvmfs-publish init NAME` creates one"
+    else:
+        subject = _Subject(open_origin(other.location), other.keys, None)
+        place, hint = str(other.location), "name the folder or URL that holds .cvmfspublished"
+    if subject.origin.size(MANIFEST_FILE) is None:
+        subject.origin.close()
+        raise RepositoryError(
+            f"{place} holds no repository: {MANIFEST_FILE} does not exist", hint=hint
+        )
+    return subject
 
 
 def _check_document(report: Report) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,29 @@ def test_the_file_that_init_writes_is_read_back(tmp_path: Path) -> None:
     )
 
 
+def test_what_init_takes_over_is_read_back(tmp_path: Path) -> None:
+    s3 = config.S3Config(
+        endpoint=config.Endpoint.parse("http://localhost:9000"),
+        region="somewhere",
+        virtual_host=True,
+        access_key="who",
+        secret_key="'s: #\"",
+    )
+    text = config.render_default_config(
+        "a.example.org",
+        storage="s3://bucket/prefix",
+        s3=s3,
+        compression="zlib",
+        spool="/var/spool/cvmfs/a b",
+        automatic_tags="28d",
+    )
+    loaded = load(tmp_path, text)
+    assert loaded.repository.s3 == s3
+    assert loaded.repository.compression == "zlib"
+    assert loaded.repository.spool == Path("/var/spool/cvmfs/a b")
+    assert loaded.history.automatic_tags == timedelta(days=28)
+
+
 @pytest.mark.parametrize("name", ["null", "no", "1.5", "0x1f", "1_0", "Null", "a-b_c.d"])
 def test_any_repository_name_survives_the_file(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, config.render_default_config(name)).repository.name == name
@@ -235,7 +259,9 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     shown = load(tmp_path, uncommented(text))
     login = RegistryConfig(username="bot", password_file=tmp_path / "token")
     assert shown.registries == {"ghcr.io": login}
-    examples = "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file"
+    examples = (
+        "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool"
+    )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
 
