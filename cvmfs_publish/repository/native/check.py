@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import compress_exactly, decompress
-from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.errors import IntegrityError, PublishError
 from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import reflog as reflogs
@@ -82,7 +81,7 @@ _LAST_SNAPSHOT = ".cvmfs_last_snapshot"  # only a replica (Stratum 1) has it
 
 
 def check_repository(
-    location: str | Path | ContentStore,
+    location: str | Path | Origin,
     public_keys: Iterable[Path | rsa.RSAPublicKey],
     *,
     now: datetime,
@@ -95,7 +94,8 @@ def check_repository(
     """Check the current revision of a repository and everything its metadata refer to.
 
     Args:
-        location: directory or http(s) URL, or an open store, which stays open.
+        location: directory or http(s) URL, or what was opened there, such as a store, which stays
+            open.
         public_keys: trusted master keys, or files with them; none: a warning says that the
             whitelist's signature was not verified.
         now: aware time by which expiry and time stamps are judged.
