@@ -58,8 +58,6 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "check_databases.py",
         NATIVE + "check_schema.py",
         NATIVE + "database.py",
-        NATIVE + "history.py",
-        NATIVE + "reflog.py",
     },
     "starlette": {"web/"},
     "subprocess": {

@@ -26,10 +26,10 @@ from cvmfs_publish.layers.tree import (
 )
 from cvmfs_publish.repository.native import upgrade
 from cvmfs_publish.repository.native.database import open_database, query
+from cvmfs_publish.repository.native.manifest import DEFAULT_TTL
 
 SCHEMA = upgrade.CATALOG_SCHEMA
 SCHEMA_REVISION = str(upgrade.CATALOG_REVISION)
-DEFAULT_TTL = 240  # seconds between two looks of a client for a new revision; what stock writes
 DIRECTORY_SIZE = 4096  # bytes, by convention; must agree in both rows of a transition
 MARKER = ".cvmfscatalog"  # the empty file in the root directory of every nested catalog
 MAX_MODE = 0o177777  # the bits of st_mode

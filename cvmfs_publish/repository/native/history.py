@@ -7,12 +7,11 @@ lives in memory here; it is stored compressed, as an object with suffix H.
 from __future__ import annotations
 
 import re
-import sqlite3
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
-from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
-from cvmfs_publish.repository.native.database import create_database, open_database, query
+from cvmfs_publish.errors import InputError, IntegrityError
+from cvmfs_publish.repository.native.database import Database
 from cvmfs_publish.repository.native.upgrade import upgrade_history
 
 TRUNK = "trunk"
@@ -64,57 +63,24 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-class History:
-    """An open history.  Not for several threads at once."""
+class History(Database):
+    """An open history."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self.database = database
+    WHAT = "history"
+    SCHEMA = _SCHEMA
+    TABLES = ("tags", "branches", "properties")
 
     @classmethod
-    def create(cls, name: str) -> History:
+    def create(cls, name: str) -> Self:
         """Return the history of a new repository: no tags, no predecessor."""
-        history = cls(create_database(_SCHEMA))
-        history._set_property("fqrn", name)
+        history = super().create(name)
         history.previous_revision = None
         return history
 
-    @classmethod
-    def open(cls, data: bytes) -> History:
-        """Open a decompressed history file; one of an older server is brought up to date.
-
-        Raises:
-            IntegrityError: it is none.
-            RepositoryError: it is of a newer server than this version knows.
-        """
-        history = cls(open_database(data, "history"))
-        try:
-            # A copy in memory, so this changes nothing that is published.
-            upgrade_history(
-                history._rows,
-                "history",
-                history.get_property("schema"),
-                history.get_property("schema_revision"),
-            )
-            history._rows("SELECT COUNT(*) FROM tags")
-            history._rows("SELECT COUNT(*) FROM branches")
-        except (IntegrityError, RepositoryError):
-            history.close()
-            raise
-        return history
-
-    def close(self) -> None:
-        self.database.close()
-
-    def __enter__(self) -> History:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """The repository's name; must equal field N of the manifest."""
-        return self.get_property("fqrn") or ""
+    def _upgrade(self) -> None:
+        # A copy in memory, so this changes nothing that is published.
+        schema, revision = self.get_property("schema"), self.get_property("schema_revision")
+        upgrade_history(self._rows, self.WHAT, schema, revision)
 
     @property
     def previous_revision(self) -> ContentHash | None:
@@ -130,13 +96,6 @@ class History:
     def previous_revision(self, value: ContentHash | None) -> None:
         none = ContentHash(_NO_HASH, HashAlgorithm.SHA1)
         self._set_property("previous_revision", str(none if value is None else value))
-
-    def get_property(self, key: str) -> str | None:
-        found = self._rows("SELECT value FROM properties WHERE key = ?", key)
-        return str(found[0][0]) if found else None
-
-    def _set_property(self, key: str, value: str) -> None:
-        self._rows("INSERT OR REPLACE INTO properties (key, value) VALUES (?, ?)", key, value)
 
     def tags(self) -> list[Tag]:
         """Return all tags, oldest revision first; raise `IntegrityError` on a malformed one."""
@@ -206,13 +165,6 @@ class History:
             tag.size,
             tag.branch,
         )
-
-    def serialize(self) -> bytes:
-        """Return the database file, uncompressed."""
-        return bytes(self.database.serialize())
-
-    def _rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
-        return query(self.database, "history", sql, *parameters)
 
 
 def _decode(values: tuple[object, ...]) -> Tag:

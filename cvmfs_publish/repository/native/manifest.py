@@ -23,7 +23,7 @@ from cvmfs_publish.repository.native.signing import (
 FILE_NAME = ".cvmfspublished"
 MAX_BYTES = 4095  # local loaders of stock programs read no more
 ROOT_PATH_HASH = "d41d8cd98f00b204e9800998ecf8427e"  # MD5 of the empty path; clients insist on it
-DEFAULT_TTL = 240  # seconds
+DEFAULT_TTL = 240  # seconds between two looks of a client for a new revision; what stock writes
 _MAX_NUMBER = 2**63 - 1
 
 

@@ -6,13 +6,13 @@ uncompressed; its hash is field Y of the manifest.
 
 from __future__ import annotations
 
-import sqlite3
 from enum import IntEnum
 from typing import NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.errors import IntegrityError
-from cvmfs_publish.repository.native.database import create_database, open_database, query
+from cvmfs_publish.repository.native.database import Database
+from cvmfs_publish.repository.native.upgrade import check_reflog
 
 FILE_NAME = ".cvmfsreflog"
 
@@ -54,48 +54,16 @@ class Ref(NamedTuple):
     timestamp: int  # Unix seconds of the last time a manifest named it
 
 
-class Reflog:
-    """An open reflog.  Not for several threads at once."""
+class Reflog(Database):
+    """An open reflog."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self.database = database
+    WHAT = "reflog"
+    SCHEMA = _SCHEMA
+    TABLES = ("refs", "properties")
 
-    @classmethod
-    def create(cls, name: str) -> Reflog:
-        """Return the empty reflog of a new repository."""
-        reflog = cls(create_database(_SCHEMA))
-        reflog._rows("INSERT INTO properties (key, value) VALUES ('fqrn', ?)", name)
-        return reflog
-
-    @classmethod
-    def open(cls, data: bytes) -> Reflog:
-        """Open the file's bytes; raise `IntegrityError` if it is no reflog."""
-        reflog = cls(open_database(data, "reflog"))
-        try:
-            reflog._rows("SELECT COUNT(*) FROM refs")
-            reflog._rows("SELECT COUNT(*) FROM properties")
-        except IntegrityError:
-            reflog.close()
-            raise
-        return reflog
-
-    def close(self) -> None:
-        self.database.close()
-
-    def __enter__(self) -> Reflog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """The repository's name; must equal field N of the manifest."""
-        return self.get_property("fqrn") or ""
-
-    def get_property(self, key: str) -> str | None:
-        found = self._rows("SELECT value FROM properties WHERE key = ?", key)
-        return str(found[0][0]) if found else None
+    def _upgrade(self) -> None:
+        schema, revision = self.get_property("schema"), self.get_property("schema_revision")
+        check_reflog(self.WHAT, schema, revision)
 
     def add(self, value: ContentHash, kind: RefType, now: int) -> None:
         """List an object, or refresh its time (`now`, Unix seconds) if it is listed.
@@ -128,10 +96,3 @@ class Reflog:
                 raise IntegrityError(f"reflog: malformed entry {text!r} of type {kind!r}")
             result.append(Ref(ContentHash.parse(text), RefType(kind), timestamp))
         return result
-
-    def serialize(self) -> bytes:
-        """Return the bytes of the file."""
-        return bytes(self.database.serialize())
-
-    def _rows(self, sql: str, *parameters: object) -> list[tuple[object, ...]]:
-        return query(self.database, "reflog", sql, *parameters)

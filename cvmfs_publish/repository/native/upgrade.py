@@ -14,6 +14,7 @@ from cvmfs_publish.errors import RepositoryError
 
 CATALOG_SCHEMA, CATALOG_REVISION = "2.5", 7
 HISTORY_SCHEMA, HISTORY_REVISION = "1.0", 3
+REFLOG_SCHEMA, REFLOG_REVISION = "1.0", 0
 # catalog revisions that brought something
 NESTED_SIZE_SINCE, XATTR_SINCE, EXTERNAL_SINCE, SPECIAL_SINCE, MTIME_NS_SINCE = 1, 2, 3, 5, 7
 # The revision that brought a counter; a catalog of an earlier one has none of what it counts.
@@ -104,6 +105,11 @@ def upgrade_history(execute: Execute, what: str, schema: str | None, revision: s
     found = _revision(what, schema, revision, HISTORY_SCHEMA, HISTORY_REVISION)
     _upgrade(execute, _HISTORY_STEPS[found:], HISTORY_REVISION)
     return found
+
+
+def check_reflog(what: str, schema: str | None, revision: str | None) -> None:
+    """Raise `RepositoryError` if a reflog cannot be written by this version."""
+    _revision(what, schema, revision, REFLOG_SCHEMA, REFLOG_REVISION)
 
 
 def _upgrade(execute: Execute, steps: tuple[tuple[str, ...], ...], newest: int) -> None:

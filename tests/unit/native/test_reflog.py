@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, RepositoryError
+from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.manifest import parse_manifest
 from cvmfs_publish.repository.native.reflog import Ref, Reflog, RefType
 from tests.unit.native.vectors import NAMES, edit_database, vector
@@ -84,3 +85,15 @@ def test_malformed_reflogs_are_refused(sql: str) -> None:
         data = edit_database(reflog.serialize(), sql)
     with pytest.raises(IntegrityError), Reflog.open(data) as reflog:
         reflog.entries()
+
+
+@pytest.mark.parametrize("kind", [Reflog, History])
+def test_a_database_of_a_newer_server_is_refused(kind: type[Reflog | History]) -> None:
+    with kind.create("a.example.org") as created:
+        data = edit_database(
+            created.serialize(),
+            "UPDATE properties SET value = '9' WHERE key = 'schema_revision'",
+        )
+    with pytest.raises(RepositoryError, match="schema revision 9, newer than") as caught:
+        kind.open(data)
+    assert "newer version" in caught.value.hint
