@@ -103,9 +103,9 @@ class Publication:
             _check_types(_FIELDS, values)
             values["layers"] = _texts(values["layers"])
             values["roots_added"] = _texts(values["roots_added"])
-            values["findings"] = tuple(
-                Finding(*_texts([f["path"], f["what"]])) for f in values["findings"]
-            )
+            pairs = [(found["path"], found["what"]) for found in values["findings"]]
+            _texts([text for pair in pairs for text in pair])
+            values["findings"] = tuple([Finding(*pair) for pair in pairs])
             values["history"] = _events(values.get("history", []))
             values["pinned"] = _texts(values.get("pinned", []))
             return cls(**values)
@@ -156,7 +156,7 @@ class Unpublished:
 
 
 def _load(data: bytes) -> Any:  # noqa: ANN401 - JSON
-    document = json.loads(data)
+    document = json.loads(data.decode())
     if document["format"] > FORMAT:
         raise IntegrityError(
             f"record of format {document['format']}; this version knows {FORMAT}",
@@ -174,18 +174,18 @@ def _events(value: object) -> tuple[Event, ...]:
     return events
 
 
+_TEXT = {str}
 _KINDS = {"str": str, "int": int}  # those types whose values can be judged one by one
 
 
 def _check_types(types: Mapping[str, str], values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        kind = _KINDS.get(types[name])
-        if kind is not None and type(value) is not kind:
+        if (kind := _KINDS.get(types[name])) and type(value) is not kind:
             raise TypeError(f"{name} is {value!r}, not of type {types[name]}")
 
 
 def _texts(values: object) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list) or not _TEXT.issuperset(map(type, values)):
         raise TypeError(f"{values!r} is not a list of texts")
     return tuple(values)
 
