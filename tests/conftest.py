@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import parts
+from tests import parts, s3
 
 
 def _is_local(host: object) -> bool:
@@ -51,7 +51,7 @@ def _no_surprises_from_the_environment(tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.upper().endswith("_PROXY") or name.startswith(
-                ("CVMFS", "APPTAINER", "SINGULARITY", "DOCKER_", "REGISTRY_AUTH_FILE")
+                ("AWS_", "CVMFS", "APPTAINER", "SINGULARITY", "DOCKER_", "REGISTRY_AUTH_FILE")
             ):
                 patch.delenv(name)
         patch.setenv("DOCKER_CONFIG", str(tmp_path_factory.mktemp("no-docker-config")))
@@ -90,6 +90,19 @@ def registry_with_password(
     """A real registry that answers nobody without its user name and password."""
     with parts.docker_registry(tmp_path_factory.mktemp("registry"), htpasswd=True) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.S3Server]:
+    """One real S3 server for the whole run; tests make buckets of their own."""
+    with s3.moto_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: s3.S3Server) -> s3.S3Bucket:
+    """A bucket of this test."""
+    return s3_server.new_bucket()
 
 
 # Folders whose tests start whole programs or make large images.
