@@ -62,6 +62,7 @@ HOMES: dict[str, set[str]] = {
     "starlette": {"web/"},
     "subprocess": {
         "content/ingest.py",  # worker processes of our own
+        NATIVE + "check_process.py",  # likewise
         "sources/registry/credentials.py",  # docker-credential-…
     },
     "typer": {"cli/"},
