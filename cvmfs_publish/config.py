@@ -477,6 +477,13 @@ class HistoryConfig:
         ),
     )
 
+    @property
+    def span(self) -> timedelta | None:
+        """How long automatic tags live; None: there are none."""
+        if isinstance(self.automatic_tags, timedelta):
+            return self.automatic_tags
+        return None if self.automatic_tags == "off" else timedelta.max
+
 
 @dataclass(frozen=True)
 class Config:

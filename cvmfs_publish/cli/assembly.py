@@ -19,7 +19,7 @@ def open_repository(config: Config) -> NativeRepository:
         repository.name,
         open_storage(repository.storage, repository.s3),
         repository.keys,
-        NativeOptions(max_entries=config.nesting.max_entries),
+        NativeOptions(max_entries=config.nesting.max_entries, automatic_tags=config.history.span),
     )
 
 

@@ -6,18 +6,23 @@ lives in memory here; it is stored compressed, as an object with suffix H.
 
 from __future__ import annotations
 
+import itertools
 import re
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.repository.native.database import Database
 from cvmfs_publish.repository.native.upgrade import upgrade_history
+from cvmfs_publish.settings import nearest
 
 TRUNK = "trunk"
 TRUNK_PREVIOUS = "trunk-previous"
 MAX_TAG_NAME = 255  # characters; our own bound, the format has none
 _TAG_NAME = re.compile(r"[A-Za-z0-9_./:-]+")
+# as stock makes them and finds them again (cvmfs_server_publish.sh)
+_AUTOMATIC = re.compile(r"generic(_[0-9]+)?-[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _NO_HASH = bytes(20)
 
 _SCHEMA = """
@@ -50,6 +55,15 @@ class Tag(NamedTuple):
     branch: str = ""  # "" is the default branch
 
 
+def automatic_tag(started: int, number: int = 0) -> str:
+    """Return the name of the automatic tag of a publish that started at this Unix time.
+
+    `number` tells several of one second apart.
+    """
+    clash = f"_{number}" if number else ""
+    return f"generic{clash}-{datetime.fromtimestamp(started, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def is_tag_name(name: str) -> bool:
     """Whether stock tools accept `name` for a tag."""
     return len(name) <= MAX_TAG_NAME and _TAG_NAME.fullmatch(name) is not None
@@ -61,6 +75,19 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_tag_name(name: str) -> None:
+    """Raise `InputError` unless a person may give this name to a revision."""
+    if len(name) > MAX_TAG_NAME:
+        raise InputError(f"tag name of {len(name)} characters: {MAX_TAG_NAME} are possible")
+    if not is_tag_name(name):
+        raise InputError(f"tag name {name!r} is not made of letters, digits and _ . / : -")
+    if name in (TRUNK, TRUNK_PREVIOUS):
+        raise InputError(
+            f"tag name {name!r} is reserved: it moves with every revision",
+            hint="choose another name",
+        )
 
 
 class History(Database):
@@ -122,12 +149,13 @@ class History(Database):
         Raises:
             InputError: `name` is malformed, reserved or taken, or `description` is not text.
         """
-        if not is_tag_name(name):
-            raise InputError(f"tag name {name!r} is not made of letters, digits and _ . / : -")
-        if name in (TRUNK, TRUNK_PREVIOUS):
-            raise InputError(f"tag name {name!r} is reserved", hint="choose another name")
-        if self.tag(name) is not None:
-            raise InputError(f"tag {name!r} exists already", hint="remove it first")
+        check_tag_name(name)
+        existing = self.tag(name)
+        if existing is not None:
+            raise InputError(
+                f"tag {name!r} exists already, of revision {existing.revision}",
+                hint="choose another name, or move it with `tag --force`",
+            )
         if "\0" in description or not _is_utf8(description):
             raise InputError(f"description of tag {name!r} is not text: {description!r}")
         self._insert(Tag(name, root_hash, revision, timestamp, size, description))
@@ -136,9 +164,34 @@ class History(Database):
         """Remove a tag; raise `InputError` if there is none or it is reserved."""
         if name in (TRUNK, TRUNK_PREVIOUS):
             raise InputError(f"tag {name!r} cannot be removed: it moves with every revision")
-        if self.tag(name) is None:
-            raise InputError(f"there is no tag {name!r}")
+        tags = {tag.name: tag for tag in self.tags()}
+        if name not in tags:
+            meant = nearest(name, tags)
+            raise InputError(
+                f"there is no tag {name!r}",
+                hint=f"did you mean {meant!r}?" if meant else "`tag` lists them",
+            )
+        if sum(tag.branch == tags[name].branch for tag in tags.values()) == 1:
+            # "unused, dangling branches" (swissknife_check.cc)
+            raise InputError(
+                f"tag {name!r} is the last one of its branch, which stock tools do not allow",
+                hint="tag another revision first",
+            )
         self._rows("DELETE FROM tags WHERE name = ?", name)
+
+    def add_automatic_tag(self, started: int) -> None:
+        """Tag the newest revision with when its publish started (CVMFS_AUTO_TAG)."""
+        tags = {tag.name: tag for tag in self.tags()}
+        names = (automatic_tag(started, number) for number in itertools.count())
+        name = next(name for name in names if name not in tags)
+        self._insert(tags[TRUNK]._replace(name=name, description="", branch=""))
+
+    def remove_automatic_tags(self, now: int, span: timedelta) -> None:
+        """Remove automatic tags of revisions older than `span` (CVMFS_AUTO_TAG_TIMESPAN)."""
+        oldest = now - span.total_seconds()
+        for tag in self.tags():
+            if _AUTOMATIC.fullmatch(tag.name) and tag.timestamp < oldest:
+                self._rows("DELETE FROM tags WHERE name = ?", tag.name)
 
     def advance(self, root_hash: ContentHash, revision: int, timestamp: int, size: int) -> None:
         """Move `trunk` to a new revision and `trunk-previous` to where it was.

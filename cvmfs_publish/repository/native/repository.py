@@ -316,7 +316,7 @@ class NativeRepository:
             try:
                 yield transaction
                 if editor.changed:
-                    self._commit(writer, base, history, editor, timestamp)
+                    self._commit(writer, base, history, editor, now)
             except (OSError, RepositoryError):
                 if self._is_published(manifest):  # the failure came before the switch
                     transaction.discard()  # a full disk must not stay full of it
@@ -324,13 +324,13 @@ class NativeRepository:
             finally:
                 editor.close()
 
-    @staticmethod
     def _commit(
-        writer: Writer, base: Base, history: History, editor: TreeEditor, timestamp: int
+        self, writer: Writer, base: Base, history: History, editor: TreeEditor, now: int
     ) -> None:
         writer.step("catalogs")
         root, revision = editor.commit()
         writer.step("history")
+        timestamp = max(now, base.manifest.timestamp)
         new = replace(
             base.manifest,
             root_hash=root.hash,
@@ -339,6 +339,9 @@ class NativeRepository:
             timestamp=timestamp,
         )
         history.advance(root.hash, revision, timestamp, root.size)
+        if self._options.automatic_tags is not None:
+            history.add_automatic_tag(started=now)
+            history.remove_automatic_tags(timestamp, self._options.automatic_tags)
         publish(writer, base, new, history)
 
     @contextmanager
@@ -370,10 +373,8 @@ class NativeRepository:
             storage_errors("writing the repository"),
             damage(self.location),
         ):
-            manifest, found = self._read_manifest()
-            self._check_clock(manifest, now)
-            self.trust.check(manifest, found.data, keys, datetime.fromtimestamp(now, UTC))
-            with read_base(self.store, manifest, found.version, writer.bookkeeping) as base:
+            manifest, version = self.verified_manifest(keys, now)
+            with read_base(self.store, manifest, version, writer.bookkeeping) as base:
                 yield writer, base
 
     @contextmanager
@@ -395,6 +396,18 @@ class NativeRepository:
             return self.manifest() == manifest
         except PublishError:
             return False
+
+    def verified_manifest(self, keys: Keys, now: int) -> tuple[Manifest, str]:
+        """Return the published manifest and the version of its file, if we may build on it.
+
+        Raises:
+            RepositoryError: clients would not accept it, or not what we would sign after it.
+            IntegrityError: the certificate it names is missing or damaged.
+        """
+        manifest, found = self._read_manifest()
+        self._check_clock(manifest, now)
+        self.trust.check(manifest, found.data, keys, datetime.fromtimestamp(now, UTC))
+        return manifest, found.version
 
     @staticmethod
     def _check_clock(manifest: Manifest, now: int) -> None:

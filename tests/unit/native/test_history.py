@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import zlib
+from datetime import timedelta
 
 import pytest
 
@@ -99,6 +100,37 @@ def test_tags_are_neither_replaced_nor_removed_by_mistake() -> None:
         for text in ("\0", "\udc80"):
             with pytest.raises(InputError, match="not text"):
                 history.add_tag("c", ONE, 1, 1, 1, text)
+
+
+def test_automatic_tags_are_named_as_stock_names_them_and_live_for_their_span() -> None:
+    with History.create("x") as history:
+        history.advance(ONE, 1, 1000, 1)
+        history.add_automatic_tag(started=990)
+        history.add_automatic_tag(started=990)
+        history.add_tag("generic-1970-01-01", ONE, 1, 1000, 1)
+        history.add_tag("my-generic-1970-01-01T00:16:30Z", ONE, 1, 1000, 1)
+        history.add_tag("generic-1970-01-01T00:16:30Z-mine", ONE, 1, 1000, 1)
+        history.advance(TWO, 2, 2000, 2)
+        history.add_automatic_tag(started=1990)
+        assert history.tag("generic-1970-01-01T00:33:10Z") == Tag(
+            "generic-1970-01-01T00:33:10Z", TWO, 2, 2000, 2
+        )
+        every = {tag.name for tag in history.tags()}
+        for span in (timedelta(seconds=1000), timedelta(days=1), timedelta.max):
+            history.remove_automatic_tags(2000, span)
+            assert {tag.name for tag in history.tags()} == every
+        history.remove_automatic_tags(2000, timedelta(seconds=999))
+        assert every - {tag.name for tag in history.tags()} == {
+            "generic-1970-01-01T00:16:30Z",
+            "generic_1-1970-01-01T00:16:30Z",
+        }
+
+
+def test_the_last_tag_of_a_branch_stays() -> None:
+    with History.create("x") as history:
+        history.add_tag("a", ONE, 1, 1, 1)
+        with pytest.raises(InputError, match="last one of its branch"):
+            history.remove_tag("a")
 
 
 @pytest.mark.parametrize(
