@@ -65,7 +65,7 @@ class Version:
 
     event: Event
     is_current: bool  # the name leads there by this event
-    is_kept: bool  # its sandbox is still there
+    is_kept: bool  # it is the present state, or `rollback` can go back to it
     is_pinned: bool  # a pin of this name keeps the sandbox
 
 
@@ -306,11 +306,11 @@ def rollback(
         )
     names = place_name(reference, platform)
     past = read_history(transaction, reference, platform)
-    target = _choose(past, transaction, names, to)
+    target = _choose(past, to)
     if past.current is not None and past.current.manifest_digest == target.manifest_digest:
         return Rollback(past.current, is_changed=False)
     folder = names.replaced(Digest.parse(target.manifest_digest))
-    record = read_publication(transaction, f"{folder}/{PUBLICATION_FILE}")
+    record = _find_replaced(transaction, names, target)
     manifest = transaction.read_file(f"{folder}/{MANIFEST_FILE}")
     if record is None or manifest is None:
         raise _gone(reference, target)
@@ -323,37 +323,36 @@ def rollback(
     return Rollback(publish_name(transaction, reference, publication, manifest), is_changed=True)
 
 
-def _choose(past: History, view: View, names: NamePlacement, to: str) -> Event:
+def _choose(past: History, to: str) -> Event:
     """Return where to go back to."""
-
-    def is_possible(event: Event) -> bool:
-        folder = names.replaced(Digest.parse(event.manifest_digest))
-        return (
-            view.is_directory(sandbox_of(Digest.parse(event.image_id)))
-            and view.read_file(f"{folder}/{PUBLICATION_FILE}") is not None
-        )
-
-    newest = [version.event for version in reversed(past.versions)]
+    newest = past.versions[::-1]
+    kept = {version.event.manifest_digest for version in newest if version.is_kept}
+    events = [version.event for version in newest]
     reference = Reference.parse(past.reference)
     present = past.current.manifest_digest if past.current is not None else ""
     if to:
-        found = match_digest(newest, to, past.reference)
+        found = match_digest(events, to, past.reference)
         if found[0].manifest_digest == present:
             return found[0]
-        possible = next(filter(is_possible, found), None)
-        if possible is None:
-            raise _gone(reference, found[0])
-        return possible
-    others = [event for event in newest if event.manifest_digest != present]
-    chosen = next(filter(is_possible, others), None)
-    if chosen is None and others:
-        raise _gone(reference, others[0])
-    if chosen is None:
+    else:
+        found = [event for event in events if event.manifest_digest != present]
+    if not found:
         raise InputError(
             f"{past.reference} never led to anything else, so there is nothing to go back to",
             hint=f"`cvmfs-publish history {reference.name}` shows its past",
         )
+    chosen = next((event for event in found if event.manifest_digest in kept), None)
+    if chosen is None:
+        raise _gone(reference, found[0])
     return chosen
+
+
+def _find_replaced(view: View, names: NamePlacement, event: Event) -> Publication | None:
+    """Return the record of what a name led to before, if its sandbox is still there."""
+    if not view.is_directory(sandbox_of(Digest.parse(event.image_id))):
+        return None
+    folder = names.replaced(Digest.parse(event.manifest_digest))
+    return read_publication(view, f"{folder}/{PUBLICATION_FILE}")
 
 
 def match_digest(events: Sequence[Event], text: str, subject: str) -> list[Event]:
@@ -511,15 +510,16 @@ def read_history(view: View, reference: Reference, platform: Platform) -> Histor
     kept: dict[str, bool] = {}
     versions = []
     for number, event in enumerate(events, 1):
-        sandbox = sandbox_of(Digest.parse(event.image_id))
-        if sandbox not in kept:
-            kept[sandbox] = view.is_directory(sandbox)
+        key = event.manifest_digest
+        if key not in kept:
+            is_present = current is not None and key == current.manifest_digest
+            kept[key] = is_present or _find_replaced(view, names, event) is not None
         versions.append(
             Version(
                 event,
                 is_current=current is not None and number == len(events),
-                is_kept=kept[sandbox],
-                is_pinned=f"/{sandbox}" in pinned,
+                is_kept=kept[key],
+                is_pinned=f"/{sandbox_of(Digest.parse(event.image_id))}" in pinned,
             )
         )
     return History(str(reference), str(platform), tuple(versions), current)
