@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.lazy import command_app
-from cvmfs_publish.cli.options import ImageArgument, PlatformOption
+from cvmfs_publish.cli.options import FromOption, ImageArgument, KeyOption, PlatformOption
 from cvmfs_publish.cli.output import (
     format_bytes,
     format_fields,
@@ -20,6 +19,7 @@ from cvmfs_publish.cli.output import (
     format_table,
     plural,
 )
+from cvmfs_publish.cli.reading import open_reading
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
@@ -31,30 +31,35 @@ from cvmfs_publish.sources.base import Platform
 SHOWN_DIGITS = 12  # of a digest in a table, as Docker shows them
 SHOWN_FINDINGS = 20  # lines of `show`; --json has them all
 
+_FIELDS = tuple(field.name for field in fields(Publication))
+
 app = command_app()
 
 
 @app.command("list")
-def list_images(context: typer.Context) -> None:
+def list_images(
+    context: typer.Context, location: FromOption = None, keys: KeyOption = None
+) -> None:
     """List the published images.
+
+    Of the configured repository or, with --from, of any other, such as a Stratum 1.
 
     Example: cvmfs-publish list --json
     """
     session = session_of(context)
-    repository = open_repository(session.config)
-    revision = repository.revision()
-    with repository.open() as view:
-        records = list(iter_publications(view))
+    with open_reading(session, location, keys) as snapshot:
+        records = list(iter_publications(SnapshotView(snapshot)))
+    name = snapshot.manifest.name
     session.out.result(
         {
-            "repository": repository.name,
-            "revision": revision.number,
+            "repository": name,
+            "revision": snapshot.manifest.revision,
             "images": [record_document(record) for record in records],
         },
         _list_text(records),
     )
     if not records:
-        session.out.note(f"{repository.name} has no images yet")
+        session.out.note(f"{name} has no images yet")
 
 
 def _list_text(records: list[Publication]) -> str:
@@ -80,14 +85,20 @@ def _list_text(records: list[Publication]) -> str:
 
 
 @app.command()
-def show(context: typer.Context, image: ImageArgument, platform: PlatformOption = None) -> None:
+def show(
+    context: typer.Context,
+    image: ImageArgument,
+    platform: PlatformOption = None,
+    location: FromOption = None,
+    keys: KeyOption = None,
+) -> None:
     """Show one published image in full.
 
     Example: cvmfs-publish show ghcr.io/a/b:1
     """
     session = session_of(context)
-    with open_repository(session.config).open() as view:
-        record = find_publication(view, image, platform)
+    with open_reading(session, location, keys) as snapshot:
+        record = find_publication(SnapshotView(snapshot), image, platform)
     session.out.result(record_document(record), _show_text(record))
 
 
@@ -99,6 +110,8 @@ def export(
         Path, typer.Argument(metavar="DIR", help="Folder to make; it may exist if it is empty.")
     ],
     platform: PlatformOption = None,
+    location: FromOption = None,
+    keys: KeyOption = None,
 ) -> None:
     """Write a published image as an ordinary folder.
 
@@ -109,7 +122,7 @@ def export(
     """
     session = session_of(context)
     target = session.cwd / folder
-    with open_repository(session.config).snapshot() as snapshot:
+    with open_reading(session, location, keys) as snapshot:
         record = find_publication(SnapshotView(snapshot), image, platform)
         exported = export_tree(snapshot, record.sandbox.lstrip("/"), target)
     session.out.result(
@@ -138,7 +151,7 @@ def find_publication(view: View, image: str, platform: str | None) -> Publicatio
 
 def record_document(record: Publication) -> dict[str, object]:
     """Return what JSON results say about a published image: the record as it is stored."""
-    document = asdict(record)
+    document = {name: getattr(record, name) for name in _FIELDS}
     document["findings"] = [finding._asdict() for finding in record.findings]
     document["history"] = [event._asdict() for event in record.history]
     return document

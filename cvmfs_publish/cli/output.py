@@ -13,6 +13,7 @@ from cvmfs_publish.errors import PublishError
 
 PROGRAM = "cvmfs-publish"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+LONG_LIST = 100  # elements
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
@@ -35,7 +36,7 @@ class Output:
         """
         self._answered = True
         # ASCII only: any name inside an image survives every terminal, locale and parser
-        shown = json.dumps(document, indent=2) if self.as_json else printable(text)
+        shown = format_json(document) if self.as_json else printable(text)
         try:
             if shown:
                 print(shown, file=self.stdout)
@@ -80,6 +81,22 @@ def error_document(error: PublishError) -> dict[str, str]:
 def printable(text: str) -> str:
     """Show control characters instead of obeying them: names in images are anybody's choice."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def format_json(document: Mapping[str, Any]) -> str:
+    """Return a document as people read it, long lists with one element on a line.
+
+    Those are for programs, and indenting ten thousand elements would take a second.
+    """
+    parts = []
+    for key, value in document.items():
+        if isinstance(value, list) and len(value) > LONG_LIST:
+            elements = ",\n".join(["    " + json.dumps(element) for element in value])
+            text = f"[\n{elements}\n  ]"
+        else:
+            text = json.dumps(value, indent=2).replace("\n", "\n  ")
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}" if parts else "{}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

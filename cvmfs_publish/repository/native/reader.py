@@ -55,18 +55,18 @@ _Mounted = tuple[Catalog, dict[RepoPath, CatalogRef]]  # with the catalogs neste
 
 
 def open_snapshot(
-    location: str | Path,
+    location: str | Path | Origin,
     public_keys: Iterable[Path | rsa.RSAPublicKey],
     *,
-    now: datetime,
+    now: datetime | None,
     name: str | None = None,
 ) -> Snapshot:
     """Open the current revision after verifying what clients verify, in their order (2.4).
 
     Args:
-        location: directory or http(s) URL of the repository.
+        location: directory or http(s) URL of the repository, or what reads from it.
         public_keys: master keys that are trusted, or files with them.
-        now: aware time at which the whitelist must be valid.
+        now: aware time at which the whitelist must be valid; None: one that has expired will do.
         name: the repository's name; by default what the manifest says.
 
     Raises:
@@ -74,7 +74,7 @@ def open_snapshot(
         RemoteError: the server refused or was unreachable.
     """
     keys = load_public_keys(public_keys)
-    origin = open_origin(location)
+    origin = open_origin(location) if isinstance(location, str | Path) else location
     try:
         return Snapshot(origin, _verified_manifest(origin, keys, name, now))
     except BaseException:
@@ -98,7 +98,7 @@ def load_public_keys(keys: Iterable[Path | rsa.RSAPublicKey]) -> list[rsa.RSAPub
 
 
 def _verified_manifest(
-    origin: Origin, keys: list[rsa.RSAPublicKey], name: str | None, now: datetime
+    origin: Origin, keys: list[rsa.RSAPublicKey], name: str | None, now: datetime | None
 ) -> Manifest:
     data = read(origin, manifests.FILE_NAME, manifests.MAX_BYTES)
     manifest, _, _ = manifests.parse_manifest(data)
@@ -108,12 +108,11 @@ def _verified_manifest(
     pem = b"".join(iter_object(origin, manifest.certificate, Suffix.CERTIFICATE))
     certificate = parse_certificate(pem)
     manifests.verify_manifest(data, certificate)
-    whitelist = whitelists.verify_whitelist(
-        read(origin, whitelists.FILE_NAME, whitelists.MAX_BYTES),
-        keys,
-        name=manifest.name,
-        now=now,
-    )
+    signed = read(origin, whitelists.FILE_NAME, whitelists.MAX_BYTES)
+    if now is None:
+        whitelist = whitelists.verify_signature(signed, keys, name=manifest.name)
+    else:
+        whitelist = whitelists.verify_whitelist(signed, keys, name=manifest.name, now=now)
     if "Wcachain" in whitelist.options:
         raise SignatureError(
             f"whitelist of {manifest.name} demands that the certificate's issuers are verified, "

@@ -1,0 +1,76 @@
+"""Open what `list`, `show`, `export` and `verify` read: the configured repository or any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.context import Session
+from cvmfs_publish.cli.options import Elsewhere, elsewhere
+from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.repository.native.manifest import FILE_NAME
+from cvmfs_publish.repository.native.origin import open_origin
+from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
+from cvmfs_publish.repository.native.repository import NativeRepository, damage
+from cvmfs_publish.repository.native.signing import FORMER, SignatureError
+
+
+@contextmanager
+def open_reading(
+    session: Session, location: str | None, keys: list[Path] | None
+) -> Iterator[Snapshot]:
+    """Open the published revision, its signatures verified.
+
+    Args:
+        session: with the configuration, which is not read if a location is given.
+        location: what --from says.
+        keys: what --key says.
+
+    Raises:
+        SignatureError: a signature is wrong or, elsewhere, the whitelist has expired.
+        RepositoryError: there is no repository, or the configured one is damaged.
+        IntegrityError: another one is damaged.
+    """
+    other = elsewhere(location, keys, session.cwd)
+    if other is not None:
+        with _open_other(other) as snapshot:
+            yield snapshot
+        return
+    repository = open_repository(session.config)
+    with (
+        _open_own(repository, session.config.repository.keys) as snapshot,
+        damage(repository.location),
+    ):
+        yield snapshot
+
+
+def _open_other(other: Elsewhere) -> Snapshot:
+    origin = open_origin(other.location)
+    if origin.size(FILE_NAME) is None:
+        origin.close()
+        raise RepositoryError(
+            f"{other.location} holds no repository: {FILE_NAME} does not exist",
+            hint=f"name the folder or URL that holds {FILE_NAME}",
+        )
+    return open_snapshot(origin, other.keys, now=datetime.now(UTC))
+
+
+def _open_own(repository: NativeRepository, keys: Path) -> Snapshot:
+    """Open one's own: that its whitelist has expired is for clients to refuse, not for us."""
+    repository.manifest()  # a clear error if there is none
+    public = keys / f"{repository.name}.pub"
+    former = public.with_name(public.name + FORMER)
+    trusted = [public, former] if former.exists() else [public]
+    with damage(repository.location):
+        try:
+            return open_snapshot(repository.store, trusted, now=None, name=repository.name)
+        except SignatureError as error:
+            problem = error
+    raise SignatureError(
+        f"the repository in {repository.location} was not signed for the master key {public}: "
+        f"{problem}",
+        hint="name the right keys in `repository.keys`; if they are, somebody has changed files",
+    ) from problem
