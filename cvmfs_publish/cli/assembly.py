@@ -6,10 +6,12 @@ from pathlib import Path
 
 from cvmfs_publish.config import Config, S3Config, S3Url
 from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.objects import Compression
 from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.content.stores import open_store
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
+from cvmfs_publish.repository.native.spool import Spool
 
 
 def open_repository(config: Config) -> NativeRepository:
@@ -19,7 +21,14 @@ def open_repository(config: Config) -> NativeRepository:
         repository.name,
         open_storage(repository.storage, repository.s3),
         repository.keys,
-        NativeOptions(max_entries=config.nesting.max_entries, automatic_tags=config.history.span),
+        NativeOptions(
+            max_entries=config.nesting.max_entries,
+            compression=Compression(repository.compression),
+            automatic_tags=config.history.span,
+            bookkeeping=Spool(repository.spool, repository.name)
+            if repository.spool is not None
+            else None,
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +11,15 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from cvmfs_publish.cli.adopting import (
+    DEFAULT_KEYS,
+    DEFAULT_STORAGE,
+    Request,
+    adopt_repository,
+    as_written,
+    new_config_path,
+    write_new,
+)
 from cvmfs_publish.cli.assembly import open_repository, open_storage
 from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session, session_of
@@ -25,7 +33,6 @@ from cvmfs_publish.cli.output import (
     plural,
 )
 from cvmfs_publish.config import (
-    FILE_NAME,
     RepositoryName,
     S3Config,
     S3Url,
@@ -61,15 +68,38 @@ def init(
         str, typer.Argument(metavar="NAME", help="Full name, such as containers.example.org.")
     ],
     storage: Annotated[
-        str, typer.Option(metavar="DIR|s3://BUCKET/PREFIX", help="Where the repository is kept.")
-    ] = "repository",
-    keys: Annotated[str, typer.Option(metavar="DIR", help="Folder of the keys.")] = "keys",
+        str | None,
+        typer.Option(
+            metavar="DIR|s3://BUCKET/PREFIX",
+            help="Where the repository is kept.",
+            show_default="repository",
+        ),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the keys.", show_default="keys"),
+    ] = None,
     backend: Annotated[
         Backend, typer.Option(help="Who writes the repository; only native works today.")
     ] = Backend.NATIVE,
     algorithm: Annotated[
         HashAlgorithm, typer.Option("--hash", help="Content hash; sha1 suits every client.")
     ] = HashAlgorithm.SHA1,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Take over a repository of cvmfs_server.")
+    ] = False,
+    server_conf: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --adopt: what cvmfs_server knows of it.",
+            show_default="/etc/cvmfs/repositories.d/NAME/server.conf",
+        ),
+    ] = None,
+    skip_check: Annotated[
+        bool,
+        typer.Option("--skip-check", help="With --adopt: do not look at every catalog and object."),
+    ] = False,
 ) -> None:
     """Create a repository and write cvmfs-publish.yaml.
 
@@ -78,19 +108,27 @@ def init(
     object store, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION say how
     it is reached.
 
+    With --adopt the repository has been made by `cvmfs_server mkfs`, which goes on writing it in
+    turns with us: storage, keys, spool and settings come from its server.conf, unless --storage or
+    --keys say otherwise.  Everything is verified and nothing in the repository is changed.
+
     Example: cvmfs-publish init containers.example.org --storage /srv/cvmfs/containers.example.org
     """
     session = session_of(context)
     checked = RepositoryName.parse(name)
     if backend is not Backend.NATIVE:
         raise InputError(f"--backend {backend} is not available in this version")
+    if adopt:
+        adopt_repository(
+            session, checked, Request(storage, keys, server_conf, skip_check=skip_check)
+        )
+        return
+    if server_conf is not None or skip_check:
+        raise InputError("--server-conf and --skip-check belong to --adopt", hint="add --adopt")
+    storage, keys = storage or DEFAULT_STORAGE, keys or DEFAULT_KEYS
     place = S3Url.parse(storage) if "://" in storage else session.cwd / storage
     s3 = S3Config().completed(session.environ)
-    config_path = session.config_path or session.cwd / FILE_NAME
-    if os.path.lexists(config_path):
-        raise InputError(
-            f"{config_path} already exists", hint="remove it, or change it with an editor"
-        )
+    config_path = new_config_path(session)
     repository = NativeRepository(checked, open_storage(place, s3), session.cwd / keys)
     is_new = not repository.exists()
     if is_new:
@@ -101,31 +139,17 @@ def init(
         algorithm = repository.manifest().root_hash.algorithm
     text = render_default_config(
         checked,
-        storage=_as_written(session, config_path, storage) if isinstance(place, Path) else place,
-        keys=_as_written(session, config_path, keys),
+        storage=as_written(session, config_path, storage) if isinstance(place, Path) else place,
+        keys=as_written(session, config_path, keys),
         hash_algorithm=algorithm.value,
         s3=None if isinstance(place, Path) else S3Config(endpoint=s3.endpoint, region=s3.region),
     )
-    _write_new(config_path, text)
+    write_new(
+        config_path,
+        text,
+        hint="the repository exists now; `init` elsewhere with the same folders adopts it",
+    )
     _report_init(session, repository, session.cwd / keys, config_path, revision, is_new)
-
-
-def _as_written(session: Session, config_path: Path, folder: str) -> str:
-    """The file's relative paths are relative to it, the command line's to the current folder."""
-    if config_path.parent == session.cwd:
-        return folder
-    return str(session.cwd / folder)
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as exc:
-        raise InputError(
-            f"{path} cannot be written: {exc.strerror or exc}",
-            hint="the repository exists now; `init` elsewhere with the same folders adopts it",
-        ) from exc
 
 
 def _report_init(
