@@ -61,6 +61,7 @@ from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
 from cvmfs_publish.repository.native.reflog import Reflog
 from cvmfs_publish.repository.native.signing import (
     DEFAULT_KEY_BITS,
+    Certificate,
     Keys,
     create_keys,
     fingerprint,
@@ -219,6 +220,15 @@ class NativeRepository:
 
     def revision(self) -> Revision:
         return _revision(self.manifest())
+
+    def signer(self) -> Certificate:
+        """Return the certificate whose key signed the published manifest.
+
+        Raises:
+            RepositoryError: it is missing or damaged.
+        """
+        with damage(self.location):
+            return self.trust.certificate(self.manifest())
 
     def snapshot(self) -> Snapshot:
         """Open the published revision for reading; close it after use."""

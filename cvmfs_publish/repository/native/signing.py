@@ -39,6 +39,7 @@ _KEYS_HINT = "`repository.keys` names the folder of the keys; restore them from 
 
 T = TypeVar("T")
 PublicKeys = Iterable[rsa.RSAPublicKey]
+Certificate = x509.Certificate
 
 
 class SignatureError(IntegrityError):

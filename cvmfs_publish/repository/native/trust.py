@@ -6,6 +6,7 @@ month; the key of a certificate on it signs what is published.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -133,6 +134,13 @@ class Trust:
         except IntegrityError as error:
             raise self._unusable(error) from error
 
+    def accepts(self, keys: Keys, wanted: Iterable[x509.Certificate], now: datetime) -> bool:
+        """Whether clients accept the published whitelist now, and it trusts these certificates."""
+        with suppress(TrustError):
+            found = self.valid_whitelist(keys, now)
+            return all(found.trusts(certificate) for certificate in wanted)
+        return False
+
     def check(self, manifest: Manifest, data: bytes, keys: Keys, now: datetime) -> None:
         """Refuse to build on, or to sign, what clients would not accept.
 
@@ -189,20 +197,27 @@ class Trust:
             only: trust no certificate but ours.
             following: one of ours that is to come.
         """
-        ours = [keys.certificate] if following is None else [keys.certificate, following]
+        ours = [keys.certificate]
+        if following is not None and following != keys.certificate:
+            ours.append(following)
+        retired, signer = self.files.retired(), self._signer(manifest)
+        if not only and signer != keys.certificate:
+            # Ours too: an exchange of keys has not come to its end.
+            ours += [old.certificate for old in retired if old.certificate == signer][:1]
         try:
             present = self.signed_whitelist(keys)
         except TrustError as error:
             return Plan(_fingerprints(ours, ()), unread=str(error))
-        if only:
-            kept: tuple[ContentHash, ...] = ()
-        else:
-            stale = self._stale(manifest, now)
-            kept = tuple(
-                found
-                for found in dict.fromkeys(present.fingerprints)
-                if not any(is_trusted(certificate, [found]) for certificate in stale)
-            )
+        stale = [
+            old.certificate
+            for old in retired
+            if old.retired_at + RETIRED_FOR <= now and old.certificate not in ours
+        ]
+        kept = tuple(
+            found
+            for found in dict.fromkeys(present.fingerprints)
+            if not only and not any(is_trusted(certificate, [found]) for certificate in stale)
+        )
         wanted = _fingerprints(ours, kept)
         dropped = tuple(
             found
@@ -211,17 +226,10 @@ class Trust:
         )
         return Plan(wanted, dropped)
 
-    def _stale(self, manifest: Manifest, now: datetime) -> list[x509.Certificate]:
-        """Our replaced certificates that need not be trusted any longer."""
-        found = [
-            retired.certificate
-            for retired in self.files.retired()
-            if retired.retired_at + RETIRED_FOR <= now
-        ]
+    def _signer(self, manifest: Manifest) -> x509.Certificate | None:
         with suppress(IntegrityError):  # a damaged one is told by those who need it
-            signer = self.certificate(manifest) if found else None
-            return [certificate for certificate in found if certificate != signer]
-        return []
+            return self.certificate(manifest)
+        return None
 
     def renew(self, keys: Keys, plan: Plan, now: datetime, days: int) -> Whitelist:
         """Publish the whitelist of a plan.  Only with the lock held.
