@@ -30,7 +30,8 @@ from cvmfs_publish.content.store import (
 from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
 
 FEWEST_CONNECTIONS = 4  # of one process, however many share
-READ_BACK_PAUSES = (0.1, 0.3, 1.0, 3.0)  # seconds, between looks at a file just replaced
+FIRST_LOOK_PAUSE = 0.1  # seconds, between looks at a file just replaced; then twice as long
+LAST_LOOK = 10.0  # seconds after which no further look is taken
 
 
 class S3Store:
@@ -175,14 +176,17 @@ class S3Store:
 
         Whoever publishes next would build on what it reads, and clients see what we see.
         """
-        for pause in (*READ_BACK_PAUSES, None):
-            self._is_uncertain = True  # in case that the question fails
+        self._is_uncertain = True  # until the answer is known
+        pause, end = FIRST_LOOK_PAUSE, min(self._settings.patience, LAST_LOOK)
+        while True:
             found = self._bucket.get(name)
             if found is not None and found.data == data:
                 self._is_uncertain = False
                 return
-            if pause is not None:
-                time.sleep(pause)
+            if 2 * pause > end:
+                break
+            time.sleep(pause)
+            pause *= 2
         raise RepositoryError(
             f"{name} in {self.location} was written, but the store still returns something else",
             hint="a cache or a store that is consistent only eventually stands in between: give"

@@ -32,6 +32,7 @@ ROUNDING = 2  # seconds: the store tells times in whole ones
 MAX_LEASE = 3600.0  # seconds; whatever a lock file says
 
 _NO_VERSION = '"00000000000000000000000000000000"'
+_given_up: set[str] = set()  # owners of locks that this process could not give back
 _log = logging.getLogger(__name__)
 
 
@@ -70,17 +71,24 @@ class Holder:
             document: dict[str, Any] = json.loads(data)
             found = cls(**document)
             numbers = (found.pid, found.refreshed, float(found.lease_seconds))
-            texts = (found.host, found.boot, found.namespace, found.started, found.taken_at)
+            texts = [found.host, found.boot, found.namespace, found.started, found.owner]
         except (ValueError, TypeError):
             return None
-        is_sound = all(n >= 0 for n in numbers) and all(isinstance(text, str) for text in texts)
+        is_sound = all(n >= 0 for n in numbers) and all(
+            isinstance(text, str) for text in (*texts, found.taken_at)
+        )
         return found if is_sound else None
 
     def dump(self) -> bytes:
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     def is_gone(self) -> bool:
-        """Whether it was a process of this host, as far as we can see, and is there no more."""
+        """Whether it is known to be no holder any more.
+
+        It gave up in this process, or was a process of this host, as far as we see, and is gone.
+        """
+        if self.owner in _given_up:
+            return True
         if not self.boot or not self.namespace:
             return False
         if self.boot != _read("/proc/sys/kernel/random/boot_id"):
@@ -126,6 +134,7 @@ class Lease:
         except LockedError:
             _log.warning("the lock on %s was lost before its end", self._bucket.location)
         except S3Error as error:
+            _given_up.add(self._holder.owner)
             _log.warning(
                 "the lock on %s could not be given back and stays for %.0f seconds: %s",
                 self._bucket.location,
