@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -24,8 +22,9 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError, exit_code_of
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers import record as layer_records
+from cvmfs_publish.layers.fetch import READERS, fetch_layers
 from cvmfs_publish.layers.merge import merge
-from cvmfs_publish.layers.read import LayerLimits, read_layer
+from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import LayerRecord, RecordStore
 from cvmfs_publish.layers.tree import Tree
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
@@ -37,14 +36,11 @@ from cvmfs_publish.repository.records import Publication, SandboxRecord, read_pu
 from cvmfs_publish.sandbox.policy import SandboxPolicy, summarise
 from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
 from cvmfs_publish.sources.base import (
-    BlobStream,
     ImageSource,
     LayerDescriptor,
     Platform,
     ResolvedImage,
 )
-
-READERS = 4  # layers fetched and read at the same time
 
 Status = Literal["published", "unchanged", "failed"]
 
@@ -402,8 +398,7 @@ class Publisher:
         wish.result.layers_total = len(image.layers)
         wish.result.layers_reused = len(image.layers) - len(missing)
         if missing:
-            fetched = self._fetch(wish.result.reference, image, list(missing.values()), ingestor)
-            found.update(fetched)
+            found |= self._fetch(wish.result.reference, image, missing.values(), ingestor)
             ingestor.write_back()
             wish.result.fetched_bytes = sum(layer.size for layer in missing.values())
         return [found[layer.digest] for layer in image.layers]
@@ -412,81 +407,28 @@ class Publisher:
         self,
         name: str,
         image: ResolvedImage,
-        layers: list[LayerDescriptor],
+        layers: Iterable[LayerDescriptor],
         ingestor: Ingestor,
     ) -> dict[Digest, LayerRecord]:
-        stop = threading.Event()
-        # Largest first: the last one to finish decides how long it takes.
-        ordered = sorted(layers, key=lambda layer: layer.size, reverse=True)
-        with ThreadPoolExecutor(READERS, thread_name_prefix="layer") as pool:
-            futures: dict[Future[LayerRecord], Digest] = {}
-            try:
-                for layer in ordered:
-                    future = pool.submit(self._fetch_one, name, image, layer, ingestor, stop)
-                    futures[future] = layer.digest
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                stop.set()  # whoever still reads is not needed, or there is nobody
-                for future in futures:
-                    future.cancel()
-        raise_first(futures)
-        return {digest: future.result() for future, digest in futures.items()}
+        def report(layer: LayerDescriptor, done: int) -> None:
+            self._reporter.layer(name, str(layer.digest), done, layer.size)
 
-    def _fetch_one(
-        self,
-        name: str,
-        image: ResolvedImage,
-        layer: LayerDescriptor,
-        ingestor: Ingestor,
-        stop: threading.Event,
-    ) -> LayerRecord:
-        with self._source.open_layer(image.reference, layer) as stream:
+        return fetch_layers(
+            self._source,
+            image,
+            layers,
+            ingestor,
+            self._settings.limits,
+            report=report,
+            finished=self._keep,
+        )
 
-            def report(done: int) -> None:
-                self._reporter.layer(name, str(layer.digest), done, layer.size)
-
-            blob = _Watched(stream, stop, report)
-            record = read_layer(
-                blob, layer.digest, layer.size, layer.diff_id, ingestor, self._settings.limits
-            )
+    def _keep(self, record: LayerRecord) -> None:
         try:
             self._records.save(record)
         except OSError as error:
             raise RepositoryError(
-                f"the record of layer {layer.digest} cannot be kept: {error.strerror}"
+                f"the record of layer {record.digest} cannot be kept: {error.strerror}"
                 f" ({error.filename})",
                 hint="free space in the `state` directory, or make it writable",
             ) from error
-        return record
-
-
-class _StoppedError(PublishError):
-    """Another layer of the image failed, so this one is not needed any more."""
-
-
-class _Watched:
-    """A blob that can be stopped and tells how far it is."""
-
-    def __init__(
-        self, stream: BlobStream, stop: threading.Event, report: Callable[[int], None]
-    ) -> None:
-        self._stream = stream
-        self._stop = stop
-        self._report = report
-        self._done = 0
-
-    def read(self, size: int) -> bytes:
-        if self._stop.is_set():
-            raise _StoppedError("stopped")
-        data = self._stream.read(size)
-        self._done += len(data)
-        self._report(self._done)
-        return data
-
-
-def raise_first(futures: Iterable[Future[LayerRecord]]) -> None:
-    """Raise the error that made the others stop."""
-    errors = [future.exception() for future in futures if not future.cancelled()]
-    real = [error for error in errors if error is not None and not isinstance(error, _StoppedError)]
-    for error in real:
-        raise error

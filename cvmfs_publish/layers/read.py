@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from typing import Protocol
 
-from cvmfs_publish.content.ingest import ContentStream, Ingestor, Stored
+from cvmfs_publish.content.ingest import ContentReader, Stored
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.findings import Finding
@@ -30,6 +31,25 @@ _TYPE_BITS = {
     tar.DIRECTORY: stat.S_IFDIR,
     tar.FIFO: stat.S_IFIFO,
 }
+
+
+class ContentStream(Protocol):
+    """Takes the contents of the files of one layer; see `content.ingest.ContentStream`."""
+
+    compressed: bool
+
+    def add(self, reader: ContentReader, size: int) -> list[Stored]: ...
+
+    def finish(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class Contents(Protocol):
+    """Where contents go: an `Ingestor`, or whatever else needs them."""
+
+    def open(self) -> ContentStream:
+        """Return a stream for the contents of one layer; any number of threads may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +91,7 @@ def read_layer(
     digest: Digest,
     size: int,
     diff_id: Digest | None,
-    ingestor: Ingestor,
+    ingestor: Contents,
     limits: LayerLimits,
 ) -> LayerRecord:
     """Read a layer to its end and store its files.
