@@ -464,19 +464,23 @@ class Maintenance:
         self.writer = writer
         self._base = base
         self._now = now
-        self._before = history.serialize(), base.reflog.serialize()
+        self._before = history.serialize()
         self._done = False
 
     def publish(self, *, again: bool = False) -> None:
         """Publish what was changed, if anything was; nothing may be changed after that.
+
+        A reflog that a killed writer left ahead of the manifest is a change as well.
 
         `again`: sign the present revision anew even if nothing was.
         """
         if self._done:
             return
         self._done = True
-        changed = self.history.serialize() != self._before[0]
-        if again or changed or self.reflog.serialize() != self._before[1]:
+        changed = self.history.serialize() != self._before
+        signed = self.manifest.reflog
+        algorithm = self.manifest.root_hash.algorithm if signed is None else signed.algorithm
+        if again or changed or ContentHash.of(self.reflog.serialize(), algorithm) != signed:
             new = replace(self.manifest, timestamp=max(self._now, self.manifest.timestamp))
             history = self.history if changed else None
             self.manifest = publish(self.writer, self._base, new, history)
