@@ -24,6 +24,7 @@ from cvmfs_publish.layers.whiteouts import Change
 
 # Raise when the meaning of a record changes: older ones are then read anew from the registry.
 FORMAT = 1
+_RAW = "raw"  # follows the entry of a file that is stored uncompressed
 
 
 class LayerEntry(NamedTuple):
@@ -117,13 +118,16 @@ class RecordStore:
     def _decode_entry(self, values: list[Any]) -> LayerEntry:
         if len(values) == 3:
             return LayerEntry(Change(values[0]), values[1], None, values[2])
-        path, mode, uid, gid, mtime, mtime_ns, size, target, device, xattrs, digest, chunks = values
+        path, mode, uid, gid, mtime, mtime_ns, size, target, device, xattrs, digest, chunks = (
+            values[:12]
+        )
+        compressed = values[12:] != [_RAW]
         content = None
         if digest:
-            content = Content(self._hash(digest))
+            content = Content(self._hash(digest), (), compressed)
         elif chunks:
             pieces = [Chunk(start, length, self._hash(text)) for start, length, text in chunks]
-            content = Content(None, tuple(pieces))
+            content = Content(None, tuple(pieces), compressed)
         pairs = tuple([(name, bytes.fromhex(value)) for name, value in xattrs]) if xattrs else ()
         node = Node(mode, uid, gid, mtime, mtime_ns, size, target, device, pairs, content)
         return LayerEntry(Change.PUT, path, node)
@@ -138,9 +142,11 @@ def _encode_entry(entry: LayerEntry) -> list[Any]:
         return [entry.change.value, entry.path, entry.target]
     content = node.content
     chunks = content.chunks if content is not None else ()
+    raw = [_RAW] if content is not None and not content.compressed else []
     return [
         entry.path, node.mode, node.uid, node.gid, node.mtime, node.mtime_ns,
         node.size, node.target, node.device, [(k, v.hex()) for k, v in node.xattrs],
         content.hash.digest.hex() if content is not None and content.hash is not None else None,
         [(c.offset, c.size, c.hash.digest.hex()) for c in chunks],
+        *raw,
     ]  # fmt: skip

@@ -125,7 +125,8 @@ class TreeEditor:
         content = row.node.content if row is not None else None
         if content is None or content.hash is None:
             return None
-        return decompress(self._store.read(content.hash, Suffix.DATA), MAX_FILE_BYTES)
+        stored = self._store.read(content.hash, Suffix.DATA)
+        return decompress(stored, MAX_FILE_BYTES) if content.compressed else stored
 
     def stored_catalog(self, path: RepoPath) -> CatalogRef | None:
         """Return the stored catalog that begins at directory `path`; None if none does."""

@@ -31,6 +31,12 @@ def record(algorithm: HashAlgorithm = HashAlgorithm.SHA1) -> LayerRecord:
     entries = (
         LayerEntry(Change.PUT, "bytes \udcff\n", plain),
         LayerEntry(Change.PUT, "chunked", chunked),
+        LayerEntry(Change.PUT, "raw", plain._replace(content=Content(one, (), False))),
+        LayerEntry(
+            Change.PUT,
+            "raw chunks",
+            chunked._replace(content=Content(None, (Chunk(0, 9, one),), False)),
+        ),
         LayerEntry(Change.PUT, "l", Node(stat.S_IFLNK | 0o777, target="\udc80")),
         LayerEntry(Change.PUT, "dev", Node(stat.S_IFCHR | 0o600, device=259)),
         LayerEntry(Change.WHITEOUT, "w"),
@@ -53,7 +59,8 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path, algorithm: HashAlgorithm)
 def test_a_record_names_the_objects_it_needs() -> None:
     one, two = (ContentHash.of(data, HashAlgorithm.SHA1) for data in (b"1", b"2"))
     assert list(record().objects()) == [
-        (one, Suffix.DATA), (one, Suffix.CHUNK), (two, Suffix.CHUNK)
+        (one, Suffix.DATA), (one, Suffix.CHUNK), (two, Suffix.CHUNK),
+        (one, Suffix.DATA), (one, Suffix.CHUNK),
     ]  # fmt: skip
 
 
