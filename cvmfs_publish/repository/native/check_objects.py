@@ -56,8 +56,8 @@ Progress = Callable[[Advance], None]
 
 
 @runtime_checkable
-class Listing(Origin, Protocol):
-    """An origin that can tell what it holds: a content store."""
+class Listing(Protocol):
+    """What can tell which objects it holds: a content store."""
 
     def objects(self, shard: str) -> Iterator[StoredObject]:
         """Yield everything below `data/<shard>`, in no particular order."""

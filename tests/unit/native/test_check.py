@@ -456,8 +456,8 @@ def test_scrub_of_an_open_store_lists_and_hashes_and_leaves_it_open(tmp_path: Pa
         """The store without being one of a directory."""
 
         def __init__(self, store: LocalStore) -> None:
-            self.size, self.pieces, self.objects = store.size, store.pieces, store.objects
-            self.close = store.close
+            self.size, self.pieces, self.close = store.size, store.pieces, store.close
+            self.read_many, self.objects = store.read_many, store.objects
 
     store = Remote(repository.root)
     keys = [repository.public_key]
