@@ -31,12 +31,20 @@ PAST_DAYS = 28  # a whitelist is valid for 30
 class Timeline:
     """A repository on a clock of its own; new objects get the time at which they were stored."""
 
-    def __init__(self, repository: NativeRepository, storage: Path, scratch: Path) -> None:
+    def __init__(
+        self,
+        repository: NativeRepository,
+        storage: Path,
+        scratch: Path,
+        *,
+        is_stamped: bool = False,
+    ) -> None:
+        """`is_stamped`: objects have their times already."""
         self.repository = repository
         self.storage = storage
         self.scratch = scratch
         self.now = repository.manifest().timestamp
-        self._known: set[str] = set()
+        self._known = self.names() if is_stamped else set()
         self._stamp()
 
     def _stamp(self) -> None:

@@ -221,7 +221,8 @@ def test_the_manifest_is_signed_again_only_if_the_reflog_changes(
     both: tuple[Site, Timeline],
 ) -> None:
     target, line = both
-    line.put("a/f", b"1")
+    for number in range(3):
+        line.put("a/f", b"%d" % number)
     line.wait(5)
     line.collect(grace=5, revisions=5)
     before = target.repository.manifest()
