@@ -78,7 +78,7 @@ def adopt_repository(session: Session, name: RepositoryName, request: Request) -
         adoption = examine_for_adoption(repository, now, spool, found.server)
         if not request.skip_check:
             with CheckProgress(session.out) as progress:
-                examine_contents(repository, now, progress)
+                examine_contents(repository, now, spool, progress)
     finally:
         store.close()
     has_secret = found.written is not None and found.written.secret_key is not None

@@ -38,13 +38,14 @@ from cvmfs_publish.config import (
     S3Url,
     render_default_config,
 )
-from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.origin import Origin, open_origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
+from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS, format_fingerprint
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
@@ -213,6 +214,7 @@ def check(
             subject.keys,
             now=datetime.now(UTC),
             name=subject.name,
+            reflog_checksum=subject.reflog_checksum,
             scrub=scrub,
             progress=progress,
         )
@@ -227,6 +229,7 @@ class _Subject(NamedTuple):
     origin: Origin
     keys: list[Path]
     name: str | None  # None: whatever the manifest says
+    reflog_checksum: ContentHash | None = None  # what cvmfs_server here believes
 
 
 def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
@@ -234,7 +237,11 @@ def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
     if other is None:
         repository = session.config.repository
         store = open_storage(repository.storage, repository.s3)
-        subject = _Subject(store, [repository.keys / f"{repository.name}.pub"], repository.name)
+        checksum = None
+        if repository.spool is not None:
+            checksum = Spool(repository.spool, repository.name).read_reflog_checksum()
+        public_key = repository.keys / f"{repository.name}.pub"
+        subject = _Subject(store, [public_key], repository.name, checksum)
         place, hint = str(repository.storage), "`cvmfs-publish init NAME` creates one"
     else:
         subject = _Subject(open_origin(other.location), other.keys, None)

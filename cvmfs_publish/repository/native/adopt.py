@@ -103,6 +103,7 @@ def examine_for_adoption(
 def examine_contents(
     repository: NativeRepository,
     now: datetime,
+    spool: Spool | None = None,
     progress: Callable[[Advance], None] | None = None,
 ) -> None:
     """Look at every catalog and for every object, as `cvmfs-publish check` does.
@@ -117,6 +118,7 @@ def examine_contents(
         now=now,
         name=repository.name,
         progress=progress,
+        reflog_checksum=spool.read_reflog_checksum() if spool is not None else None,
     )
     if report.ok:
         return

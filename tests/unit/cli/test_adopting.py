@@ -314,6 +314,12 @@ def test_without_a_spool_the_reflog_has_to_be_the_manifests(stock: Stock, shell:
     assert "another hash than the manifest says" in ran.err
     assert "--server-conf" in ran.err
     assert shell.run(*arguments(stock)).code == 0
+    problems = shell.json("check")["problems"]
+    assert [(p["place"], p["severity"]) for p in problems] == [(".cvmfsreflog", "warning")]
+    publish(open_repository(load_config(shell.cwd / "cvmfs-publish.yaml")))
+    assert shell.json("check")["problems"] == []
+    (stock.spool / "reflog.chksum").write_text("0" * 40)
+    assert "reflog.chksum in the spool says 000" in shell.run("check").out
 
 
 # taking turns
