@@ -400,6 +400,16 @@ def test_rollback_passes_over_what_was_removed(names: Names) -> None:
     assert names.leads_to() == sandbox("A")
 
 
+def test_rollback_passes_over_a_sandbox_that_is_lost(names: Names) -> None:
+    for version in "ABC":
+        names.publish(version)
+    with names.repository.transaction(0) as transaction:
+        transaction.remove(sandbox("B"))
+    assert [version.is_kept for version in names.history().versions] == [True, False, True]
+    names.rollback()
+    assert names.leads_to() == sandbox("A")
+
+
 def test_rollback_with_nothing_to_go_back_to_is_refused(names: Names) -> None:
     names.publish("A")
     with pytest.raises(InputError, match="never led to anything else") as caught:
@@ -505,7 +515,9 @@ def test_a_pin_keeps_what_the_name_led_to_then(names: Names) -> None:
     assert names.repository.revision() == before
     moved = names.publish("B")
     assert (moved.pinned_at, moved.pinned) == (pinned.pinned_at, pinned.pinned)
-    assert names.pin().pinned == (f"/{sandbox('A')}", f"/{sandbox('B')}")
+    both = names.pin()
+    assert both.pinned == (f"/{sandbox('A')}", f"/{sandbox('B')}")
+    assert both.pinned_at == pinned.pinned_at
     names.rollback()
     record = names.record()
     assert record is not None
@@ -515,12 +527,17 @@ def test_a_pin_keeps_what_the_name_led_to_then(names: Names) -> None:
         names.pin(OTHER)
 
 
-def test_a_pin_ends_with_unpin_also_when_going_back_to_a_record_that_had_it(names: Names) -> None:
+@pytest.mark.parametrize("is_unpublished", [False, True])
+def test_a_pin_ends_with_unpin_also_when_going_back_to_a_record_that_had_it(
+    names: Names, is_unpublished: bool
+) -> None:
     names.publish("A")
     names.pin()
     names.publish("B")
     names.unpin()
-    names.rollback()
+    if is_unpublished:
+        names.unpublish()
+    names.rollback(str(manifest_digest("A")))
     record = names.record()
     assert record is not None
     assert (record.pinned_at, record.pinned) == ("", ())

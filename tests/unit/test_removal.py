@@ -185,6 +185,15 @@ def test_a_sandbox_whose_event_is_forgotten_was_left_before_the_oldest_known(
     }  # fmt: skip
 
 
+def test_an_event_that_unpublished_tells_by_itself_when_a_sandbox_was_left(
+    repository: MemoryRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvmfs_publish.repository.names.MAX_EVENTS", 1)
+    publish(repository, 0, "A")
+    gone(repository, 5)
+    assert [removal.since for removal in plan(repository, 100)] == [at(5)]
+
+
 def orphan(repository: MemoryRepository, version: str, day: float) -> None:
     """Make a sandbox that no record mentions, as two publishes of a tag in one call may."""
     before = dict(repository.entries)
@@ -231,6 +240,23 @@ def test_a_sandbox_stays_if_it_is_unknown_when_it_was_left(
     assert changed != record
     repository.entries[path] = changed
     assert plan(repository, 1000) == []
+
+
+def test_one_name_of_which_it_is_unknown_is_enough_to_stay(repository: MemoryRepository) -> None:
+    for name in (NAME, OTHER):
+        publish(repository, 0, "A", name)
+    gone(repository, 1)
+    gone(repository, 2, OTHER)
+    path = ".metadata/ghcr.io/a/b:1/unpublished.json"
+    record = repository.entries[path]
+    assert isinstance(record, bytes)
+    for text in (b'"at": "never"', b'"what": "published", "at": "2026-11-20T12:00:00+00:00"'):
+        changed = record.replace(b'"at": "2026-11-21T12:00:00+00:00"', text)
+        assert changed != record
+        repository.entries[path] = changed.replace(b'"unpublished"', b'"published"')
+        assert plan(repository, 1000) == []
+    repository.entries[path] = record
+    assert planned(repository, 1000) == {sandbox("A")}
 
 
 def test_a_clock_that_went_back_removes_nothing(repository: MemoryRepository) -> None:
@@ -306,6 +332,17 @@ def test_a_link_that_somebody_else_made_keeps_a_sandbox(
     with on_day(repository, 3) as transaction:
         transaction.remove(path)
     assert planned(repository, 1000) == {sandbox("A")}
+
+
+def test_a_link_by_way_of_a_linked_directory_keeps_a_sandbox(
+    repository: MemoryRepository,
+) -> None:
+    publish(repository, 0, "A")
+    publish(repository, 1, "B")
+    with on_day(repository, 2) as transaction:
+        transaction.put_symlink("mirror", "ghcr.io/a")
+        transaction.put_symlink("tool", f"mirror/b@{manifest_digest('A')}")
+    assert plan(repository, 1000) == []
 
 
 def test_a_name_by_digest_of_another_program_keeps_a_sandbox(repository: MemoryRepository) -> None:
