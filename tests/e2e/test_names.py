@@ -170,3 +170,19 @@ def test_what_a_transaction_does_to_names_is_discarded_with_it(tmp_path: Path) -
             assert rollback(transaction, reference, DEFAULT_PLATFORM, now).is_changed
         assert publish(target, name).status == "unchanged"
         assert_sound(target)
+
+
+def test_a_sandbox_that_no_record_mentions_goes_by_the_time_it_was_made(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        name = push(registry, "lost")
+        lost = record_of(publish(target, name))
+        now = datetime.now(UTC)
+        with target.repository.transaction(int(now.timestamp())) as transaction:
+            transaction.remove(f".metadata/{name}")
+            transaction.remove(name)
+        with target.repository.open() as view:
+            assert plan_removals(view, now, timedelta(days=1)) == ()
+            (removal,) = plan_removals(view, now + timedelta(days=2), timedelta(days=1))
+        assert f"/{removal.path}" == lost.sandbox
+        assert collect(target) == [lost.sandbox]
+        assert_sound(target)

@@ -516,6 +516,11 @@ class SnapshotView:
         row = self._snapshot.lookup(path)
         return row is not None and row.node.is_dir
 
+    def modified_at(self, path: RepoPath) -> int | None:
+        """See `repository.base.Dated`."""
+        row = self._snapshot.lookup(path)
+        return row.node.mtime if row is not None else None
+
     def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
         rows = self._snapshot.listdir(path) if self.is_directory(path) else []
         return [(split_path(row.path)[1], row.node.is_dir) for row in rows]
@@ -556,6 +561,12 @@ class NativeTransaction:
         with self._writing():
             row = self._editor.get(path)
             return row is not None and row.node.is_dir
+
+    def modified_at(self, path: RepoPath) -> int | None:
+        """See `repository.base.Dated`."""
+        with self._writing():
+            row = self._editor.get(path)
+            return row.node.mtime if row is not None else None
 
     def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
         with self._writing():
