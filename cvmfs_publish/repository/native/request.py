@@ -70,7 +70,9 @@ def parse_request(text: str, source: str) -> Request:
         content, _, remark = line.partition("#")
         word, _, value = content.strip().partition(" ")
         if word not in ("", "repository", "master-key", "certificate"):
-            raise InputError(f"{source}:{number}: {word[:80]!r} is not a word of a request")
+            raise InputError(
+                f"{source}:{number}: {word[:80]!r} is not a word of a request", hint=_HINT
+            )
         try:
             if word == "repository":
                 names.append(RepositoryName.parse(value.strip()))

@@ -238,8 +238,7 @@ def create_keys(directory: Path, name: str, *, now: datetime, bits: int = DEFAUL
         InputError: `bits` is not 2048 to 4096.
         RepositoryError: the keys exist, or a public file exists without its private key.
     """
-    if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
-        raise InputError(f"RSA keys of {bits} bits: must be {MIN_KEY_BITS} to {MAX_KEY_BITS}")
+    check_bits(bits)
     paths = {kind: directory / f"{name}.{kind}" for kind in ("masterkey", "key", "crt", "pub")}
     present = {kind for kind, path in paths.items() if path.exists()}
     if len(present) == len(paths):
@@ -269,8 +268,18 @@ def create_keys(directory: Path, name: str, *, now: datetime, bits: int = DEFAUL
     return load_keys(directory, name)
 
 
+def check_bits(bits: int) -> None:
+    """Raise `InputError` unless keys of this size may be made."""
+    if not MIN_KEY_BITS <= bits <= MAX_KEY_BITS:
+        raise InputError(
+            f"RSA keys of {bits} bits: {MIN_KEY_BITS} to {MAX_KEY_BITS} are possible",
+            hint=f"{MIN_KEY_BITS} is what CernVM-FS uses everywhere",
+        )
+
+
 def create_pair(key: Path, certificate: Path, name: str, now: datetime, bits: int) -> None:
     """Create a key and its certificate where they do not exist; raises OSError."""
+    check_bits(bits)
     if not key.exists():
         create_private_key(key, bits)
     if not certificate.exists():
