@@ -5,13 +5,24 @@ Source of the values: facts/cvmfs-format.md, appendix A.
 
 from __future__ import annotations
 
+import random
 import zlib
 
 import pytest
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.objects import compress, compress_exactly, decompress
+from cvmfs_publish.content.objects import (
+    SAMPLED_BYTES,
+    Compression,
+    compress,
+    compress_exactly,
+    decompress,
+    encode,
+)
 from cvmfs_publish.errors import IntegrityError
+from tests.support import SHARED
+
+MiB = 1024 * 1024
 
 EMPTY = {
     HashAlgorithm.SHA1: "e8ec3d88b62ebf526e4e5a4ff6162a3aa48a6b78",
@@ -77,3 +88,71 @@ def test_an_object_lies_where_its_hash_and_kind_say(algorithm: HashAlgorithm, ki
 def test_what_is_no_hash_is_refused(text: str) -> None:
     with pytest.raises(IntegrityError, match="content hash"):
         ContentHash.parse(text)
+
+
+NOISE = random.Random(3).randbytes(MiB)
+SOURCE = "".join(
+    f"def {n:x}_of(self, {n * 7919:x}):\n    return {n}\n" for n in range(20_000)
+).encode()
+CONTENTS = {
+    "empty": b"",
+    "one byte": b"x",
+    "below a sample": SOURCE[: SAMPLED_BYTES - 1],
+    "just a sample": SOURCE[:SAMPLED_BYTES],
+    "source": SOURCE,
+    "noise": NOISE,
+    "hardly": bytes(byte & 0x1F for byte in NOISE),
+    "zeros": bytes(4 * MiB),
+    "binary": b"".join(n.to_bytes(8, "little") for n in range(100_000)),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("compression", Compression)
+def test_every_encoding_is_read_back_and_depends_on_the_content_alone(
+    compression: Compression, content: str
+) -> None:
+    data = CONTENTS[content]
+    stored = encode(data, compression)
+    inside = memoryview(b"before" + data + b"after")[6 : 6 + len(data)]
+    assert stored == encode(inside, compression) == encode(memoryview(bytearray(data)), compression)
+    if compression.compresses:
+        assert decompress(stored, len(data)) == data
+    else:
+        assert stored == data
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_adaptive_stays_within_its_promise(content: str) -> None:
+    data = CONTENTS[content]
+    limit = 1.08 * len(zlib.compress(data, 6)) + 16  # 16: of a few bytes nothing can be saved
+    if content == "zeros":
+        limit *= 2  # 4 KB of 4 MB
+    assert len(encode(data, Compression.ADAPTIVE)) <= limit
+
+
+def test_what_cannot_be_compressed_grows_by_next_to_nothing() -> None:
+    for compression in (Compression.ADAPTIVE, Compression.FAST):
+        assert len(encode(NOISE, compression)) <= len(NOISE) * 1.001
+
+
+@pytest.mark.parametrize("repository", ["vectors.example.org", "vectors-shake.example.org"])
+def test_zlib_gives_the_objects_of_the_stock_server(repository: str) -> None:
+    data = SHARED / "vectors" / repository / "repo" / "data"
+    algorithm = (
+        HashAlgorithm.SHA1 if repository == "vectors.example.org" else HashAlgorithm.SHAKE128
+    )
+    same = 0
+    for path in data.glob("??/*"):
+        if path.name[-1] in "CHXM":
+            continue
+        stored = path.read_bytes()
+        try:
+            content = zlib.decompress(stored)
+        except zlib.error:
+            continue  # stored as it is
+        assert encode(content, Compression.ZLIB) == stored
+        name = ContentHash.of(encode(content, Compression.ZLIB), algorithm)
+        assert f"{path.parent.name}{path.name}".startswith(str(name))
+        same += 1
+    assert same >= 10
