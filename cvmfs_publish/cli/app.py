@@ -57,6 +57,7 @@ class Commands(LazyGroup):
         "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
+        "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "resign": Lazy(_REPOSITORY, "Renew the whitelist before it expires."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
