@@ -349,7 +349,9 @@ def _choose(past: History, to: str) -> Event:
 
 def _find_replaced(view: View, names: NamePlacement, event: Event) -> Publication | None:
     """Return the record of what a name led to before, if its sandbox is still there."""
-    if not view.is_directory(sandbox_of(Digest.parse(event.image_id))):
+    sandbox = posixpath.split(sandbox_of(Digest.parse(event.image_id)))
+    # Asked of the directory above: to look at a sandbox itself is to load its catalog.
+    if (sandbox[1], True) not in view.list_names(sandbox[0]):
         return None
     folder = names.replaced(Digest.parse(event.manifest_digest))
     return read_publication(view, f"{folder}/{PUBLICATION_FILE}")
