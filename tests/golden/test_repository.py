@@ -26,12 +26,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.s3 import S3Store
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST
 from cvmfs_publish.repository.native.manifest import Manifest, parse_manifest
 from cvmfs_publish.repository.native.reflog import FILE_NAME as REFLOG
 from cvmfs_publish.repository.native.signing import load_keys, raw_sign, split_signed
 from cvmfs_publish.repository.native.whitelist import FILE_NAME as WHITELIST
-from tests.fixed import NAME, NOW, make_local
+from tests.fixed import NAME, NOW, copy_keys, make_local, make_repository
+from tests.s3 import S3Bucket
 
 GOLDEN = Path(__file__).parent / "repository"
 ALGORITHMS = (HashAlgorithm.SHA1, HashAlgorithm.SHAKE128)
@@ -281,6 +283,18 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
     make_local(tmp_path / "a")
     make_local(tmp_path / "b")
     assert _exact(tmp_path / "a" / "repo") == _exact(tmp_path / "b" / "repo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.value)
+def test_an_object_store_gets_the_same_bytes(
+    tmp_path: Path, bucket: S3Bucket, algorithm: HashAlgorithm
+) -> None:
+    make_local(tmp_path / "local", algorithm)
+    with closing(S3Store(bucket.settings)) as store:
+        make_repository(store, copy_keys(tmp_path / "keys"), algorithm)
+    mirror = bucket.mirror(tmp_path / "mirror")
+    assert _exact(mirror) == _exact(tmp_path / "local" / "repo")
 
 
 def test_the_kept_metainfo_is_json_and_the_clock_is_fixed() -> None:

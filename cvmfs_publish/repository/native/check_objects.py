@@ -351,7 +351,7 @@ def iter_names(origin: Listing) -> Iterator[tuple[str, Problem | None]]:
         return
     for shard in SHARDS:
         for found in origin.objects(shard):
-            file_name = found.name.rpartition("/")[2]
+            file_name = found.name.removeprefix(f"data/{shard}/")
             yield found.name, None if _OBJECT.fullmatch(file_name) else _no_object(found.name)
 
 
