@@ -56,6 +56,9 @@ class Commands(LazyGroup):
         "show": Lazy(_IMAGES, "Show one published image in full."),
         "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
+        "verify": Lazy(
+            "cvmfs_publish.cli.verifying", "Compare a published image with its registry."
+        ),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),

@@ -67,7 +67,7 @@ def publish(
     session = session_of(context)
     chosen = Platform.parse(platform) if platform else None
     with (
-        _reporter(session.out) as reporter,
+        open_reporter(session.out) as reporter,
         open_publisher(session.config, session.environ, images, reporter) as publisher,
     ):
         result = publisher.publish(
@@ -106,11 +106,21 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
-    plain_http = [host for host, registry in config.registries.items() if registry.plain_http]
+    with open_source(config, environ, images) as source:
+        records = RecordStore(config.state / "layers", algorithm)
+        yield Publisher(repository, source, records, settings, reporter)
+
+
+@contextmanager
+def open_source(
+    config: Config | None, environ: Mapping[str, str], images: Sequence[str]
+) -> Iterator[RegistrySource]:
+    """Open the registries of these images; connections are closed at the end."""
+    registries = config.registries if config is not None else {}
+    plain_http = [host for host, registry in registries.items() if registry.plain_http]
     credentials = find_credentials(config, environ, images)
     with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
-        records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, RegistrySource(client), records, settings, reporter)
+        yield RegistrySource(client)
 
 
 def publish_settings(config: Config) -> PublishSettings:
@@ -137,7 +147,7 @@ def publish_settings(config: Config) -> PublishSettings:
 
 
 def find_credentials(
-    config: Config, environ: Mapping[str, str], images: Sequence[str]
+    config: Config | None, environ: Mapping[str, str], images: Sequence[str]
 ) -> dict[str, Credential]:
     """Return the logins for the registries of these images, and for no others.
 
@@ -146,7 +156,7 @@ def find_credentials(
     found: dict[str, Credential] = {}
     unknown: set[str] = set()
     for registry in _registries(images):
-        own = config.registries.get(RegistryHost(registry))
+        own = config.registries.get(RegistryHost(registry)) if config is not None else None
         if own is not None and own.username is not None:
             found[registry] = Credential(own.username, own.read_password() or "")
         else:
@@ -166,7 +176,7 @@ def _registries(images: Sequence[str]) -> set[str]:
 # telling how it went
 
 
-def _reporter(out: Output) -> AbstractContextManager[Reporter]:
+def open_reporter(out: Output) -> AbstractContextManager[Reporter]:
     if out.shows_progress and not out.verbosity:
         bars: AbstractContextManager[Reporter] = load("cvmfs_publish.cli.bars").Bars(out)
         return bars

@@ -26,6 +26,7 @@ FLOW = (
     "sandbox",
     "repository",
     "publish",
+    "verify",
     "state",
     "replicas",
     "sites",

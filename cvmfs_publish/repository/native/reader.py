@@ -385,7 +385,15 @@ class Snapshot:
         row = self.lookup(path)
         if row is None or not row.node.is_file:
             raise InputError(f"/{path} is no file of {self.manifest.name}")
-        content = row.node.content
+        return self.iter_content(row)
+
+    def iter_content(self, row: Row) -> Iterator[bytes]:
+        """Yield the content of a file whose row is known; several threads may do so at once.
+
+        Raises:
+            IntegrityError: as `iter_file`.
+        """
+        path, content = row.path, row.node.content
         if content is None or row.flags & FLAG_EXTERNAL:
             raise IntegrityError(f"/{path}: content is not stored in the repository")
         compressed = row.flags & FLAG_COMPRESSION_BITS != FLAG_UNCOMPRESSED
