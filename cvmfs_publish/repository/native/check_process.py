@@ -78,5 +78,5 @@ class CheckProcess:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         raise RepositoryError(
             f"a process that checks objects {how}",
-            hint="if memory is short, check on a host with more of it or with fewer `--jobs`",
+            hint="check again, on a host with more memory if the kernel ended it for want of that",
         )

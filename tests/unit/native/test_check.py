@@ -406,6 +406,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_objects, "COST_OF_PROCESSES", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("eager")
 def test_processes_find_what_threads_find(tmp_path: Path, name: str) -> None:
@@ -440,6 +441,30 @@ def test_a_process_that_is_killed_is_an_error_and_not_a_sound_repository(tmp_pat
     with pytest.raises(RepositoryError, match="was killed by signal 9"):
         process.ask("hash", [(name,)])
     process.close()
+
+
+@pytest.mark.usefixtures("eager")
+def test_an_interrupted_check_leaves_no_process_behind() -> None:
+    before = _children()
+    during: set[str] = set()
+
+    def interrupt(advance: Advance) -> None:
+        during.update(_children() - before)
+        if during:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_repository(
+            vector() / "repo", [public_key()], now=NOW, scrub=True, threads=2, progress=interrupt
+        )
+    assert during
+    assert not _children() & during
+
+
+def _children() -> set[str]:
+    """The processes this one has started, whichever of its threads did."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {number for path in tasks for number in path.read_text().split()}
 
 
 def test_scrub_of_an_open_store_lists_and_hashes_and_leaves_it_open(tmp_path: Path) -> None:

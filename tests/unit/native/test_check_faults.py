@@ -1275,6 +1275,75 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+# The rows of Appendix B.2, and below them what section 7 says that stock check does not see.
+ROWS: dict[str, str] = {
+    "self or subtree counter": "self counter off by one, subtree counter off by one, "
+    "nested self counter off by one, nested subtree counter off by one",
+    "counter row missing": "counter missing",
+    "nested size 0 / wrong": "nested size 0, nested size wrong",
+    "nested_catalogs row missing": "nested row missing",
+    "marker missing": "marker missing",
+    "directory/root linkcount": "directory linkcount, root linkcount",
+    "transition rows": "transition linkcount, transition mtime, transition nanoseconds, "
+    "transition mode, transition size",
+    "transition uid": "transition uid, transition gid",
+    "dangling row": "dangling row",
+    "symlink with hash": "symlink with hash",
+    "fifo size": "fifo size",
+    "hard links": "group with too few members, group of three with two members, "
+    "group with different metadata, linkcount without group, linkcount 0",
+    "chunks": "chunk gap, last chunk missing, last chunk missing and still counted, no chunks",
+    "object missing / hash NULL": "object missing, chunk object missing, hash NULL",
+    "file size wrong": "file size too large, file size too small, file size 0",
+    "nested root and mountpoint flags": "nested root flag missing, mountpoint flag missing",
+    "root_prefix": "root prefix missing, root prefix wrong",
+    "properties and schema": "last_modified missing, TTL missing, revision missing, "
+    "schema revision 6, schema revision 8",
+    "xattr blobs": "xattr of unknown version, xattr count 0, xattr cut, xattr unsorted, "
+    "xattr that is not counted",
+    "NULL text": "symlink NULL, name NULL",
+    "flags": "flags 8 on a symlink, flags 16 on a fifo, flags 0 on a file",
+    "hash bits": "unknown hash algorithm",
+    "WAL, table": "write-ahead-log header, history with a write-ahead-log header, "
+    "reflog with a write-ahead-log header, table missing",
+    "NULL in tags": "tag with NULL text, tag with NULL name, tag with NULL hash, "
+    "tag with NULL branch",
+    "reflog schema; no X": "reflog schema, manifest without X",
+    "directory size 0": "directory size 0 in all rows",
+    "direct I/O; bind": "direct I/O on a symlink, bind flag without row",
+    # section 7
+    "symlink size": "symlink size",
+    "S, X, M, N": "manifest S, manifest S below the root's, certificate of level 1, "
+    "certificate of level 9, metainfo of level 1, metainfo of level 9, "
+    "manifest of another repository",
+    "marker in /": "marker in the root directory",
+    "path keys": "path key of a file, path key of a symlink, path key of a special file, "
+    "root row parent key, nested root row parent key",
+    "names and ranges": "name with slash, owner out of range, group out of range, "
+    "nanoseconds out of range",
+    "unknown bits": "unknown flag bit, unknown compression",
+    "group across directories": "group in two directories",
+    "targets": "target on a file, target on a fifo, symlink without target",
+    "leftover rows": "chunks of no file, extra counter",
+    "structure": "column order, index missing, primary key missing, row id 0",
+    "manifest": "manifest T in the future, manifest T too early, manifest field repeated, "
+    "manifest with trailing blank, manifest G, manifest A, metainfo is no JSON",
+    "history": "history fqrn, history without previous revision, "
+    "history with a dangling predecessor, history without trunk, stale trunk, "
+    "tag without catalog, tag of a nested catalog, tag revision, tag size, "
+    "tag with invalid name, branch without parent",
+    "reflog": "reflog fqrn, reflog malformed hash, reflog unknown type, "
+    "reflog entry without object",
+    "whitelist": "whitelist with a malformed line",
+    "nested root flag elsewhere": "nested root flag on an ordinary directory",
+}
+
+
+def test_every_row_of_the_format_has_its_fault() -> None:
+    named = {name for names in ROWS.values() for name in names.split(", ")}
+    assert named <= FAULTS.keys()
+
+
 # The vectors in shake128 and what we write are judged where time does not matter.
 KINDS = (
     SHA1,
