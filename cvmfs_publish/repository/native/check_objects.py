@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -107,14 +108,18 @@ class ObjectChecker:
             process.close()
 
     def measure(self) -> None:
-        """List all objects, so that progress can be told as a share of them."""
+        """List all objects, so that progress can be told as a share of them.
+
+        What cannot be listed is told by `scrub`.
+        """
         if self._progress is None or not isinstance(self._origin, Listing):
             return
         count = size = 0
-        for shard in SHARDS:
-            for found in self._origin.objects(shard):
-                count += 1
-                size += found.size
+        with suppress(OSError, PublishError):
+            for shard in SHARDS:
+                for found in self._origin.objects(shard):
+                    count += 1
+                    size += found.size
         self._done = self._done._replace(total=count, total_bytes=size)
 
     def note(self, content_hash: ContentHash, kind: Suffix) -> None:
@@ -357,28 +362,35 @@ def iter_names(origin: Listing) -> Iterator[tuple[str, Problem | None]]:
 
 def iter_store(root: Path) -> Iterator[tuple[str, Problem | None]]:
     """Yield the name of everything below `data`: objects, and with a problem what is no object."""
-    data = os.fspath(root / "data")
-    for directory in _scan(data):
-        if directory.name == "txn" and directory.is_dir(follow_symlinks=False):
-            for leftover in _scan(directory.path):
-                name = f"data/txn/{leftover.name}"
-                text = "left over from an interrupted write; a writer removes it"
-                yield name, Problem(name, Severity.WARNING, text)
-        elif not _HEX.fullmatch(directory.name) or not directory.is_dir(follow_symlinks=False):
-            name = f"data/{directory.name}"
+    directories, problem = _scan(root, "data")
+    if problem is not None:
+        yield "data", problem
+    for directory in directories:
+        name = f"data/{directory.name}"
+        is_directory = directory.is_dir(follow_symlinks=False)
+        if not is_directory or not (_HEX.fullmatch(directory.name) or directory.name == "txn"):
             yield name, Problem(name, Severity.ERROR, "does not belong below data")
-        else:
-            for entry in _scan(directory.path):
-                name = f"data/{directory.name}/{entry.name}"
-                yield name, _stray(entry, name)
+            continue
+        entries, problem = _scan(root, name)
+        if problem is not None:
+            yield name, problem
+        for entry in entries:
+            below = f"{name}/{entry.name}"
+            if directory.name == "txn":
+                text = "left over from an interrupted write; a writer removes it"
+                yield below, Problem(below, Severity.WARNING, text)
+            else:
+                yield below, _stray(entry, below)
 
 
-def _scan(path: str) -> list[os.DirEntry[str]]:
+def _scan(root: Path, name: str) -> tuple[list[os.DirEntry[str]], Problem | None]:
     try:
-        with os.scandir(path) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(root / name) as entries:
+            return sorted(entries, key=lambda entry: entry.name), None
     except FileNotFoundError:
-        return []
+        return [], None
+    except OSError as error:
+        return [], Problem(name, Severity.ERROR, f"cannot be listed: {error.strerror}")
 
 
 def _stray(entry: os.DirEntry[str], name: str) -> Problem | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zlib
@@ -357,6 +358,19 @@ def test_garbage_in_the_root_directory_is_a_problem_of_that_file(tmp_path: Path,
     (repository.root / name).unlink()
     (repository.root / name).mkdir()
     assert name in {p.place for p in repository.check().errors}
+
+
+@pytest.mark.parametrize("name", ["data", "data/2f"])
+def test_what_cannot_be_listed_is_a_problem_of_it(tmp_path: Path, name: str) -> None:
+    repository = Damaged(tmp_path)
+    shutil.rmtree(repository.root / name)
+    (repository.root / name).symlink_to(name.rpartition("/")[2])  # leads to itself
+    told: list[Advance] = []
+    problems = {p.place: p.text for p in repository.check(scrub=True, progress=told.append).errors}
+    assert problems[name] in (
+        "cannot be listed: Too many levels of symbolic links",
+        "does not belong below data",
+    )
 
 
 def test_an_empty_directory_and_an_absent_server_are_reported(tmp_path: Path) -> None:
