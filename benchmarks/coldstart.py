@@ -1,27 +1,47 @@
 """Tell what a worker with an empty cache fetches before a job in a published image has started.
 
-A trace of the job's system calls (strace) is replayed against a repository as a client would serve
-it: every path component is looked up, symbolic links lead on inside the image, and
+    python -m benchmarks.coldstart ROOT [--work DIRECTORY] [-- COMMAND ARGUMENT ...]
+
+ROOT is a file system of a container image (what mmdebstrap unpacks, a sandbox).  COMMAND, by
+default `python3 -c 'import numpy'`, runs in it under strace; ROOT is published; and the system
+calls are replayed against the repository as a client would serve them.  Every path component is
+looked up, symbolic links lead on inside the image, and
 
 - a lookup, found or not, and a listing need the catalog of the longest mountpoint above the name
   (the name itself included), and all catalogs on the way to it;
 - a file that is opened needs its object, or all of its chunks.
 
+The same is told of the image in one catalog, as it would be if it were not divided.
 Source: facts/cvmfs-format.md section 3.9, "Client resolution".
 """
 
 from __future__ import annotations
 
+import argparse
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
-from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.layers.tree import MAX_LINKS, Node, RepoPath
-from cvmfs_publish.repository.native.catalog import join_path
+from benchmarks.make_image import Blob, write_index
+from benchmarks.registry import RegistryError, run_registry
+from benchmarks.report import Splitting, format_splitting
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.objects import CATALOG_LEVEL, compress
+from cvmfs_publish.layers.tree import MAX_LINKS, Content, Directory, Node, RepoPath, Tree, node_of
+from cvmfs_publish.repository.native.build import TreeBuilder
+from cvmfs_publish.repository.native.catalog import MARKER, join_path, split_path
+from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
 
 # What strace is told: `-y` writes the path behind every descriptor.
 STRACE = ("strace", "-f", "-y", "-e", "trace=%file,getdents64")
@@ -167,3 +187,164 @@ def objects_of(nodes: Iterable[Node]) -> Iterator[tuple[ContentHash, Suffix]]:
             yield from ((chunk.hash, Suffix.CHUNK) for chunk in content.chunks)
         elif content.hash is not None:
             yield content.hash, Suffix.DATA
+
+
+def read_image(snapshot: Snapshot, sandbox: RepoPath) -> Tree:
+    """Return the tree of a published image, without the markers of its catalogs."""
+    top = snapshot.lookup(sandbox)
+    if top is None:
+        raise ValueError(f"/{sandbox} is not in the repository")
+    root = Directory(top.node)
+    known = {sandbox: root}
+    for row in snapshot.walk(sandbox):
+        parent, name = split_path(row.path)
+        if name == MARKER:
+            continue
+        if row.node.is_dir:
+            known[row.path] = Directory(row.node)
+        known[parent].children[name] = known.get(row.path, row.node)
+    return Tree(root)
+
+
+def measure_splitting(
+    repository: Path, name: RepoPath, trace: Callable[[Tree], Iterable[Access]]
+) -> Splitting:
+    """Return what dividing the image that the public name leads to costs and saves.
+
+    `trace` tells what a job does in the image.
+    """
+    with browse_snapshot(repository) as snapshot:
+        sandbox = snapshot.resolve(name)
+        if sandbox is None:
+            raise ValueError(f"/{name} leads nowhere")
+        tree = read_image(snapshot, sandbox)
+
+        def lookup(path: RepoPath) -> Node | None:
+            entry = tree.find(path)
+            return node_of(entry) if entry is not None else None
+
+        touched = replay(trace(tree), lookup)
+        refs = dict(snapshot.catalogs())
+        names = {name, sandbox, *(join_path(sandbox, each) for each in touched.names if each)}
+        needed = needed_roots(names, refs) | {""}
+        below = {path for path in refs if path == sandbox or path.startswith(f"{sandbox}/")}
+        sizes = {
+            path: snapshot.origin.size(ref.hash.path(Suffix.CATALOG)) or 0
+            for path, ref in refs.items()
+        }
+        algorithm = snapshot.manifest.root_hash.algorithm
+        seconds, _ = _build(tree, sandbox, below - {sandbox}, algorithm)
+        seconds_whole, size_whole = _build(tree, sandbox, set(), algorithm)
+        objects = {
+            content_hash.path(kind) for content_hash, kind in objects_of(touched.files.values())
+        }
+        above = sum(sizes[path] for path in needed - below)
+        return Splitting(
+            catalogs=len(below),
+            stored=sum(sizes[path] for path in below),
+            stored_whole=size_whole,
+            seconds=seconds,
+            seconds_whole=seconds_whole,
+            loaded=len(needed),
+            loaded_whole=len(needed - below) + 1,
+            loaded_bytes=sum(sizes[path] for path in needed),
+            loaded_bytes_whole=above + size_whole,
+            object_bytes=sum(snapshot.origin.size(path) or 0 for path in objects),
+        )
+
+
+def _build(
+    tree: Tree, sandbox: RepoPath, nested: set[RepoPath], algorithm: HashAlgorithm
+) -> tuple[float, int]:
+    """Build the catalogs of an image anew; return processor seconds and stored bytes."""
+    with tempfile.TemporaryDirectory() as directory:
+        store = LocalStore(Path(directory))
+        store.create()
+        empty = Content(ContentHash.of(b"", algorithm))
+        builder = TreeBuilder(store, algorithm, empty, timestamp=1)
+        started = time.process_time()
+        built = builder.build(sandbox, tree.root, nested)
+        seconds = time.process_time() - started
+        # Catalogs of a size that no image has by default are compressed less: compare like alike.
+        data = zlib.decompress(store.read(built.ref.hash, Suffix.CATALOG))
+        return seconds, len(compress(data, CATALOG_LEVEL))
+
+
+# the command line
+
+NAME = "coldstart.example.org"
+COMMAND = ("python3", "-c", "import numpy")
+_PATH_INSIDE = "/opt/conda/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin"
+
+
+def record_trace(root: Path, command: Sequence[str], scratch: Path) -> list[Access]:
+    """Run a command in `root`, which needs the right to change roots; return what it did."""
+    log = scratch / "trace"
+    environment = ["env", "-i", f"PATH={_PATH_INSIDE}", "LANG=C.UTF-8", "HOME=/"]
+    subprocess.run(
+        [*STRACE, "-o", str(log), "chroot", str(root), *environment, *command],
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    with log.open(errors="surrogateescape") as lines:
+        return parse_strace(lines, str(root))
+
+
+def publish_root(root: Path, work: Path) -> tuple[Path, RepoPath]:
+    """Publish a file system as an image of one layer; return the repository and the name."""
+    layout = work / "image"
+    (layout / "blobs/sha256").mkdir(parents=True)
+    unnamed = layout / "layer"
+    subprocess.run(
+        ["tar", "--one-file-system", "--numeric-owner", "-I", "gzip -1", "-C", str(root), "-cf",
+         str(unnamed), "."],
+        check=True,
+    )  # fmt: skip
+    digests = [
+        subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout[:64]
+        for command in (f"sha256sum <{unnamed}", f"gzip -dc <{unnamed} | sha256sum")
+    ]
+    size = unnamed.stat().st_size
+    unnamed.rename(layout / "blobs/sha256" / digests[0])
+    write_index(layout, [Blob(f"sha256:{digests[0]}", size, f"sha256:{digests[1]}", 0)])
+    repository = work / "repository"
+    program = [sys.executable, "-m", "cvmfs_publish"]
+    places = ["--storage", str(repository), "--keys", str(work / "keys")]
+    with run_registry(work / "registry") as registry:
+        image = f"{registry.host}/cold:base"
+        for command in (
+            ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:base",
+             f"docker://{image}"],
+            [*program, "init", NAME, *places],
+            [*program, "publish", "-q", image],
+        ):  # fmt: skip
+            subprocess.run(command, cwd=work, check=True)
+    return repository, image
+
+
+def main() -> int:
+    """Publish the file system the command line names, and tell what a job in it fetches."""
+    parser = argparse.ArgumentParser(description="What a job fetches with an empty cache.")
+    parser.add_argument("root", type=Path, help="the file system of an image")
+    parser.add_argument("--work", type=Path, default=Path(".benchmarks/coldstart"))
+    parser.add_argument("command", nargs="*", default=list(COMMAND))
+    options = parser.parse_args()
+    root, work = options.root.resolve(), options.work.resolve()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        accesses = record_trace(root, options.command, work)
+        repository, name = publish_root(root, work)
+    except (RegistryError, OSError, subprocess.CalledProcessError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    splitting = measure_splitting(repository, name, lambda _: accesses)
+    shutil.rmtree(work)
+    print(f"{options.root}: {' '.join(options.command)}: {len(accesses)} accesses\n")
+    print(format_splitting(splitting))
+    return 0 if splitting.is_worth_it else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

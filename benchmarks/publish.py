@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.coldstart import Access, Want, measure_splitting
 from benchmarks.make_image import DEFAULT_DIRECTORY, TAGS, Image, format_image, make_image
 from benchmarks.measure import CommandError, Cost, run_measured
 from benchmarks.reference import read_stored_bytes
@@ -38,14 +39,23 @@ from benchmarks.report import (
     UPDATE,
     Report,
     Run,
+    Splitting,
     compare,
     format_report,
 )
+from cvmfs_publish.layers.tree import Directory, Tree
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NAME = "bench.example.org"
 TEST_USER = "cvmfstest"  # runs what refuses to run as root
 READ_BYTES = 4 * 1024 * 1024
+# What a job reads in the made image, which has no program that could be traced: as many libraries
+# and modules as `python3 -c 'import numpy'` in a Debian image (benchmarks/README.md).
+JOB_LISTS = ("etc", "usr/lib/x86_64-linux-gnu", "opt/conda/lib/python3.11/site-packages")
+JOB_LIBRARIES = {"usr/lib/x86_64-linux-gnu": 12, "opt/conda/lib": 10, "usr/bin": 1, "etc": 3}
+JOB_PACKAGES = "opt/conda/lib/python3.11/site-packages"
+JOB_MODULES = 150
+JOB_FILE_BYTES = 8_000_000  # larger ones are for other jobs
 # A data or chunk object; catalogs, history, certificates and the like end in another letter.
 _CONTENT_OBJECT = re.compile(r"[0-9a-f]{38}(-[a-z0-9]+)?P?")
 
@@ -197,6 +207,34 @@ def measure_tree(root: Path) -> int:
     return sum(sizes.values())
 
 
+def plan_job(tree: Tree) -> list[Access]:
+    """Return what a job does in the made image: the same for equal images."""
+    job = [Access(Want.LIST, f"/{path}") for path in JOB_LISTS]
+    for path, count in JOB_LIBRARIES.items():
+        job += [Access(Want.READ, file) for file in _small_files(tree, path)[:count]]
+    packages = tree.find(JOB_PACKAGES)
+    modules: list[str] = []
+    if isinstance(packages, Directory):
+        for name in sorted(packages.children):
+            if len(modules) < JOB_MODULES:
+                below = [path for path, entry in tree.walk() if isinstance(entry, Directory)
+                         and f"{path}/".startswith(f"{JOB_PACKAGES}/{name}/")]  # fmt: skip
+                modules += [file for path in below for file in _small_files(tree, path)]
+    return job + [Access(Want.READ, file) for file in modules[:JOB_MODULES]]
+
+
+def _small_files(tree: Tree, directory: str) -> list[str]:
+    """Return the files directly in a directory that a job might read, in the order of names."""
+    found = tree.find(directory)
+    if not isinstance(found, Directory):
+        return []
+    return [
+        f"/{directory}/{name}"
+        for name, child in sorted(found.children.items())
+        if not isinstance(child, Directory) and child.is_file and child.size < JOB_FILE_BYTES
+    ]
+
+
 def _empty(directory: Path) -> None:
     """Remove a folder with whatever permissions an image left in it, and make it anew."""
     if directory.exists():
@@ -232,6 +270,7 @@ def run_benchmark(image: Image, work: Path, repeat: int, programs: Sequence[str]
     """
     runs: list[Run] = []
     notes: list[str] = []
+    splitting: Splitting | None = None
     wanted = list(programs)
     zlib6 = read_stored_bytes(
         image.directory, [blob.digest for blob in image.blobs[: TAGS["base"]]]
@@ -251,6 +290,9 @@ def run_benchmark(image: Image, work: Path, repeat: int, programs: Sequence[str]
                     for run in PROGRAMS[name](bench):
                         runs.append(run)
                         _say(f"{repetition + 1}/{repeat} {run.step}: {run.cost.seconds:.2f} s")
+                    if name == "cvmfs" and splitting is None:
+                        public = bench.reference("base")
+                        splitting = measure_splitting(bench.work / "repository", public, plan_job)
                 except (CommandError, FileNotFoundError, KeyError) as error:
                     if name == "cvmfs":
                         raise
@@ -259,7 +301,7 @@ def run_benchmark(image: Image, work: Path, repeat: int, programs: Sequence[str]
                     _say(notes[-1])
     _empty(work)
     work.rmdir()
-    return Report(runs, zlib6, notes)
+    return Report(runs, zlib6, notes, splitting)
 
 
 def describe_machine() -> dict[str, object]:
@@ -294,6 +336,7 @@ def write_json(path: Path, image: Image, report: Report) -> None:
         },
         "zlib6_bytes": report.zlib6,
         "runs": [dataclasses.asdict(run) for run in report.runs],
+        "splitting": dataclasses.asdict(report.splitting) if report.splitting else None,
         "targets": [dataclasses.asdict(target) for target in compare(report)],
         "notes": list(report.notes),
     }

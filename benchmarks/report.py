@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from benchmarks.measure import Cost
 
 MB = 1_000_000
+KB = 1000
 
 COLD = "cvmfs-publish, cold"
 UPDATE = "cvmfs-publish, one more layer"
@@ -25,6 +26,8 @@ MEMORY_TARGET = 500 * MB
 STORED_TARGET = 1.08  # of what zlib level 6 needs
 UPDATE_TARGET = 3.0  # seconds
 UNCHANGED_TARGET = 1.0  # seconds
+COLD_START_TARGET = 0.9  # of what a job fetches from an image in one catalog
+LOADED_TARGET = 12  # catalogs
 DISTURBED = 0.25  # processors that others kept busy; the registry's share stays below
 
 
@@ -49,12 +52,43 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Splitting:
+    """What dividing an image into catalogs costs, and saves when a job starts.
+
+    Sizes are stored bytes; `whole`: if the image were one catalog.
+    """
+
+    catalogs: int  # of the image
+    stored: int  # bytes of them
+    stored_whole: int
+    seconds: float  # of a processor, to build and store them
+    seconds_whole: float
+    loaded: int  # catalogs a job needs, the repository's own included
+    loaded_whole: int
+    loaded_bytes: int  # of them
+    loaded_bytes_whole: int
+    object_bytes: int  # of the files the job reads
+
+    @property
+    def ratio(self) -> float:
+        """Return what a job fetches, catalogs and files, relative to one catalog."""
+        whole = self.loaded_bytes_whole + self.object_bytes
+        return (self.loaded_bytes + self.object_bytes) / whole
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether the targets are kept."""
+        return self.ratio <= COLD_START_TARGET and self.loaded <= LOADED_TARGET
+
+
+@dataclass(frozen=True)
 class Report:
     """All runs of one benchmark; `zlib6` in bytes; `notes` on steps that did not run."""
 
     runs: Sequence[Run]
     zlib6: int
     notes: Sequence[str] = field(default_factory=tuple)
+    splitting: Splitting | None = None
 
     def of(self, step: str) -> list[Run]:
         """Return the runs of a step, in the order they were made."""
@@ -169,7 +203,18 @@ def compare(report: Report) -> list[Target]:
             ),
         ]
     targets += _compare_updates(report)
+    if report.splitting is not None:
+        targets += _compare_splitting(report.splitting)
     return targets
+
+
+def _compare_splitting(splitting: Splitting) -> list[Target]:
+    return [
+        Target(f"a job's first bytes ≤ {COLD_START_TARGET} of one catalog",
+               f"{splitting.ratio:.3f}", splitting.ratio <= COLD_START_TARGET),
+        Target(f"catalogs a job loads ≤ {LOADED_TARGET}", f"{splitting.loaded}",
+               splitting.loaded <= LOADED_TARGET),
+    ]  # fmt: skip
 
 
 def _compare_updates(report: Report) -> list[Target]:
@@ -209,11 +254,35 @@ def find_disturbances(report: Report) -> list[str]:
     ]
 
 
+def format_splitting(splitting: Splitting) -> str:
+    """Return a Markdown table: one catalog against several."""
+    each = splitting
+
+    def row(what: str, whole: float, divided: float, form: str) -> list[str]:
+        ratio = f"{divided / whole:.3f}" if whole else NOTHING
+        return [what, format(whole, form), format(divided, form), ratio]
+
+    fetched = each.loaded_bytes_whole + each.object_bytes, each.loaded_bytes + each.object_bytes
+    rows = [
+        ["the image's index", "in one catalog", "divided", "ratio"],
+        row("catalogs", 1, each.catalogs, "d"),
+        row("stored, KB", each.stored_whole / KB, each.stored / KB, ",.0f"),
+        row("built in CPU s", each.seconds_whole, each.seconds, ".2f"),
+        row("a job loads catalogs", each.loaded_whole, each.loaded, "d"),
+        row("… KB of catalogs", each.loaded_bytes_whole / KB, each.loaded_bytes / KB, ",.0f"),
+        row("… KB of catalogs and files", fetched[0] / KB, fetched[1] / KB, ",.0f"),
+    ]
+    return format_rows(rows, (0,))
+
+
 def format_report(report: Report) -> str:
-    """Return the table, the comparison and the notes as text that is also Markdown."""
+    """Return the tables, the comparison and the notes as text that is also Markdown."""
     verdicts = [["target", "measured", "kept"]]
     verdicts += [[t.promise, t.measured, "yes" if t.kept else "NO"] for t in compare(report)]
-    parts = [format_rows(plan_rows(report), (0, 8)), format_rows(verdicts, (0, 1, 2))]
+    parts = [format_rows(plan_rows(report), (0, 8))]
+    if report.splitting is not None:
+        parts.append(format_splitting(report.splitting))
+    parts.append(format_rows(verdicts, (0, 1, 2)))
     notes = [*report.notes, *find_disturbances(report)]
     parts += [f"note: {note}" for note in notes]
     return "\n\n".join(parts)
