@@ -156,7 +156,11 @@ def history(context: typer.Context, image: ImageArgument, platform: PlatformOpti
             "published": found.current is not None,
             "pinned_at": found.current.pinned_at if found.current is not None else "",
             "events": [
-                {**version.event._asdict(), "state": _state(version)}
+                {
+                    **version.event._asdict(),
+                    "state": _state(version),
+                    "pinned": version.is_pinned,
+                }
                 for version in reversed(found.versions)
             ],
         },

@@ -82,9 +82,10 @@ def test_history_tells_what_a_name_led_to(home: Shell, image: str) -> None:
     document = home.json("history", image)
     assert (document["reference"], document["published"]) == (image, True)
     assert [event["state"] for event in document["events"]] == ["current", "kept", "kept"]
+    assert [event["pinned"] for event in document["events"]] == [True, False, True]
     assert document["events"][0]["digest"] == document["events"][2]["digest"]
     assert document["events"][0].keys() == {
-        "at", "revision", "digest", "manifest_digest", "image_id", "what", "state",
+        "at", "revision", "digest", "manifest_digest", "image_id", "what", "state", "pinned",
     }  # fmt: skip
     shown = home.json("show", image)
     assert shown["what"] == "rolled back"
