@@ -21,7 +21,7 @@ from typer.main import get_command
 
 from cvmfs_publish import __version__
 from cvmfs_publish.cli.context import Session, session_of
-from cvmfs_publish.cli.lazy import Lazy, LazyGroup, command_app
+from cvmfs_publish.cli.lazy import Lazy, LazyGroup, command_app, load
 from cvmfs_publish.cli.output import PROGRAM, Output
 from cvmfs_publish.errors import InputError, PublishError
 
@@ -62,7 +62,8 @@ class Commands(LazyGroup):
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
-        "resign": Lazy(_REPOSITORY, "Renew the whitelist before it expires."),
+        "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
+        "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
@@ -186,6 +187,8 @@ def run(arguments: Sequence[str], session: Session) -> int:
     try:
         code = _attempt(arguments, session)
         out.stdout.flush()
+        if session.has_config and code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            load("cvmfs_publish.cli.expiry").warn_of_expiry(session, code)
     except BrokenPipeError:
         _discard(out.stdout)
         code = EXIT_PIPE_CLOSED

@@ -21,6 +21,12 @@ class Session:
     environ: Mapping[str, str]
     cwd: Path
     config_path: Path | None = None  # what --config says
+    expiry_told: bool = False  # that of the whitelist
+
+    @property
+    def has_config(self) -> bool:
+        """Whether the command has read the configuration."""
+        return "config" in vars(self)
 
     @cached_property
     def config(self) -> Config:

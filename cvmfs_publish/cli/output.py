@@ -27,6 +27,7 @@ class Output:
     as_json: bool = False
     quiet: bool = False
     verbosity: int = 0
+    failed_with: str = ""  # the kind of the last error that was told
     _answered: bool = False
 
     def result(self, document: Mapping[str, Any], text: str) -> None:
@@ -50,8 +51,17 @@ class Output:
         if not self.quiet and not self.as_json:
             print(printable(text), file=self.stderr)
 
+    def warn(self, message: str, hint: str = "") -> None:
+        """Tell what needs attention, on stderr also with --json; silent with --quiet."""
+        if self.quiet:
+            return
+        print(printable(f"{PROGRAM}: warning: {message}"), file=self.stderr)
+        if hint:
+            print(printable(f"hint: {hint}"), file=self.stderr)
+
     def error(self, kind: str, message: str, hint: str = "") -> None:
         """Say why the command failed; as JSON only if no result has been printed yet."""
+        self.failed_with = kind
         if self.as_json and not self._answered:
             self._answered = True
             document = {"error": {"kind": kind, "message": message, "hint": hint}}

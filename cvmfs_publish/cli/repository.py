@@ -1,4 +1,4 @@
-"""`init`, `check`, `info`, `resign`: a repository as a whole."""
+"""`init`, `check`, `info`: a repository as a whole."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.origin import Origin, open_origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
 from cvmfs_publish.repository.native.spool import Spool
-from cvmfs_publish.repository.native.whitelist import DEFAULT_DAYS, format_fingerprint
+from cvmfs_publish.repository.native.signing import DEFAULT_KEY_BITS, check_bits
+from cvmfs_publish.repository.native.whitelist import format_fingerprint
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
 
@@ -86,6 +87,9 @@ def init(
     algorithm: Annotated[
         HashAlgorithm, typer.Option("--hash", help="Content hash; sha1 suits every client.")
     ] = HashAlgorithm.SHA1,
+    key_bits: Annotated[
+        int, typer.Option(metavar="BITS", help="Length of new RSA keys, 2048 to 4096.")
+    ] = DEFAULT_KEY_BITS,
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Take over a repository of cvmfs_server.")
     ] = False,
@@ -127,13 +131,14 @@ def init(
     if server_conf is not None or skip_check:
         raise InputError("--server-conf and --skip-check belong to --adopt", hint="add --adopt")
     storage, keys = storage or DEFAULT_STORAGE, keys or DEFAULT_KEYS
+    check_bits(key_bits)
     place = S3Url.parse(storage) if "://" in storage else session.cwd / storage
     s3 = S3Config().completed(session.environ)
     config_path = new_config_path(session)
     repository = NativeRepository(checked, open_storage(place, s3), session.cwd / keys)
     is_new = not repository.exists()
     if is_new:
-        revision = repository.create(algorithm, datetime.now(UTC))
+        revision = repository.create(algorithm, datetime.now(UTC), key_bits=key_bits)
     else:
         repository.info(datetime.now(UTC))  # refuses another name, and keys that do not fit
         revision = repository.revision()
@@ -359,26 +364,3 @@ def _certificate(facts: RepositoryInfo, now: datetime) -> str:
     if now >= expires_at:
         return f"expired {format_minute(expires_at)}, which no client looks at"
     return f"expires {format_minute(expires_at)}, in {plural((expires_at - now).days, 'day')}"
-
-
-@app.command()
-def resign(
-    context: typer.Context,
-    days: Annotated[
-        int, typer.Option(min=1, max=365, help="Days until clients stop trusting it.")
-    ] = DEFAULT_DAYS,
-) -> None:
-    """Renew the whitelist before it expires.
-
-    It says whose signatures clients accept; once it has expired they refuse new revisions.  Needs
-    the master key.
-
-    Example: cvmfs-publish resign --days 30
-    """
-    session = session_of(context)
-    repository = open_repository(session.config)
-    expires_at = repository.resign(datetime.now(UTC), days)
-    session.out.result(
-        {"repository": repository.name, "whitelist_expires_at": format_time(expires_at)},
-        f"whitelist of {repository.name} expires {format_minute(expires_at)}",
-    )

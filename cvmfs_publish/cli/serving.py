@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.expiry import warn_of_expiry
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.web.server import bind, create_server
@@ -52,6 +53,7 @@ def serve(
         )
         session.out.stdout.flush()  # whoever started the service waits for this line
         session.out.note("serving until stopped with Ctrl-C or SIGTERM")
+        warn_of_expiry(session)  # nobody looks at what it says when it ends
         application = create_app(repository.name, storage)
         server = create_server(application, log_requests=session.out.verbosity > 0)
         # uvicorn finishes what is under way, then raises the signal again for the handler before

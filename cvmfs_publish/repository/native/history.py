@@ -69,6 +69,11 @@ def is_tag_name(name: str) -> bool:
     return len(name) <= MAX_TAG_NAME and _TAG_NAME.fullmatch(name) is not None
 
 
+def _check_description(name: str, description: str) -> None:
+    if "\0" in description or not _is_utf8(description):
+        raise InputError(f"description of tag {name!r} is not text: {description!r}")
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
@@ -156,12 +161,22 @@ class History(Database):
                 f"tag {name!r} exists already, of revision {existing.revision}",
                 hint="choose another name, or move it with `tag --force`",
             )
-        if "\0" in description or not _is_utf8(description):
-            raise InputError(f"description of tag {name!r} is not text: {description!r}")
+        _check_description(name, description)
         self._insert(Tag(name, root_hash, revision, timestamp, size, description))
 
-    def remove_tag(self, name: str) -> None:
-        """Remove a tag; raise `InputError` if there is none or it is reserved."""
+    def move_tag(self, tag: Tag) -> None:
+        """Let a tag of this name say this, whatever it said before.
+
+        Raises:
+            InputError: it is reserved, or its description is not text.
+        """
+        check_tag_name(tag.name)
+        _check_description(tag.name, tag.description)
+        self._rows("DELETE FROM tags WHERE name = ?", tag.name)
+        self._insert(tag)
+
+    def remove_tag(self, name: str) -> Tag:
+        """Remove a tag and return it; raise `InputError` if there is none or it is reserved."""
         if name in (TRUNK, TRUNK_PREVIOUS):
             raise InputError(f"tag {name!r} cannot be removed: it moves with every revision")
         tags = {tag.name: tag for tag in self.tags()}
@@ -178,6 +193,7 @@ class History(Database):
                 hint="tag another revision first",
             )
         self._rows("DELETE FROM tags WHERE name = ?", name)
+        return tags[name]
 
     def add_automatic_tag(self, started: int) -> None:
         """Tag the newest revision with when its publish started (CVMFS_AUTO_TAG)."""
