@@ -13,6 +13,7 @@ from cvmfs_publish.content.store import (
     ContentStore,
     Fetched,
     Lock,
+    MissingError,
     ObjectId,
     Replacement,
     StoredObject,
@@ -50,23 +51,25 @@ class Rehearsal:
         if self.size(name) == len(stored):
             return False
         self._written[name] = bytes(stored)
-        return True
+        return True  # and what was removed is there again: what is written is looked at first
 
     def put_many(self, objects: Sequence[tuple[bytes, ContentHash, Suffix]]) -> list[bool]:
         return [self.put(*each) for each in objects]
 
     def read(self, content_hash: ContentHash, kind: Suffix) -> bytes:
-        stored = self._written.get(content_hash.path(kind))
+        stored = self._find(content_hash.path(kind))
         return self._store.read(content_hash, kind) if stored is None else stored
 
     def read_many(self, objects: Iterable[ObjectId]) -> Iterator[bytes]:
         wanted = list(objects)
-        if any(content_hash.path(kind) in self._written for content_hash, kind in wanted):
+        changed = self._written.keys() | self._removed
+        if any(content_hash.path(kind) in changed for content_hash, kind in wanted):
             return (self.read(content_hash, kind) for content_hash, kind in wanted)
         return self._store.read_many(wanted)
 
     def has_all(self, names: Iterable[str]) -> bool:
-        return self._store.has_all(name for name in names if name not in self._written)
+        wanted = [name for name in names if name not in self._written]
+        return self._removed.isdisjoint(wanted) and self._store.has_all(wanted)
 
     def remove(self, names: Iterable[str]) -> None:
         for name in names:
@@ -82,6 +85,12 @@ class Rehearsal:
             if found.name not in self._written and found.name not in self._removed:
                 yield found
 
+    def _find(self, name: str) -> bytes | None:
+        """Return what was written under a name, None if that has to be asked below."""
+        if name in self._removed and name not in self._written:
+            raise MissingError(f"{name} was removed from {self.location}")
+        return self._written.get(name)
+
     # any file
 
     def size(self, name: str) -> int | None:
@@ -90,7 +99,8 @@ class Rehearsal:
         return None if name in self._removed else self._store.size(name)
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        return iter([self._written[name]]) if name in self._written else self._store.pieces(name)
+        data = self._find(name)
+        return self._store.pieces(name) if data is None else iter([data])
 
     def close(self) -> None:
         """The real store stays open."""
@@ -99,7 +109,7 @@ class Rehearsal:
 
     def fetch(self, name: str, limit: int) -> Fetched | None:
         data = self._written.get(name)
-        if data is None:
+        if data is None:  # files of the root are replaced, never removed
             return self._store.fetch(name, limit)
         if len(data) > limit:
             raise IntegrityError(f"{name} has more than {limit} bytes")
