@@ -434,18 +434,21 @@ class _HoldOnly:
 
     def __init__(self, bookkeeping: Bookkeeping) -> None:
         self._bookkeeping = bookkeeping
+        self._rehearsed: ContentHash | None = None  # of the reflog, once one was replaced
 
     def hold(self) -> AbstractContextManager[Lock]:
         return self._bookkeeping.hold()
 
     def check_reflog(self, reflog: bytes, *, repair: bool = False) -> None:
-        self._bookkeeping.check_reflog(reflog)
+        rehearsed = self._rehearsed
+        if rehearsed is None or ContentHash.of(reflog, rehearsed.algorithm) != rehearsed:
+            self._bookkeeping.check_reflog(reflog)
 
     def announce_reflog(self, checksum: ContentHash) -> None:
         pass
 
     def reflog_replaced(self, checksum: ContentHash) -> None:
-        pass
+        self._rehearsed = checksum
 
     def manifest_replaced(self, root_hash: ContentHash) -> None:
         pass
