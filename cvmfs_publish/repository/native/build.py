@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.objects import compress_catalog
-from cvmfs_publish.content.store import ContentStore
+from cvmfs_publish.content.store import ContentStore, ObjectId
 from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, node_of
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
@@ -43,13 +43,27 @@ class TreeBuilder:
     """Builds and stores the catalogs of one subtree."""
 
     def __init__(
-        self, store: ContentStore, algorithm: HashAlgorithm, empty: Content, timestamp: int
+        self,
+        store: ContentStore,
+        algorithm: HashAlgorithm,
+        empty: Content,
+        timestamp: int,
+        new: list[ObjectId],
     ) -> None:
-        """`empty` is the stored empty file, `timestamp` (Unix seconds) the time of the commit."""
+        """Prepare.
+
+        Args:
+            store: takes the catalogs.
+            algorithm: of the repository.
+            empty: the stored empty file.
+            timestamp: of the commit, Unix seconds.
+            new: catalogs that were not there before are added to it.
+        """
         self._store = store
         self._algorithm = algorithm
         self._empty = empty
         self._timestamp = timestamp
+        self._new = new
 
     def build(self, path: RepoPath, directory: Directory, nested: set[RepoPath]) -> Built:
         """Store the catalogs of everything below `path`; `nested` are absolute paths."""
@@ -76,7 +90,7 @@ class TreeBuilder:
             new.set_counters(new.count_own(), below)
             new.set_property("revision", 1)
             new.set_property("last_modified", self._timestamp)
-            ref = store_catalog(new, self._store, self._algorithm)
+            ref = store_catalog(new, self._store, self._algorithm, self._new)
             return Built(ref, root, new.total_counters())
 
     def _entries(
@@ -109,10 +123,16 @@ def marker_row(path: RepoPath, mtime: int, empty: Content) -> Row:
     return Row(join_path(path, MARKER), node, kind_flags(node))
 
 
-def store_catalog(catalog: Catalog, store: ContentStore, algorithm: HashAlgorithm) -> CatalogRef:
-    """Store a finished catalog.  Raises OSError."""
+def store_catalog(
+    catalog: Catalog,
+    store: ContentStore,
+    algorithm: HashAlgorithm,
+    new: list[ObjectId] | None = None,
+) -> CatalogRef:
+    """Store a finished catalog, and add it to `new` if it was not there before.  Raises OSError."""
     data = catalog.serialize()
     stored = compress_catalog(data)
     content_hash = ContentHash.of(stored, algorithm)
-    store.put(stored, content_hash, Suffix.CATALOG)
+    if store.put(stored, content_hash, Suffix.CATALOG) and new is not None:
+        new.append((content_hash, Suffix.CATALOG))
     return CatalogRef(content_hash, len(data))

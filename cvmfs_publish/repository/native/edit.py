@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.objects import compress, decompress
-from cvmfs_publish.content.store import ContentStore
+from cvmfs_publish.content.store import ContentStore, ObjectId
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 from cvmfs_publish.repository.native.build import TreeBuilder, marker_row, store_catalog
@@ -92,6 +93,7 @@ class TreeEditor:
         self._store = store
         self._algorithm = algorithm
         self._timestamp = timestamp
+        self._new: list[ObjectId] = []  # objects that were not there before
         self._mounts: dict[RepoPath, _Mount] = {}
         self._old_root = root
         self._mount("", root)
@@ -99,6 +101,12 @@ class TreeEditor:
     def close(self) -> None:
         for mount in self._mounts.values():
             mount.catalog.close()
+
+    def discard(self) -> None:
+        """Remove the objects that were not there before: nothing will name them."""
+        new, self._new = self._new, []
+        with suppress(OSError, RepositoryError):  # `gc` finds what stays
+            self._store.remove([content_hash.path(kind) for content_hash, kind in new])
 
     @property
     def changed(self) -> bool:
@@ -108,7 +116,8 @@ class TreeEditor:
         """Store the content of a small file."""
         stored = compress(data)
         content_hash = ContentHash.of(stored, self._algorithm)
-        self._store.put(stored, content_hash, Suffix.DATA)
+        if self._store.put(stored, content_hash, Suffix.DATA):
+            self._new.append((content_hash, Suffix.DATA))
         return Content(content_hash)
 
     def get(self, path: RepoPath) -> Row | None:
@@ -174,7 +183,8 @@ class TreeEditor:
         """
         if self.get(path) is not None:
             self.remove(path)
-        builder = TreeBuilder(self._store, self._algorithm, self.store(b""), self._timestamp)
+        empty = self.store(b"")
+        builder = TreeBuilder(self._store, self._algorithm, empty, self._timestamp, self._new)
         built = builder.build(path, tree.root, {join_path(path, cut) for cut in nested})
         parent, _ = split_path(path)
         mount = self._locate(parent)
@@ -206,6 +216,7 @@ class TreeEditor:
         root = self._mounts[""]
         root.catalog.set_property("previous_revision", self._old_root.hash)
         ref, _ = self._finish(root)
+        self._new.clear()  # soon the reflog names the root
         return ref, root.catalog.revision
 
     # details
@@ -329,7 +340,8 @@ class TreeEditor:
         if mount.prefix:
             # Not required, and a replica that skipped revisions fails on a swept one (8.2).
             catalog.delete_property("previous_revision")
-        return store_catalog(catalog, self._store, self._algorithm), catalog.total_counters()
+        ref = store_catalog(catalog, self._store, self._algorithm, self._new)
+        return ref, catalog.total_counters()
 
 
 def count_special(store: ContentStore, catalog: Catalog) -> int:

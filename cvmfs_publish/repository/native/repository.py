@@ -588,9 +588,10 @@ class NativeTransaction:
             yield
 
     def discard(self) -> None:
-        """Remove the file contents that were stored for nothing."""
+        """Remove what was stored for nothing."""
         for ingestor in self._ingestors:
             ingestor.discard()
+        self._editor.discard()
 
     def store(self, data: bytes) -> Content:
         with self._writing():
