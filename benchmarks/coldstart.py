@@ -38,7 +38,16 @@ from benchmarks.report import Splitting, format_splitting
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import CATALOG_LEVEL, compress
-from cvmfs_publish.layers.tree import MAX_LINKS, Content, Directory, Node, RepoPath, Tree, node_of
+from cvmfs_publish.layers.tree import (
+    MAX_LINKS,
+    Content,
+    Directory,
+    Node,
+    RepoPath,
+    Tree,
+    decode_name,
+    node_of,
+)
 from cvmfs_publish.repository.native.build import TreeBuilder
 from cvmfs_publish.repository.native.catalog import MARKER, join_path, split_path
 from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
@@ -101,7 +110,7 @@ def _parse_call(call: str, rest: str, root: str) -> Access | None:
     match = _PATH.match(rest)
     if match is None or not match[2]:
         return None
-    path = _ESCAPE.sub(_unescape, match[2])
+    path = decode_name(_ESCAPE.sub(_unescape, match[2]).encode("latin-1"))
     if not path.startswith("/"):
         path = f"{_inside(match[1] or '', root)}/{path}"
     # Opened to be listed, or to be followed from: not to be read.
@@ -114,6 +123,7 @@ def _inside(path: str, root: str) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
+    """Return the character whose number is that of the byte."""
     text = match[1]
     return chr(int(text, 8)) if text[0] in "01234567" else {"n": "\n", "t": "\t"}.get(text, text)
 
@@ -261,7 +271,7 @@ def _build(
         store = LocalStore(Path(directory))
         store.create()
         empty = Content(ContentHash.of(b"", algorithm))
-        builder = TreeBuilder(store, algorithm, empty, timestamp=1)
+        builder = TreeBuilder(store, algorithm, empty, timestamp=1, new=[])
         started = time.process_time()
         built = builder.build(sandbox, tree.root, nested)
         seconds = time.process_time() - started
@@ -287,7 +297,7 @@ def record_trace(root: Path, command: Sequence[str], scratch: Path) -> list[Acce
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    with log.open(errors="surrogateescape") as lines:
+    with log.open(encoding="ascii") as lines:  # strace escapes everything else
         return parse_strace(lines, str(root))
 
 
