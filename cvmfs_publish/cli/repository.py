@@ -45,8 +45,8 @@ from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.origin import Origin, open_origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
-from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.signing import DEFAULT_KEY_BITS, check_bits
+from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import format_fingerprint
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
