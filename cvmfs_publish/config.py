@@ -634,7 +634,7 @@ repository:
   hash: $hash
   # How new file contents are stored; every client reads all of them, and what is stored already
   # stays as it is.  `adaptive`: as fast as possible within 1.08 times the size of zlib.  `zlib`:
-  # exactly as the stock server does, 5 times the work.  `fast`: least work, up to a tenth larger.
+  # exactly as the stock server does, 5 times the work.  `fast`: half the work, about 5 % larger.
   # `none`: uncompressed, for caches and networks faster than processors.
   $compression
   # Only where `cvmfs_server` writes the repository too: its spool folder.  Its locks are respected,
