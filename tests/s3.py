@@ -93,6 +93,7 @@ class S3Bucket:
                 "region": "us-east-1",
                 "access_key_id": ACCESS_KEY,
                 "secret_access_key": SECRET_KEY,
+                "skip_signature": False,
             },
             client_options={"allow_http": True},
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -204,6 +204,10 @@ class Bucket:
                 found = obstore.head(self._client, name)
             except FileNotFoundError:
                 return None  # no answer to HEAD says whether there is a bucket
+            except BaseError:
+                with suppress(FileNotFoundError):
+                    obstore.get_range(self._client, name, start=0, end=1)  # says the reason as well
+                raise
         return Meta(name, found["size"], int(found["last_modified"].timestamp()))
 
     def put(self, name: str, data: bytes) -> None:
