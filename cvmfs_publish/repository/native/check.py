@@ -304,6 +304,10 @@ class _Check:
         except IntegrityError as error:
             self.report.error("certificate", str(error))
             return None
+        ended = certificate.not_valid_after_utc
+        if self.now >= ended:
+            text = f"its dates ended at {ended:%Y-%m-%d %H:%M} UTC, which no client looks at"
+            self.report.warning("certificate", text)
         return certificate
 
     def fetch_vanilla(self, place: str, value: ContentHash, kind: Suffix) -> bytes | None:
