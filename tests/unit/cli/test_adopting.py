@@ -16,9 +16,11 @@ from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.config import Config, load_config
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.errors import LockedError, RepositoryError
+from cvmfs_publish.repository.native.manifest import parse_manifest
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
 from cvmfs_publish.repository.native.spool import Spool
+from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Bucket
 from tests.stock import Stock
 from tests.unit.cli.support import Shell
 from tests.unit.native.vectors import NAMES, SHA1
@@ -432,3 +434,33 @@ def test_what_adopting_refuses_a_later_publish_refuses_before_it_writes(
         publish(repository)
     after = {k: v for k, v in stock.everything().items() if not k.endswith("/spool")}
     assert after == before
+
+
+def test_a_repository_in_an_object_store_is_taken_over_with_its_keys(
+    stock: Stock, shell: Shell, bucket: S3Bucket
+) -> None:
+    for path in stock.root.rglob("*"):
+        if path.is_file():
+            bucket.put(str(path.relative_to(stock.root)), path.read_bytes())
+    (stock.directory / "s3.conf").write_text(
+        f"CVMFS_S3_HOST=127.0.0.1\nCVMFS_S3_PORT={bucket.server.port}\n"
+        f"CVMFS_S3_BUCKET={bucket.name}\nCVMFS_S3_DNS_BUCKETS=false\n"
+        f"CVMFS_S3_ACCESS_KEY={ACCESS_KEY}\nCVMFS_S3_SECRET_KEY='{SECRET_KEY}'\n"
+    )
+    stock.configure(
+        CVMFS_UPSTREAM_STORAGE=f"S3,{stock.spool},{bucket.prefix}@{stock.directory}/s3.conf"
+    )
+    before = bucket.names()
+    ran = shell.run(*arguments(stock))
+    assert ran.code == 0, ran.err
+    assert bucket.names() == before
+    assert SECRET_KEY not in ran.out + ran.err
+    path = shell.cwd / "cvmfs-publish.yaml"
+    assert path.stat().st_mode & 0o777 == 0o600
+    repository = open_repository(load_config(path))
+    publish(repository)
+    repository.store.close()
+    manifest = parse_manifest(bucket.get(".cvmfspublished"))[0]
+    assert manifest.revision == stock.manifest().revision + 1
+    assert (stock.spool / "reflog.chksum").read_text() == str(manifest.reflog)
+    assert shell.run("check", "--scrub").code == 0
