@@ -48,7 +48,6 @@ class S3Upstream:
     secret_key: str = field(repr=False)
     region: str = ""  # "" with signatures of version 2
     dns_buckets: bool = True  # bucket.host instead of host/bucket
-    acl: str = "public-read"  # header x-amz-acl of every object; "" means not sent
     peek: bool = True  # look whether an object exists before it is sent
     config_file: Path = Path()
 
@@ -267,6 +266,15 @@ class _Reader:
             )
 
     def tell_what_is_done_otherwise(self) -> None:
+        if not self.flag("CVMFS_USE_FILE_CHUNKING", default=True):
+            self.remarks.append(
+                "CVMFS_USE_FILE_CHUNKING is false: large files are stored in chunks all the same"
+            )
+        if self.flag("CVMFS_ENFORCE_LIMITS"):
+            self.remarks.append(
+                "CVMFS_ENFORCE_LIMITS: files larger than CVMFS_FILE_MBYTE_LIMIT are not refused;"
+                " `nesting.max_entries` and `limits` are what holds here"
+            )
         if self.flag("CVMFS_GENERATE_LEGACY_BULK_CHUNKS"):
             self.remarks.append(
                 "CVMFS_GENERATE_LEGACY_BULK_CHUNKS: large files are stored in chunks only"
@@ -394,6 +402,14 @@ def read_s3_conf(path: Path, prefix: str) -> S3Upstream:
         raise reader.wrong("CVMFS_S3_FLAVOR", f"{_short(flavour)} is neither awsv2 nor awsv4")
     if reader.text("CVMFS_S3_PROXY"):
         raise reader.wrong("CVMFS_S3_PROXY", "a proxy before the storage is not used here")
+    if reader.text("CVMFS_S3_X_AMZ_ACL", "public-read"):
+        # Without it nobody could read what is published, the manifest first of all.
+        raise reader.wrong(
+            "CVMFS_S3_X_AMZ_ACL",
+            "objects are stored without an ACL here, stock tools send x-amz-acl: public-read "
+            "unless this is empty",
+            "give the bucket a policy that lets everybody read, then write CVMFS_S3_X_AMZ_ACL=",
+        )
     if re.search(r"[/@?#\s]", host):
         raise reader.wrong("CVMFS_S3_HOST", f"{_short(host)} is no host")
     endpoint = f"{'https' if secure else 'http'}://{host}" + (f":{port}" if port else "")
@@ -405,7 +421,6 @@ def read_s3_conf(path: Path, prefix: str) -> S3Upstream:
         secret_key=reader.needed("CVMFS_S3_SECRET_KEY"),
         region=reader.text("CVMFS_S3_REGION"),
         dns_buckets=reader.flag("CVMFS_S3_DNS_BUCKETS", default=True),
-        acl=reader.text("CVMFS_S3_X_AMZ_ACL", "public-read"),
         peek=reader.flag("CVMFS_S3_PEEK_BEFORE_PUT", default=True),
         config_file=path,
     )

@@ -446,6 +446,7 @@ def test_a_repository_in_an_object_store_is_taken_over_with_its_keys(
         f"CVMFS_S3_HOST=127.0.0.1\nCVMFS_S3_PORT={bucket.server.port}\n"
         f"CVMFS_S3_BUCKET={bucket.name}\nCVMFS_S3_DNS_BUCKETS=false\n"
         f"CVMFS_S3_ACCESS_KEY={ACCESS_KEY}\nCVMFS_S3_SECRET_KEY='{SECRET_KEY}'\n"
+        "CVMFS_S3_X_AMZ_ACL=\n"
     )
     stock.configure(
         CVMFS_UPSTREAM_STORAGE=f"S3,{stock.spool},{bucket.prefix}@{stock.directory}/s3.conf"

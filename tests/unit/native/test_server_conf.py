@@ -107,7 +107,6 @@ def test_the_s3_configuration_is_read_too(tmp_path: Path) -> None:
         secret_key='se"cret$(never)',
         region="us-east-1",
         dns_buckets=False,
-        acl="",
         peek=True,
         config_file=config,
     )
@@ -160,9 +159,14 @@ def test_what_is_not_possible_is_refused_with_file_and_line(
 
 
 def test_what_is_done_otherwise_is_told(tmp_path: Path) -> None:
-    text = REAL + "CVMFS_AUTO_GC=true\nCVMFS_VIRTUAL_DIR=true\nCVMFS_INCLUDE_XATTRS=false\n"
+    text = (
+        REAL
+        + "CVMFS_ENFORCE_LIMITS=true\nCVMFS_USE_FILE_CHUNKING=false\nCVMFS_AUTO_GC=true\nCVMFS_VIRTUAL_DIR=true\nCVMFS_INCLUDE_XATTRS=false\n"
+    )
     conf = read_server_conf(write(tmp_path / "server.conf", text))
     assert [remark.partition(":")[0].partition(" ")[0] for remark in conf.remarks] == [
+        "CVMFS_USE_FILE_CHUNKING",
+        "CVMFS_ENFORCE_LIMITS",
         "CVMFS_VIRTUAL_DIR",
         "CVMFS_AUTO_GC",
         "CVMFS_INCLUDE_XATTRS",
@@ -183,6 +187,7 @@ def test_a_missing_file_is_named_with_the_way_out(tmp_path: Path) -> None:
     ("lines", "wanted"),
     [
         ("CVMFS_S3_FLAVOR=azure", "Azure"),
+        ("CVMFS_S3_X_AMZ_ACL=public-read", "without an ACL"),
         ("CVMFS_S3_FLAVOR=awsv9", "awsv4"),
         ("CVMFS_S3_PROXY=http://p", "proxy"),
         ("CVMFS_S3_HOST=a/b", "no host"),
