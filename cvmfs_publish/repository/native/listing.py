@@ -191,7 +191,9 @@ def _places(database: Any, prefix: RepoPath, root_key: _Key) -> dict[_Key, bytes
 
 
 def _content(digest: bytes | None, flags: int, chunks: list[tuple[int, int, bytes]] | None) -> str:
-    suffix = _SUFFIX_OF_FLAGS[flags & FLAG_HASH_BITS]
+    suffix = _SUFFIX_OF_FLAGS.get(flags & FLAG_HASH_BITS)
+    if suffix is None:
+        raise IntegrityError(f"unknown hash algorithm in the flags {flags:#x} of an entry")
     raw = "=" if flags & FLAG_COMPRESSION_BITS == FLAG_UNCOMPRESSED else ""
     if flags & FLAG_CHUNKED:
         return raw + chunks_text(chunks or (), suffix)

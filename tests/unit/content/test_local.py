@@ -14,6 +14,7 @@ import pytest
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import TEMPORARY_PREFIX, LocalStore, storage_errors
 from cvmfs_publish.content.objects import compress
+from cvmfs_publish.content.store import MissingError
 from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
 
 STORED = compress(b"some content")
@@ -220,3 +221,16 @@ def test_a_store_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RepositoryError, match="creating the object store"):
         LocalStore(tmp_path / "file" / "repository").create()
+
+
+def test_many_objects_are_read_in_the_order_asked_for(store: LocalStore) -> None:
+    texts = [b"%d" % number for number in range(20)] + [bytes(300_000), b""]
+    objects = [(ContentHash.of(text, HashAlgorithm.SHA1), Suffix.DATA) for text in texts]
+    store.put_many([(text, *each) for text, each in zip(texts, objects, strict=True)])
+    assert list(store.read_many(reversed(objects))) == texts[::-1]
+    (store.root / objects[3][0].path(Suffix.DATA)).write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="its hash differs"):
+        list(store.read_many(objects))
+    (store.root / objects[3][0].path(Suffix.DATA)).unlink()
+    with pytest.raises(MissingError, match="is missing"):
+        list(store.read_many(objects))

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 from cvmfs_publish.repository.native.origin import MissingError, open_origin, read
 from cvmfs_publish.repository.native.reader import (
@@ -371,3 +372,24 @@ def test_a_bomb_is_cut_off_at_the_limit(tmp_path: Path) -> None:
         pieces += 1
         assert len(piece) <= 1024 * 1024
     assert pieces > 100
+
+
+def test_many_objects_are_read_at_the_same_time_over_http(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create()
+    texts = [b"%d" % number for number in range(200)]
+    objects = [(ContentHash.of(text, HashAlgorithm.SHA1), Suffix.DATA) for text in texts]
+    store.put_many([(text, *each) for text, each in zip(texts, objects, strict=True)])
+    with served(tmp_path) as url:
+        origin = open_origin(url)
+        try:
+            assert list(origin.read_many(objects)) == texts
+            assert next(iter(origin.read_many(objects))) == texts[0]  # whoever stops early may
+            (tmp_path / objects[150][0].path(Suffix.DATA)).write_bytes(b"x")
+            with pytest.raises(IntegrityError, match="its hash differs"):
+                list(origin.read_many(objects))
+            (tmp_path / objects[150][0].path(Suffix.DATA)).unlink()
+            with pytest.raises(MissingError, match="404"):
+                list(origin.read_many(objects))
+        finally:
+            origin.close()
