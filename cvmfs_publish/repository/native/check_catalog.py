@@ -593,7 +593,7 @@ class _Examination:
                 self.error(path, f"{table}: hash is {text!r}")
                 continue
             if type(size_value) is not int or size_value <= 0:
-                self.report.warning(path_text(path), f"{table}: size is {size_value!r}: unknown")
+                self.error(path, f"{table}: size is {size_value!r}: unknown")
                 size_value = 0
             found[path] = CatalogRef(digest, size_value)
         return found
@@ -683,7 +683,7 @@ def compare_transition(path: str, mount: Entry, root: Entry, report: Report) -> 
     for what in ("uid", "gid"):
         self_value, other = getattr(mount, what), getattr(root, what)
         if self_value != other:
-            report.warning(
+            report.error(
                 "/" + path,
                 f"{what} is {self_value} at the mountpoint, {other} in the nested catalog",
             )

@@ -177,7 +177,7 @@ class SchemaExamination:
             if parse_number(properties.get(key)) is None:
                 self.report.error(self.place, f"catalog property {key} is {properties.get(key)!r}")
         if not self.prefix and parse_number(properties.get("TTL")) is None:
-            self.report.warning(self.place, f"catalog property TTL is {properties.get('TTL')!r}")
+            self.report.error(self.place, f"catalog property TTL is {properties.get('TTL')!r}")
         prefix = os.fsencode(properties.get("root_prefix", ""))
         if prefix != self.prefix:
             self.report.error(
