@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
+from cvmfs_publish.content import ingest as ingest_module
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.ingest import CHUNK_SIZE, Ingestor, Stored
 from cvmfs_publish.content.local import LocalStore
@@ -271,3 +273,52 @@ def test_leaving_ends_every_process_and_closes_every_file(store: LocalStore) -> 
         assert children() != []
     assert children() == []
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one worker does one thing at a time")
+def test_an_object_two_layers_store_at_once_outlives_the_one_that_fails(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, go_on = threading.Event(), threading.Event()
+    original = ingest_module._read
+
+    def slow(replies: BinaryIO, size: int) -> bytes:
+        data = original(replies, size)
+        if not stored.is_set():  # the first worker has stored the object, and is not heard yet
+            stored.set()
+            assert go_on.wait(60)
+        return data
+
+    monkeypatch.setattr(ingest_module, "_read", slow)
+    with Ingestor(store, HashAlgorithm.SHA1, 2) as ingestor:
+        failing = ingestor.open()
+        failing.add(Content(b"in both"), 7)
+        failing._submit()
+        assert stored.wait(60)
+        (pieces,) = ingest(ingestor, b"in both")
+        go_on.set()
+        failing._batch.wait()
+        failing.abandon()
+    assert read_back(store, pieces) == b"in both"
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_what_is_not_there_after_it_was_stored_is_an_error(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    original = Ingestor._run
+
+    def run(self: Ingestor, job: Any, process: Any) -> None:  # noqa: ANN401
+        original(self, job, process)
+        path = store.root / job.pieces[0][0].hash.path(Suffix.DATA)
+        path.unlink() if damage == "gone" else os.truncate(path, 3)
+
+    monkeypatch.setattr(Ingestor, "_run", run)
+    text = {"gone": "is gone", "cut": "has 3 bytes"}[damage]
+    with (
+        Ingestor(store, HashAlgorithm.SHA1, 1) as ingestor,
+        pytest.raises(RepositoryError) as error,
+    ):
+        ingest(ingestor, b"some content")
+    assert text in str(error.value)
+    assert error.value.hint
