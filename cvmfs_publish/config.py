@@ -208,7 +208,7 @@ class S3Config:
         metadata=about("the token of temporary keys; else AWS_SESSION_TOKEN"),
     )
     connections: int = field(
-        default=32,
+        default=64,
         metadata=about("requests at the same time; fewer if the store answers SlowDown"),
     )
     lease: timedelta = field(
@@ -622,7 +622,7 @@ repository:
     # `session_token:` for temporary keys.
     $secret_key
     # Requests at the same time.  Fewer if the store answers SlowDown.
-    #connections: 32
+    #connections: 64
     # The lock of a publisher that died on another host is free after this time.
     #lease: 1m
   # The folder of NAME.pub, NAME.crt, NAME.key and NAME.masterkey.  Keep it private.  The master

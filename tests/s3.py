@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import json
 import socket
 import subprocess
 import sys
@@ -126,11 +127,14 @@ class S3Bucket:
         return directory
 
     def publish_to_everybody(self) -> None:
-        """Let everybody read, as docs/publishing.md says."""
-        policy = (
-            '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*",'
-            f' "Action": "s3:GetObject", "Resource": "arn:aws:s3:::{self.name}/*"}}]}}'
-        )
+        """Let everybody read, as docs/publishing.md says; moto wants the word for HEAD as well."""
+        statement = {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": ["s3:GetObject", "s3:HeadObject"],
+            "Resource": f"arn:aws:s3:::{self.name}/*",
+        }
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         self.server.request("PUT", f"/{self.name}?policy", policy.encode())
 
 

@@ -226,7 +226,7 @@ class Ingestor:
         command = [sys.executable, "-P", "-m", "cvmfs_publish.content.worker"]
         command += [str(self._descriptor), str(SLAB_SIZE)]
         settings = {
-            "store": self._store.description(),
+            "store": self._store.description(self._workers),
             "hash": self._algorithm.value,
             "compression": self.compression.value,
         }

@@ -82,7 +82,7 @@ class LocalStore:
                     path.mkdir(parents=True)
                     path.chmod(DIRECTORY_MODE)
 
-    def description(self) -> dict[str, Any]:
+    def description(self, sharers: int = 1) -> dict[str, Any]:
         return {"kind": "local", "root": os.fspath(self.root)}
 
     # objects

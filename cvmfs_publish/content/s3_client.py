@@ -117,7 +117,7 @@ class S3Settings:
     endpoint: str | None = None  # URL; None: Amazon's of the region
     region: str = "us-east-1"
     virtual_host: bool = False  # the bucket in the host's name instead of the path
-    connections: int = 32  # requests at the same time
+    connections: int = 64  # requests at the same time, those of worker processes included
     lease: float = 60.0  # seconds without a refresh after which a lock is free
     timeout: float = 120.0  # seconds for one request
     patience: float = 60.0  # seconds after which a request that failed is not repeated

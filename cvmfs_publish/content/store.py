@@ -73,10 +73,11 @@ class ContentStore(Protocol):
     def create(self) -> None:
         """Prepare an empty store; what exists is left alone."""
 
-    def description(self) -> dict[str, Any]:
+    def description(self, sharers: int = 1) -> dict[str, Any]:
         """Return what `stores.open_store` needs to open the same store in another process.
 
-        It may hold secrets: it is handed over on a pipe, never on a command line.
+        It may hold secrets: it is handed over on a pipe, never on a command line.  `sharers`
+        processes will use it at the same time.
         """
 
     # objects

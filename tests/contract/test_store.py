@@ -24,7 +24,12 @@ Opener = Callable[[], ContentStore]  # each call opens the same store again
 MANIFEST = ".cvmfspublished"
 
 
-@pytest.fixture(params=sorted(STORES))
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=[] if kind == "local" else pytest.mark.slow)
+        for kind in sorted(STORES)
+    ]
+)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     opened: list[ContentStore] = []
     if request.param == "s3":

@@ -25,6 +25,8 @@ from cvmfs_publish.errors import LockedError, RepositoryError
 from tests.fakes.lying_s3 import UNCONDITIONAL, Asked, Lie, LyingS3
 from tests.s3 import SECRET_KEY, S3Bucket, S3Server
 
+pytestmark = pytest.mark.slow  # a server has to be started, and locks have to grow old
+
 MANIFEST = ".cvmfspublished"
 
 
