@@ -22,6 +22,7 @@ from cvmfs_publish.repository.native.catalog import Row
 from cvmfs_publish.repository.native.reader import Snapshot
 
 BATCH = 64  # files handed to a thread at a time
+READERS = max(8, os.cpu_count() or 1)  # threads; a server far away is waited for by several
 PIECE = 1024 * 1024  # bytes read at a time
 _KINDS = {
     stat.S_IFREG: "file",
@@ -282,7 +283,7 @@ def _compare_contents(
             found += _compare_content(path, wanted, published)
         return found, sum(node.size for _, _, node in batch)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="verify") as pool:
         for found, size in pool.map(look, _batches(files)):
             differences += found
             done += size

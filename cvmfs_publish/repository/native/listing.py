@@ -12,7 +12,7 @@ import json
 import stat
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
@@ -35,6 +35,7 @@ from cvmfs_publish.repository.native.catalog import (
 from cvmfs_publish.repository.native.database import query
 
 Load = Callable[[CatalogRef], Catalog]  # opens a stored catalog, verified; the caller closes it
+LoadMany = Callable[[Sequence[CatalogRef]], Iterator[Catalog]]  # the same, in the order asked for
 
 _ENTRIES = (
     "SELECT md5path_1, md5path_2, parent_1, parent_2, hash, size, mode, mtime, mtimens, flags, "
@@ -205,7 +206,7 @@ _SUFFIX_OF_FLAGS = {algorithm.flags: suffix for algorithm, suffix in SUFFIXES.it
 
 
 def find_small_files(
-    load: Load, root: CatalogRef, top: RepoPath, name: str, excluded: Collection[str]
+    load: LoadMany, root: CatalogRef, top: RepoPath, name: str, excluded: Collection[str]
 ) -> Iterator[SmallFile]:
     """Yield the files called `name` anywhere below directory `top`, ordered by their directory.
 
@@ -216,27 +217,27 @@ def find_small_files(
         IntegrityError: a catalog is missing or damaged, or such a file is not one object.
     """
     found: list[tuple[bytes, object, int]] = []
-    stack = [("", root)]
-    while stack:
-        prefix, ref = stack.pop()
-        with load(ref) as catalog:
-            start = _start(catalog, prefix, top)
-            if start is not None:
-                found += query(
-                    catalog.database,
-                    "catalog",
-                    _FILES,
-                    *path_key(start),
-                    encode_name(start),
-                    name,
-                    json.dumps(sorted(excluded)),
-                )
-            stack += [
-                (where, below)
-                for where, below in catalog.nested().items()
-                if (_is_below(where, top) or _is_below(top, where))
-                and where.rpartition("/")[2] not in excluded
-            ]
+    level = {"": root}
+    while level:  # one level of catalogs at a time, so that a server is asked for many at once
+        below: dict[RepoPath, CatalogRef] = {}
+        for prefix, opened in zip(level, load(list(level.values())), strict=True):
+            with opened as catalog:
+                start = _start(catalog, prefix, top)
+                if start is not None:
+                    found += query(
+                        catalog.database,
+                        "catalog",
+                        _FILES,
+                        *path_key(start),
+                        encode_name(start),
+                        name,
+                        json.dumps(sorted(excluded)),
+                    )
+                for where, ref in catalog.nested().items():
+                    leads_there = _is_below(where, top) or _is_below(top, where)
+                    if leads_there and where.rpartition("/")[2] not in excluded:
+                        below[where] = ref
+        level = below
     found.sort(key=lambda values: values[0].split(b"/"))
     for directory, digest, flags in found:
         path = join_path(decode_name(directory), name)

@@ -9,7 +9,7 @@ import hashlib
 import re
 import zlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -348,7 +348,7 @@ class Snapshot:
 
         Far faster than one by one: see `listing.find_small_files`.
         """
-        files = list(find_small_files(self._load, self.root, top, name, excluded))
+        files = list(find_small_files(self._load_many, self.root, top, name, excluded))
         stored = self.origin.read_many((file.hash, Suffix.DATA) for file in files)
         for file, data in zip(files, stored, strict=True):
             yield file.path, decompress(data, MAX_FILE_BYTES) if file.compressed else data
@@ -363,6 +363,15 @@ class Snapshot:
 
     def _load(self, ref: CatalogRef) -> Catalog:
         data = read_object(self.origin, ref.hash, Suffix.CATALOG, MAX_CATALOG_BYTES)
+        return self._opened(ref, data)
+
+    def _load_many(self, refs: Sequence[CatalogRef]) -> Iterator[Catalog]:
+        stored = self.origin.read_many((ref.hash, Suffix.CATALOG) for ref in refs)
+        for ref, data in zip(refs, stored, strict=True):
+            yield self._opened(ref, decompress(data, MAX_CATALOG_BYTES))
+
+    @staticmethod
+    def _opened(ref: CatalogRef, data: bytes) -> Catalog:
         if ref.size and ref.size != len(data):
             raise IntegrityError(f"catalog {ref.hash} has {len(data)} bytes, promised {ref.size}")
         return Catalog.open(data)
