@@ -175,8 +175,9 @@ FAULTS = {
         lambda place: place.manifest.write_bytes(
             place.manifest.read_bytes().replace(b"\nD240\n", b"\nD241\n")
         ),
-        r"\.cvmfspublished of \S+ was not signed .*hash line says",
-        "restore it from a backup or a replica",
+        # told by the first who reads it
+        r"(\.cvmfspublished of \S+ was not signed |is damaged: ).*manifest: hash line says",
+        "from a backup or a replica",
     ),
     "the revision is from the future": Fault(
         lambda place: place.sign_as_of(hours(5)),
