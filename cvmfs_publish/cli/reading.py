@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session
+from cvmfs_publish.cli.lazy import load
 from cvmfs_publish.cli.options import Elsewhere, elsewhere
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.repository.native.manifest import FILE_NAME
-from cvmfs_publish.repository.native.origin import open_origin
 from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository, damage
 from cvmfs_publish.repository.native.signing import FORMER, SignatureError
@@ -48,7 +48,7 @@ def open_reading(
 
 
 def _open_other(other: Elsewhere) -> Snapshot:
-    origin = open_origin(other.location)
+    origin = load("cvmfs_publish.repository.native.http_origin").open_origin(other.location)
     if origin.size(FILE_NAME) is None:
         origin.close()
         raise RepositoryError(

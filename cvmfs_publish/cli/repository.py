@@ -42,8 +42,9 @@ from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
+from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
-from cvmfs_publish.repository.native.origin import Origin, open_origin
+from cvmfs_publish.repository.native.origin import Origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
 from cvmfs_publish.repository.native.signing import DEFAULT_KEY_BITS, check_bits
 from cvmfs_publish.repository.native.spool import Spool

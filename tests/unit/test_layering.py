@@ -51,7 +51,7 @@ HOMES: dict[str, set[str]] = {
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/render.py"},
     "obstore": {"content/s3_client.py"},
-    "requests": {"sources/registry/client.py", NATIVE + "origin.py"},
+    "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "rich": {"cli/"},
     "sqlite3": {
         NATIVE + "catalog.py",
@@ -67,7 +67,7 @@ HOMES: dict[str, set[str]] = {
         "sources/registry/credentials.py",  # docker-credential-…
     },
     "typer": {"cli/"},
-    "urllib3": {"sources/registry/client.py", NATIVE + "origin.py"},
+    "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
     "yaml": {"settings.py", "cli/sites.py"},  # read in one place, written in the other
 }

@@ -45,11 +45,11 @@ from cvmfs_publish.repository.native.check_objects import (
     object_exists,
 )
 from cvmfs_publish.repository.native.check_schema import parse_number, read_properties
+from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import (
     MissingError,
     Origin,
-    open_origin,
     read,
 )
 from cvmfs_publish.repository.native.problems import Problem, Report, Severity

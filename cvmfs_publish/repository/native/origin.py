@@ -1,30 +1,17 @@
-"""Fetch files of a published repository, from a directory or over HTTP.
+"""Where files of a published repository are read from: a directory, a store, or a web server.
 
 Nothing is verified here; names are relative to the repository root, as in `data/ab/cdef…C`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
-import requests
-import urllib3
-
-from cvmfs_publish.content.local import PIECE, LocalStore
 from cvmfs_publish.content.store import MissingError, ObjectId
-from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
+from cvmfs_publish.errors import IntegrityError
 
-__all__ = ["HttpOrigin", "MissingError", "Origin", "open_origin", "read"]
-
-_CONNECT_SECONDS = 10
-_READ_SECONDS = 60
-_CONNECTIONS = 16  # at the same time, for many small objects
-_SMALL = 64 * 1024**2  # bytes; more is not read into memory for them
-_MISSING = (403, 404, 410)  # S3 answers 403 for a missing key where listing is not allowed
+__all__ = ["MissingError", "Origin", "read"]
 
 
 class Origin(Protocol):
@@ -56,20 +43,6 @@ class Origin(Protocol):
         """Release connections.  May be called again."""
 
 
-def open_origin(location: str | Path) -> Origin:
-    """Return the origin at a directory or an http(s) URL; nothing is read yet.
-
-    Raises:
-        InputError: a URL of another kind.
-    """
-    text = str(location)
-    if isinstance(location, str) and "://" in text:
-        if text.partition("://")[0] not in ("http", "https"):
-            raise InputError(f"{text}: repositories are read from directories and http(s) URLs")
-        return HttpOrigin(text)
-    return LocalStore(Path(location))
-
-
 def read(origin: Origin, name: str, limit: int) -> bytes:
     """Return a file of at most `limit` bytes; raise `IntegrityError` if it is larger."""
     found: list[bytes] = []
@@ -80,78 +53,3 @@ def read(origin: Origin, name: str, limit: int) -> bytes:
         if size > limit:
             raise IntegrityError(f"{name} has more than {limit} bytes")
     return b"".join(found)
-
-
-class HttpOrigin:
-    """A repository served over HTTP.  Each thread has its own connection."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._sessions: list[requests.Session] = []
-
-    def size(self, name: str) -> int | None:
-        with self._request("HEAD", name) as response:
-            if response.status_code in _MISSING:
-                return None
-            length = response.headers.get("Content-Length", "")
-            return int(length) if length.isdecimal() else -1
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        with self._request("GET", name) as response:
-            if response.status_code in _MISSING:
-                raise MissingError(f"{self.url}/{name} is missing ({response.status_code})")
-            try:
-                yield from response.iter_content(PIECE)
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-                raise RemoteError(f"{self.url}/{name}: {error}") from error
-
-    def read_many(self, objects: Iterable[ObjectId]) -> Iterator[bytes]:
-        with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="fetch") as pool:
-            try:
-                yield from pool.map(self._read_small, objects)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _read_small(self, wanted: ObjectId) -> bytes:
-        content_hash, kind = wanted
-        name = content_hash.path(kind)
-        stored = read(self, name, _SMALL)
-        if content_hash.algorithm.digest(stored) != content_hash.digest:
-            raise IntegrityError(f"object {name} of {self.url} is damaged: its hash differs")
-        return stored
-
-    def close(self) -> None:
-        with self._lock:
-            sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.close()
-
-    def _session(self) -> requests.Session:
-        session = getattr(self._local, "session", None)
-        if session is None:
-            session = requests.Session()
-            # Objects are compressed and hashed as they are; nobody may encode them again.
-            session.headers["Accept-Encoding"] = "identity"
-            self._local.session = session
-            with self._lock:
-                self._sessions.append(session)
-        return session
-
-    def _request(self, method: str, name: str) -> requests.Response:
-        url = f"{self.url}/{name}"
-        try:
-            response = self._session().request(
-                method,
-                url,
-                stream=True,
-                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
-                allow_redirects=False,  # clients do not follow them either (section 6.5)
-            )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise RemoteError(f"{url}: {error}", hint="try again later") from error
-        if response.status_code != requests.codes.ok and response.status_code not in _MISSING:
-            response.close()
-            raise RemoteError(f"{url}: server answered {response.status_code}")
-        return response

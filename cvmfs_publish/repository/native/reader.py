@@ -17,6 +17,7 @@ from types import TracebackType
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import decompress
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.layers.tree import MAX_LINKS, RepoPath
@@ -33,7 +34,7 @@ from cvmfs_publish.repository.native.catalog import (
 )
 from cvmfs_publish.repository.native.listing import find_small_files, list_stored
 from cvmfs_publish.repository.native.manifest import Manifest
-from cvmfs_publish.repository.native.origin import Origin, open_origin, read
+from cvmfs_publish.repository.native.origin import Origin, read
 from cvmfs_publish.repository.native.signing import (
     SignatureError,
     fingerprint,
@@ -55,7 +56,7 @@ _Mounted = tuple[Catalog, dict[RepoPath, CatalogRef]]  # with the catalogs neste
 
 
 def open_snapshot(
-    location: str | Path | Origin,
+    location: Path | Origin,
     public_keys: Iterable[Path | rsa.RSAPublicKey],
     *,
     now: datetime | None,
@@ -64,7 +65,7 @@ def open_snapshot(
     """Open the current revision after verifying what clients verify, in their order (2.4).
 
     Args:
-        location: directory or http(s) URL of the repository, or what reads from it.
+        location: directory of the repository, or what reads from it: `http_origin.open_origin`.
         public_keys: master keys that are trusted, or files with them.
         now: aware time at which the whitelist must be valid; None: one that has expired will do.
         name: the repository's name; by default what the manifest says.
@@ -74,7 +75,7 @@ def open_snapshot(
         RemoteError: the server refused or was unreachable.
     """
     keys = load_public_keys(public_keys)
-    origin = open_origin(location) if isinstance(location, str | Path) else location
+    origin = LocalStore(location) if isinstance(location, Path) else location
     try:
         return Snapshot(origin, _verified_manifest(origin, keys, name, now))
     except BaseException:
@@ -84,7 +85,7 @@ def open_snapshot(
 
 def browse_snapshot(location: Path | Origin, *, name: str | None = None) -> Snapshot:
     """Open the current revision of a place one trusts: hashes are verified, no signature."""
-    origin = open_origin(location) if isinstance(location, Path) else location
+    origin = LocalStore(location) if isinstance(location, Path) else location
     data = read(origin, manifests.FILE_NAME, manifests.MAX_BYTES)
     manifest, _, _ = manifests.parse_manifest(data)
     split_signed(data, "manifest").check_hash("manifest")

@@ -29,8 +29,8 @@ from cvmfs_publish.repository.native.check_objects import (
     check_presence,
 )
 from cvmfs_publish.repository.native.check_process import CheckProcess
+from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import format_manifest, parse_manifest
-from cvmfs_publish.repository.native.origin import open_origin
 from cvmfs_publish.repository.native.problems import MAX_PROBLEMS
 from cvmfs_publish.repository.native.signing import (
     fingerprint,

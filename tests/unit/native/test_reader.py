@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives import serialization
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
-from cvmfs_publish.repository.native.origin import MissingError, open_origin, read
+from cvmfs_publish.repository.native.http_origin import open_origin
+from cvmfs_publish.repository.native.origin import MissingError, read
 from cvmfs_publish.repository.native.reader import (
     Snapshot,
     browse_snapshot,
@@ -86,7 +87,7 @@ def test_the_tree_is_what_a_real_client_shows(name: str, over_http: bool) -> Non
     expected = json.loads((vector(name) / "expected-tree.json").read_text())
     directory = vector(name) / "repo"
     with served(directory) as url:
-        location = url if over_http else directory
+        location = open_origin(url) if over_http else directory
         with open_snapshot(location, [public_key(name)], now=NOW, name=name) as snapshot:
             assert {f"/{row.path}" for row in snapshot.walk()} == {e["path"] for e in expected}
             for entry in expected:
@@ -303,7 +304,7 @@ def test_servers_that_misbehave_are_remote_errors(tmp_path: Path) -> None:
         finally:
             origin.close()
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1"):
-        open_snapshot(url, [public_key()], now=NOW)
+        open_snapshot(open_origin(url), [public_key()], now=NOW)
     with pytest.raises(InputError, match="http"):
         open_origin("ftp://example.org/x")
 
