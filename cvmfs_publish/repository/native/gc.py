@@ -47,7 +47,7 @@ _DAMAGE_HINT = (
 )
 _ENABLE_HINT = (
     "replicas must know that old revisions may be missing: set CVMFS_GARBAGE_COLLECTION=true in "
-    "its server.conf, then publish once"
+    "its server.conf, then publish once with cvmfs_server"
 )
 
 Progress = Callable[[str, int], None]
