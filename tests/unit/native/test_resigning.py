@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from cvmfs_publish.repository.native.signing import (
     load_keys,
     public_fingerprint,
 )
+from cvmfs_publish.repository.native.tags import list_tags, set_tag
 from cvmfs_publish.repository.native.trust import TrustError
 from cvmfs_publish.repository.native.whitelist import (
     Whitelist,
@@ -38,6 +40,8 @@ from cvmfs_publish.repository.native.whitelist import (
     parse_whitelist,
     sign_whitelist,
 )
+from tests.s3 import S3Server
+from tests.s3_site import s3_site
 from tests.support import NAME, Site, site
 
 DAY = timedelta(days=1)
@@ -495,3 +499,43 @@ def test_a_revision_of_another_release_manager_is_built_upon(target: Site) -> No
     with pytest.raises(TrustError, match="does not trust"):
         put(other, b"x")
     assert target.judge() == []
+
+
+# in an object store
+
+
+@pytest.mark.slow
+def test_all_of_it_in_an_object_store(tmp_path: Path, s3_server: S3Server) -> None:
+    with s3_site(tmp_path, s3_server.new_bucket()) as target:
+
+        def seen() -> int:
+            """What a client sees, that verifies everything."""
+            public = [target.keys / f"{NAME}.pub"]
+            with open_snapshot(target.repository.store, public, now=now()) as found:
+                return found.manifest.revision
+
+        old = certificate(target)
+        resign(target.repository, now(), 30)
+        for wanted in STEPS:  # killed before each, one run after the other
+
+            def step(name: str, wanted: str = wanted) -> None:
+                assert seen() == 1
+                if name == wanted:
+                    raise Killed
+
+            with suppress(Killed):
+                rotate(target.repository, now(), 30, step=step)
+            assert seen() == 1
+            if certificate(target) != old and not list(target.keys.glob("*.next")):
+                break
+        assert rotate(target.repository, now(), 30).exchanged
+        tag, changed = set_tag(target.repository, "release", int(now().timestamp()))
+        assert (tag.revision, changed) == (1, True)
+        assert [found.name for found in list_tags(target.repository)] == ["release", "trunk"]
+        take_master_key(target)
+        request = make_request(target.repository, now())
+        data = sign_request(request, target.keys.parent / "safe" / "the-key", now(), 30)
+        install(target.repository, data, now())
+        put(target)
+        assert seen() == 2
+        assert target.judge() == []
