@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
-from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.store import SHARDS
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM
 from cvmfs_publish.repository.names import unpublish
@@ -34,23 +34,30 @@ class Timeline:
     def __init__(
         self,
         repository: NativeRepository,
-        storage: Path,
+        folder: Path | None,
         scratch: Path,
         *,
         is_stamped: bool = False,
     ) -> None:
-        """`is_stamped`: objects have their times already."""
+        """`folder` is where objects get their times, None for a store that cannot be told them;
+        `is_stamped`: objects have them already."""
         self.repository = repository
-        self.storage = storage
+        self.folder = folder
         self.scratch = scratch
         self.now = repository.manifest().timestamp
         self._known = self.names() if is_stamped else set()
         self._stamp()
 
+    @property
+    def storage(self) -> Path:
+        assert self.folder is not None
+        return self.folder
+
     def _stamp(self) -> None:
-        for name in self.names() - self._known:
-            os.utime(self.storage / name, (self.now, self.now))
-            self._known.add(name)
+        if self.folder is not None:
+            for name in self.names() - self._known:
+                os.utime(self.folder / name, (self.now, self.now))
+                self._known.add(name)
 
     def wait(self, days: float) -> None:
         self.now += int(days * DAY)
@@ -99,7 +106,7 @@ class Timeline:
     def store(self, data: bytes) -> str:
         """Store an object that nothing names."""
         content_hash = ContentHash.of(data, HashAlgorithm.SHA1)
-        LocalStore(self.storage).put(data, content_hash, Suffix.DATA)
+        self.repository.store.put(data, content_hash, Suffix.DATA)
         self._stamp()
         return content_hash.path(Suffix.DATA)
 
@@ -126,11 +133,9 @@ class Timeline:
     # what is there
 
     def names(self) -> set[str]:
-        return {
-            f"data/{path.parent.name}/{path.name}"
-            for path in self.storage.glob("data/??/*")
-            if path.is_file()
-        }
+        """Return the names of all files beside each other in `data/xx`, objects or not."""
+        store = self.repository.store
+        return {found.name for shard in SHARDS for found in store.objects(shard)}
 
     def tags(self) -> list[Tag]:
         with open_history(self.repository.store, self.repository.manifest()) as history:
@@ -149,7 +154,7 @@ class Timeline:
         """Read all of a revision as a client does; return the names of its objects."""
         found = set()
         with Snapshot(
-            LocalStore(self.storage), self.repository.manifest(), CatalogRef(root, 0)
+            self.repository.store, self.repository.manifest(), CatalogRef(root, 0)
         ) as snapshot:
             found |= {ref.hash.path(Suffix.CATALOG) for _, ref in snapshot.catalogs()}
             for row in snapshot.walk():

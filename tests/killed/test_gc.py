@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,41 +19,53 @@ import pytest
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import LockedError
 from cvmfs_publish.repository.native.repository import NativeRepository
-from tests.collecting import Timeline, timeline
-from tests.support import NAME, Site
+from tests.collecting import PAST_DAYS, Timeline, timeline
+from tests.s3 import S3Bucket
+from tests.s3_site import S3Site
+from tests.support import NAME, Site, keys_of_this_run
 from tests.versions import sandbox
 
 GRACE = 2  # days
 ROOT = Path(__file__).parents[2]
 
-# What the victim runs: collect at `now`, tell every step, and die before the step of that number.
+# What the victim runs: collect at `now`, tell every step, and die before the step with that number
+# or name.  How its object store is reached is the last argument; nothing if it is a folder.
 VICTIM = """
-import os, signal, sys
+import json, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
+from cvmfs_publish.content.s3_client import S3Settings
 from cvmfs_publish.repository.native.gc import Collector, Retention
+from tests.s3_site import S3Site
 from tests.support import Site
 
-base, now, grace, fatal = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+base, now, grace, fatal = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+settings = json.loads(sys.argv[6])
 steps = []
 
 def step(name):
     print(name, flush=True)
-    if len(steps) == fatal:
+    if fatal in (str(len(steps)), name, name.partition(" ")[0]):
         if sys.argv[5] == "wait":
             sys.stdin.read()
         os.kill(os.getpid(), signal.SIGKILL)
     steps.append(name)
 
-target = Site(base)
+target = S3Site(base, None, S3Settings(**settings)) if settings else Site(base)
 retention = Retention(timedelta(days=grace), 0)
 Collector(target.repository, base / "state").collect(now, retention, step=step)
+target.repository.store.close()
 """
 
 
-def victim(base: Path, now: int, fatal: int, mode: str = "die") -> subprocess.Popen[str]:
+def victim(
+    target: Site, now: int, fatal: int | str, mode: str = "die", grace: int = GRACE
+) -> subprocess.Popen[str]:
+    settings = target.settings.as_dict() if isinstance(target, S3Site) else None
+    base = str(target.keys.parent)
+    words = [base, str(now), str(grace), str(fatal), mode, json.dumps(settings)]
     return subprocess.Popen(
-        [sys.executable, "-c", VICTIM, str(base), str(now), str(GRACE), str(fatal), mode],
+        [sys.executable, "-c", VICTIM, *words],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -58,11 +73,11 @@ def victim(base: Path, now: int, fatal: int, mode: str = "die") -> subprocess.Po
     )
 
 
-def aborted(base: Path, now: int, fatal: int) -> list[str]:
+def aborted(target: Site, now: int, fatal: int | str = -1, grace: int = GRACE) -> list[str]:
     """Run the victim to its end, and return the steps it told."""
-    with victim(base, now, fatal) as process:
+    with victim(target, now, fatal, grace=grace) as process:
         out, _ = process.communicate()
-    assert process.returncode == (0 if fatal < 0 else -signal.SIGKILL)
+    assert process.returncode == (0 if fatal == -1 else -signal.SIGKILL)
     return out.split("\n")[:-1]
 
 
@@ -108,8 +123,8 @@ def test_killed_before_every_step_it_is_sound_and_the_next_run_ends_as_if_nothin
     tmp_path: Path, prepared: tuple[Site, Timeline]
 ) -> None:
     _, line = prepared
-    _, whole = copied(line, tmp_path / "whole")
-    steps = aborted(tmp_path / "whole", whole.now, -1)
+    beside, whole = copied(line, tmp_path / "whole")
+    steps = aborted(beside, whole.now)
     expected = result_of(whole)
     assert steps[:2] == ["removals", "catalogs"]
     assert steps.count("switch") == 2  # the revision without the sandbox, and the shorter reflog
@@ -119,7 +134,7 @@ def test_killed_before_every_step_it_is_sound_and_the_next_run_ends_as_if_nothin
     for number in [*range(sweeps[2]), sweeps[-1]]:
         folder = tmp_path / str(number)
         target, copy = copied(line, folder)
-        assert aborted(folder, copy.now, number) == steps[: number + 1]
+        assert aborted(target, copy.now, number) == steps[: number + 1]
         problems = target.judge()
         if steps[number] == "switch":
             assert all(".cvmfsreflog" in problem for problem in problems)
@@ -140,13 +155,11 @@ def test_killed_before_every_step_it_is_sound_and_the_next_run_ends_as_if_nothin
 @pytest.mark.parametrize("stage", ["plan", "sweep"])
 def test_nobody_writes_while_it_collects(prepared: tuple[Site, Timeline], stage: str) -> None:
     target, line = prepared
-    base = line.storage.parent
-    copy = base.with_name("steps")
-    shutil.copytree(base, copy)
-    steps = aborted(copy, line.now, -1)
+    copy, _ = copied(line, line.storage.parent.with_name("steps"))
+    steps = aborted(copy, line.now)
     last = len(steps) - 1
     number = last if stage == "sweep" else len(steps) - 1 - steps[::-1].index("certificate")
-    with victim(base, line.now, number, "wait") as process:
+    with victim(target, line.now, number, "wait") as process:
         assert process.stdout is not None
         for _ in range(number + 1):
             assert select.select([process.stdout], [], [], 60)[0]
@@ -170,7 +183,7 @@ def test_it_does_not_begin_while_somebody_publishes(prepared: tuple[Site, Timeli
     other = NativeRepository(NAME, LocalStore(line.storage), target.keys)
     with other.transaction(line.now) as transaction:
         transaction.put_file("new", b"uploaded before the collector comes")
-        process = victim(line.storage.parent, line.now, -1)
+        process = victim(target, line.now, -1)
         out, _ = process.communicate()
         assert process.returncode == 1
         assert "sweep" not in out
@@ -178,3 +191,40 @@ def test_it_does_not_begin_while_somebody_publishes(prepared: tuple[Site, Timeli
     line.consists_of(line.repository.manifest().root_hash)
     assert target.judge() == []
     assert os.listdir(line.storage / "data" / "txn") == []
+
+
+# Each run goes on where the one before was killed: first with the tree, then with objects.
+SWITCH: list[int | str] = ["reflog", "switch reflog", "switch", "done"]
+FATAL = ["removals", "catalogs", *SWITCH, "plan", "certificate", *SWITCH, "sweep", 5, 6]
+
+
+def test_killed_again_and_again_a_collection_in_object_storage_goes_on(
+    tmp_path: Path, bucket: S3Bucket
+) -> None:
+    target = S3Site(tmp_path, bucket, bucket.settings)
+    shutil.copytree(keys_of_this_run(), target.keys)
+    target.repository.create(target.algorithm, datetime.now(UTC) - timedelta(days=PAST_DAYS))
+    with target.client, closing(target.repository.store):
+        line = Timeline(target.repository, None, tmp_path / "state")
+        prepare(line)
+        number = line.repository.revision().number
+        for step in FATAL:
+            before = bucket.names()
+            told = aborted(target, line.now, step, grace=0)
+            removed = {name for name in before - bucket.names() if name.startswith("data/")}
+            assert not removed or told[-1].startswith("sweep ")
+            problems = target.judge()
+            if step == "switch":
+                assert all(".cvmfsreflog" in problem for problem in problems)
+            else:
+                assert problems == [], step
+        assert line.repository.revision().number == number + 1
+        _, names = line.plan()
+        assert names
+        before = bucket.names()
+        _, removed_now = line.collect()
+        assert removed_now == names
+        assert before - bucket.names() >= set(names)
+        roots = {tag.hash for tag in line.tags()}
+        assert line.names() == line.needed(roots) | line.beside()
+        assert target.judge() == []
