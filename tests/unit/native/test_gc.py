@@ -14,16 +14,18 @@ import pytest
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import compress, decompress
-from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.errors import LockedError, RepositoryError
 from cvmfs_publish.layers.tree import Chunk, Content, Directory, Node, Tree
 from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native.catalog import CatalogRef
 from cvmfs_publish.repository.native.gc import Collector
 from cvmfs_publish.repository.native.history import TRUNK_PREVIOUS
-from cvmfs_publish.repository.native.reflog import RefType
-from cvmfs_publish.repository.native.repository import NativeRepository
+from cvmfs_publish.repository.native.reflog import Ref, Reflog, RefType
+from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.signing import load_keys
+from cvmfs_publish.repository.native.spool import Spool
 from tests.collecting import Timeline, timeline
+from tests.stock import Stock
 from tests.support import NAME, Site
 from tests.unit.native import vectors
 from tests.versions import sandbox
@@ -517,3 +519,60 @@ def test_all_named_revisions_of_a_stock_repository_survive(tmp_path: Path, name:
     assert line.names() == line.needed(tagged)
     report = damaged.check()
     assert report.errors == []
+
+
+def test_beside_stock_tools_their_locks_count_and_the_checksum_of_the_reflog_follows(
+    tmp_path: Path,
+) -> None:
+    stock = Stock(tmp_path / "host")
+    spool = Spool(stock.spool, stock.name)
+    repository = NativeRepository(
+        stock.name, LocalStore(stock.root), stock.keys_folder, NativeOptions(bookkeeping=spool)
+    )
+    line = Timeline(repository, stock.root, tmp_path / "state")
+    line.now = int(vectors.NOW.timestamp())
+    flag = stock.spool / "in_transaction.lock"
+    flag.write_bytes(b"")
+    before = stock.everything()
+    for run in (line.plan, line.collect):
+        with pytest.raises(LockedError):
+            run()
+    assert stock.everything() == before
+    flag.unlink()
+    before = stock.everything()
+    _, names = line.plan()
+    assert {path: each[0::2] for path, each in stock.everything().items()} == {
+        path: each[0::2] for path, each in before.items()
+    }
+    _, removed = line.collect()
+    assert removed == names
+    assert names
+    checksum = ContentHash.of(stock.reflog_file.read_bytes(), HashAlgorithm.SHA1)
+    assert (stock.spool / "reflog.chksum").read_text().strip() == str(checksum)
+    assert repository.manifest().reflog == checksum
+    assert sorted(os.listdir(stock.spool)) == ["client.local", "reflog.chksum"]
+    assert stock.check().errors == []
+
+
+def test_bind_mountpoints_of_a_stock_repository_keep_what_they_show(tmp_path: Path) -> None:
+    damaged = vectors.Damaged(tmp_path)
+    first = next(ref for ref in reflog_of(damaged) if ref.type is RefType.CATALOG).hash
+    damaged.edit_catalog(
+        "", f"INSERT INTO bind_mountpoints VALUES ('/.cvmfs/snapshots/old', '{first}', 0)"
+    )
+    keys = vectors.copy_keys(tmp_path / "keys")
+    repository = NativeRepository(damaged.name, LocalStore(damaged.root), keys)
+    line = Timeline(repository, damaged.root, tmp_path / "state")
+    line.now = int(vectors.NOW.timestamp())
+    shown = line.consists_of(first)
+    gone = ContentHash(b"none of all objects!")
+    damaged.edit_catalog(
+        "", f"INSERT INTO bind_mountpoints VALUES ('/.cvmfs/snapshots/gone', '{gone}', 0)"
+    )
+    line.collect()
+    assert line.consists_of(first) == shown
+
+
+def reflog_of(damaged: vectors.Damaged) -> list[Ref]:
+    with Reflog.open(damaged.reflog_file.read_bytes()) as reflog:
+        return reflog.entries()
