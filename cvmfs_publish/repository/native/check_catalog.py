@@ -47,6 +47,7 @@ from cvmfs_publish.repository.native.check_schema import (
 )
 from cvmfs_publish.repository.native.database import query
 from cvmfs_publish.repository.native.problems import Report
+from cvmfs_publish.repository.native.upgrade import NESTED_SIZE_SINCE
 
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux
 MAX_TARGET_BYTES = 4095  # a longer link target cannot be read by clients
@@ -576,7 +577,8 @@ class _Examination:
 
     def load_mounts(self, table: str) -> dict[bytes, CatalogRef | None]:
         """Return the rows of a table of mountpoints; None for a row that names no hash."""
-        size = "size" if table != "nested_catalogs" or self.schema_revision >= 1 else "0"
+        has_size = table != "nested_catalogs" or self.schema_revision >= NESTED_SIZE_SINCE
+        size = "size" if has_size else "0"
         found: dict[bytes, CatalogRef | None] = {}
         for path, kind, text, size_value in self.rows(
             f"SELECT CAST(path AS BLOB), typeof(path), sha1, {size} FROM {table}"  # noqa: S608 - constants
@@ -593,7 +595,8 @@ class _Examination:
                 self.error(path, f"{table}: hash is {text!r}")
                 continue
             if type(size_value) is not int or size_value <= 0:
-                self.error(path, f"{table}: size is {size_value!r}: unknown")
+                if has_size:
+                    self.error(path, f"{table}: size is {size_value!r}: unknown")
                 size_value = 0
             found[path] = CatalogRef(digest, size_value)
         return found

@@ -236,8 +236,13 @@ class TreeEditor:
         totals = catalog.total_counters()
         if catalog.upgrade(what) >= SPECIAL_SINCE:
             return _Mount(prefix, catalog, totals, catalog.nested())
-        # Nobody counted the special files below; clients do not care, but every check does.
-        special = count_special(self._store, catalog)
+        # Nobody counted the special files below, and the oldest do not say how large the catalogs
+        # below are; clients do not care, but every check does.
+        special = 0
+        for path, ref in catalog.nested().items():
+            size, found = survey(self._store, ref)
+            special += found
+            catalog.set_nested(path, CatalogRef(ref.hash, ref.size or size))
         _, below = catalog.stored_counters()
         own = catalog.count_own()
         catalog.set_counters(own, below | {"special": special})
@@ -344,11 +349,9 @@ class TreeEditor:
         return ref, catalog.total_counters()
 
 
-def count_special(store: ContentStore, catalog: Catalog) -> int:
-    """Count the special files in all catalogs below one, those of old servers included."""
-    total = 0
-    for ref in catalog.nested().values():
-        data = decompress(store.read(ref.hash, Suffix.CATALOG), MAX_CATALOG_BYTES)
-        with Catalog.open(data) as nested:
-            total += nested.count_special() + count_special(store, nested)
-    return total
+def survey(store: ContentStore, ref: CatalogRef) -> tuple[int, int]:
+    """Return a catalog's size, and how many special files are in it and in all below it."""
+    data = decompress(store.read(ref.hash, Suffix.CATALOG), MAX_CATALOG_BYTES)
+    with Catalog.open(data) as catalog:
+        below = sum(survey(store, nested)[1] for nested in catalog.nested().values())
+        return len(data), catalog.count_special() + below

@@ -159,10 +159,14 @@ def test_what_is_not_possible_is_refused_with_file_and_line(
 
 
 def test_what_is_done_otherwise_is_told(tmp_path: Path) -> None:
-    text = (
-        REAL
-        + "CVMFS_ENFORCE_LIMITS=true\nCVMFS_USE_FILE_CHUNKING=false\nCVMFS_AUTO_GC=true\nCVMFS_VIRTUAL_DIR=true\nCVMFS_INCLUDE_XATTRS=false\n"
-    )
+    switches = {
+        "CVMFS_ENFORCE_LIMITS": "true",
+        "CVMFS_USE_FILE_CHUNKING": "false",
+        "CVMFS_AUTO_GC": "true",
+        "CVMFS_VIRTUAL_DIR": "true",
+        "CVMFS_INCLUDE_XATTRS": "false",
+    }
+    text = REAL + "".join(f"{key}={value}\n" for key, value in switches.items())
     conf = read_server_conf(write(tmp_path / "server.conf", text))
     assert [remark.partition(":")[0].partition(" ")[0] for remark in conf.remarks] == [
         "CVMFS_USE_FILE_CHUNKING",
