@@ -355,13 +355,12 @@ def _mark(kept: Iterable[Kept], marks: Marks, walk: Walk) -> int:
         marks.add_object(each.root_hash, Suffix.CATALOG)
         if each.is_whole:
             walk.add(each.root_hash)
-    rest = {each.root_hash for each in kept if not each.is_whole}
+    partial = {each.root_hash for each in kept if not each.is_whole}
     done: set[ContentHash] = set()
-    while rest:
+    while rest := (partial | walk.bound) - done:
         for root in rest:
             walk.add_rest(root)
         done |= rest
-        rest = walk.bound - done
     return walk.catalogs
 
 
