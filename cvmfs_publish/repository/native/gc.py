@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import storage_errors
-from cvmfs_publish.content.store import SHARDS, ContentStore
+from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.history import Tag
@@ -241,8 +241,8 @@ class Collector:
                 f"be told: {error}",
                 hint=error.hint or _DAMAGE_HINT,
             ) from error
-        for ref in roots.auxiliary:
-            marks.add_object(ref.hash, ref.type.suffix)
+        for content_hash, kind in roots.auxiliary:
+            marks.add_object(content_hash, kind)
         plan.refs = tuple(roots.dropped)
         return marks
 
@@ -292,7 +292,7 @@ class Roots:
         self._times = {ref.timestamp for ref in self._refs}
         self._times |= {tag.timestamp for tag in self._tags}
         self.kept: dict[ContentHash, Kept] = {}
-        self.auxiliary: list[Ref] = []  # certificates, histories and metainfo
+        self.auxiliary: list[ObjectId] = []  # certificates, histories and metainfo
         self.dropped: list[Ref] = []
 
     def choose(self, now: int, retention: Retention, progress: Progress = ignore_progress) -> None:
@@ -305,7 +305,13 @@ class Roots:
         for tag in self._tags:
             self._keep(tag.hash, f"tag {tag.name}", is_whole=True)
         self._follow_predecessors(now, retention, progress)
-        current = {self._manifest.certificate, self._manifest.history, self._manifest.metainfo}
+        beside = {
+            Suffix.CERTIFICATE: self._manifest.certificate,
+            Suffix.HISTORY: self._manifest.history,
+            Suffix.METAINFO: self._manifest.metainfo,
+        }
+        # whether the reflog lists them or not
+        self.auxiliary = [(value, kind) for kind, value in beside.items() if value is not None]
         times = sorted(self._times)
         for ref in self._refs:
             recent = retention.protects(_replaced_at(ref, times), now)
@@ -314,9 +320,9 @@ class Roots:
                     self._keep(ref.hash, "replaced within the grace", is_whole=True)
                 if ref.hash not in self.kept:
                     self.dropped.append(ref)
-            elif recent or ref.hash in current:
-                self.auxiliary.append(ref)
-            else:
+            elif recent:
+                self.auxiliary.append((ref.hash, ref.type.suffix))
+            elif ref.hash != beside[ref.type.suffix]:
                 self.dropped.append(ref)
 
     def _keep(self, root: ContentHash, why: str, *, is_whole: bool) -> None:

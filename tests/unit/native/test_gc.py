@@ -189,6 +189,28 @@ def test_old_histories_go_with_the_revisions_and_what_the_manifest_names_stays(
     assert {h.path(Suffix.HISTORY) for h in histories[:2]} <= set(names)
 
 
+def test_what_the_manifest_names_stays_also_if_the_reflog_has_forgotten_it(
+    both: tuple[Site, Timeline],
+) -> None:
+    target, line = both
+    line.put("a/f", b"1")
+    manifest = line.repository.manifest()
+    with line.repository.maintenance(line.now) as work:
+        work.reflog.database.execute("DELETE FROM refs")
+        data = work.reflog.serialize()
+    keys = load_keys(target.keys, NAME)
+    unlisted = replace(manifest, reflog=ContentHash.of(data, target.algorithm))
+    (target.storage / ".cvmfsreflog").write_bytes(data)
+    path = target.storage / manifests.FILE_NAME
+    path.write_bytes(manifests.sign_manifest(unlisted, keys.private_key))
+    line.wait(9)
+    assert line.refs() == []
+    line.collect()
+    assert all(problem.startswith("ERROR .cvmfsreflog: ") for problem in target.judge())
+    line.put("a/f", b"2")
+    assert target.judge() == []
+
+
 def test_objects_of_aborted_publishes_go_after_the_grace(both: tuple[Site, Timeline]) -> None:
     target, line = both
     line.put("a/f", b"1")
