@@ -40,9 +40,9 @@ class Rehearsal:
     def create(self) -> None:
         """Nothing has to be prepared in memory."""
 
-    def description(self) -> dict[str, Any]:
+    def description(self, sharers: int = 1) -> dict[str, Any]:
         """Describe the real store: another process sees nothing of what was written here."""
-        return self._store.description()
+        return self._store.description(sharers)
 
     # objects
 
