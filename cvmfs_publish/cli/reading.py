@@ -15,7 +15,7 @@ from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.repository.native.manifest import FILE_NAME
 from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository, damage
-from cvmfs_publish.repository.native.signing import FORMER, SignatureError
+from cvmfs_publish.repository.native.signing import SignatureError, public_key_files
 
 
 @contextmanager
@@ -61,16 +61,14 @@ def _open_other(other: Elsewhere) -> Snapshot:
 def _open_own(repository: NativeRepository, keys: Path) -> Snapshot:
     """Open one's own: that its whitelist has expired is for clients to refuse, not for us."""
     repository.manifest()  # a clear error if there is none
-    public = keys / f"{repository.name}.pub"
-    former = public.with_name(public.name + FORMER)
-    trusted = [public, former] if former.exists() else [public]
+    trusted = public_key_files(keys, repository.name)
     with damage(repository.location):
         try:
             return open_snapshot(repository.store, trusted, now=None, name=repository.name)
         except SignatureError as error:
             problem = error
     raise SignatureError(
-        f"the repository in {repository.location} was not signed for the master key {public}: "
+        f"the repository in {repository.location} was not signed for the master key {trusted[0]}: "
         f"{problem}",
         hint="name the right keys in `repository.keys`; if they are, somebody has changed files",
     ) from problem

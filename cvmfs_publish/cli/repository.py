@@ -46,7 +46,11 @@ from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
 from cvmfs_publish.repository.native.origin import Origin
 from cvmfs_publish.repository.native.repository import NativeRepository, RepositoryInfo
-from cvmfs_publish.repository.native.signing import DEFAULT_KEY_BITS, check_bits
+from cvmfs_publish.repository.native.signing import (
+    DEFAULT_KEY_BITS,
+    check_bits,
+    public_key_files,
+)
 from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import format_fingerprint
 
@@ -246,8 +250,8 @@ def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
         checksum = None
         if repository.spool is not None:
             checksum = Spool(repository.spool, repository.name).read_reflog_checksum()
-        public_key = repository.keys / f"{repository.name}.pub"
-        subject = _Subject(store, [public_key], repository.name, checksum)
+        public_keys = public_key_files(repository.keys, repository.name)
+        subject = _Subject(store, public_keys, repository.name, checksum)
         place, hint = str(repository.storage), "`cvmfs-publish init NAME` creates one"
     else:
         subject = _Subject(open_origin(other.location), other.keys, None)

@@ -341,6 +341,13 @@ def load_keys(directory: Path, name: str, *, with_master: bool = True) -> Keys:
     )
 
 
+def public_key_files(directory: Path, name: str) -> list[Path]:
+    """Return the files of the master keys a whitelist may be signed with: one, or two."""
+    present = directory / f"{name}.pub"
+    former = directory / f"{name}.pub{FORMER}"
+    return [present, former] if former.exists() else [present]
+
+
 def _check_folder(directory: Path) -> None:
     """A private file protects nothing where everybody may put another in its place."""
     try:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from cvmfs_publish.repository.native.signing import load_keys, self_signed_certificate
+from cvmfs_publish.repository.native.signing import (
+    create_keys,
+    load_keys,
+    self_signed_certificate,
+)
 from tests.unit.cli.support import Shell
 
 NAME = "test.example.org"
@@ -195,6 +200,24 @@ def test_a_certificate_whose_time_is_over_is_no_problem(home: Shell) -> None:
     document = home.json("check")
     assert (document["ok"], document["warnings"]) == (True, 1)
     assert "dates ended at 2025-" in document["problems"][0]["text"]
+
+
+def test_the_master_key_is_changed_while_everything_goes_on(home: Shell, tmp_path: Path) -> None:
+    """As docs/keys.md tells; clients have both public keys by then."""
+    keys = home.cwd / "keys"
+    create_keys(tmp_path / "new", NAME, now=datetime.now(UTC))
+    (keys / f"{NAME}.pub").rename(keys / f"{NAME}.pub.former")
+    for kind in ("pub", "masterkey"):
+        (tmp_path / "new" / f"{NAME}.{kind}").replace(keys / f"{NAME}.{kind}")
+    for command in ("list", "check", "info"):
+        assert home.run(command).code == 0, command
+    assert home.run("tag", "before").code == 0
+    before = home.json("info")["trusted_certificates"]
+    assert home.json("resign")["trusted_certificates"] == before
+    (keys / f"{NAME}.pub.former").unlink()
+    for command in ("list", "check", "info"):
+        assert home.run(command).code == 0, command
+    assert home.run("tag", "after").code == 0
 
 
 def expire_certificate(home: Shell) -> None:
