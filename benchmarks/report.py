@@ -203,7 +203,7 @@ def compare(report: Report) -> list[Target]:
             ),
         ]
     targets += _compare_updates(report)
-    if report.splitting is not None:
+    if report.splitting is not None and report.splitting.catalogs > 1:
         targets += _compare_splitting(report.splitting)
     return targets
 

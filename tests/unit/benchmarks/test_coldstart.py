@@ -149,6 +149,7 @@ def test_a_report_tells_what_splitting_costs_and_saves() -> None:
     assert "| stored, KB                 |          5,900 |   5,600 |  0.949 |" in text
     assert "| … KB of catalogs and files |         25,910 |  20,900 |  0.807 |" in text
     assert [target.kept for target in compare(report)] == [True, True]
+    assert compare(Report([], 0, splitting=replace(SPLITTING, catalogs=1))) == []
 
 
 @pytest.mark.parametrize(
