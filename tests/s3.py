@@ -33,6 +33,8 @@ class S3Server:
     """A running server on loopback."""
 
     port: int
+    access_key: str = ACCESS_KEY
+    secret_key: str = SECRET_KEY
 
     @property
     def url(self) -> str:
@@ -67,8 +69,8 @@ class S3Bucket:
         return S3Settings(
             self.name,
             self.prefix,
-            ACCESS_KEY,
-            SECRET_KEY,
+            self.server.access_key,
+            self.server.secret_key,
             endpoint=self.server.url,
             connections=8,
             timeout=20.0,
@@ -92,8 +94,8 @@ class S3Bucket:
             config={
                 "endpoint": self.server.url,
                 "region": "us-east-1",
-                "access_key_id": ACCESS_KEY,
-                "secret_access_key": SECRET_KEY,
+                "access_key_id": self.server.access_key,
+                "secret_access_key": self.server.secret_key,
                 "skip_signature": False,
             },
             client_options={"allow_http": True},
@@ -148,11 +150,17 @@ def free_port() -> int:
 def moto_server() -> Iterator[S3Server]:
     """Run the server on a free port until the end of the block."""
     server = S3Server(free_port())
-    command = [sys.executable, "-m", "tests.s3_server", str(server.port)]
+    with running([sys.executable, "-m", "tests.s3_server", str(server.port)], server):
+        yield server
+
+
+@contextmanager
+def running(command: list[str], server: S3Server) -> Iterator[None]:
+    """Keep a program running that answers for `server`."""
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.DEVNULL) as process:
         try:
             _wait_until_it_answers(server, process)
-            yield server
+            yield
         finally:
             process.kill()
 
@@ -160,8 +168,12 @@ def moto_server() -> Iterator[S3Server]:
 def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError):
-            server.request("GET", "/")
+        with (
+            suppress(OSError),
+            closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)) as client,
+        ):
+            client.request("GET", "/")
+            client.getresponse().read()
             return
         time.sleep(0.05)
     pytest.fail("the S3 server does not start")

@@ -29,6 +29,8 @@ FILE_NAME = ".cvmfs-publish.lock"
 CLOCK_NAME = ".cvmfs-publish.clock"  # written and removed to read the store's clock
 MAX_BYTES = 4096
 ROUNDING = 2  # seconds: the store tells times in whole ones
+CHECK_SECONDS = 3.0  # for one question whether the store has conditional writes
+NOT_UNDERSTOOD = (400, 405, 501)  # answers to a header that a store does not know
 MAX_LEASE = 3600.0  # seconds; whatever a lock file says
 
 _NO_VERSION = '"00000000000000000000000000000000"'
@@ -243,12 +245,15 @@ def _check_conditions(bucket: Bucket, holder: Holder) -> None:
     Such a store would have let us take the lock of somebody else; but then it never gave it to them
     for longer than this check takes either.
     """
+    asked = bucket.impatient(CHECK_SECONDS)  # not to understand counts as a failure in passing
     for expected, header in ((None, "If-None-Match"), (_NO_VERSION, "If-Match")):
         try:
-            bucket.put_if(FILE_NAME, holder.dump(), expected)
+            asked.put_if(FILE_NAME, holder.dump(), expected)
         except ChangedError:
             continue
         except S3Error as error:
+            if error.status not in NOT_UNDERSTOOD:
+                raise
             raise RepositoryError(
                 f"{bucket.location}: the store does not understand {header}: {error}",
                 hint=_CONDITIONS_HINT,
