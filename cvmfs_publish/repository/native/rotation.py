@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,15 @@ class Retired(NamedTuple):
 
     certificate: x509.Certificate
     retired_at: datetime
+
+
+def _free_name(path: Path, now: datetime) -> Path:
+    """The file's name with the time; a second later if another exchange was so quick."""
+    while True:
+        name = path.with_name(f"{path.name}.{now.astimezone(UTC).strftime(_STAMP)}")
+        if not name.exists():
+            return name
+        now += timedelta(seconds=1)
 
 
 class KeyFiles:
@@ -78,12 +87,11 @@ class KeyFiles:
 
     def retire(self, now: datetime) -> None:
         """Keep the present files under a name with the time, unless they were exchanged already."""
-        stamp = now.astimezone(UTC).strftime(_STAMP)
         with storage_errors(f"keeping the present key of {self._name}"):
             for path, following in self._pairs():
                 data = path.read_bytes()
                 if data != following.read_bytes() and data not in self._kept(path):
-                    os.link(path, path.with_name(f"{path.name}.{stamp}"))
+                    os.link(path, _free_name(path, now))
             sync_folder(self._directory)
 
     def install_key(self) -> None:

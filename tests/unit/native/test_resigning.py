@@ -324,6 +324,18 @@ def test_a_stolen_key_is_not_trusted_any_longer_after_only_ours_was_wanted(targe
     assert target.judge() == []
 
 
+def test_keys_may_be_exchanged_twice_in_one_second(target: Site) -> None:
+    moment = now()
+    certificates = [certificate(target)]
+    for _ in range(2):
+        rotate(target.repository, moment, 30)
+        certificates.append(certificate(target))
+    kept = [old.certificate for old in target.repository.trust.files.retired()]
+    assert [fingerprint(found) for found in kept] == certificates[:2]
+    assert len(set(certificates)) == 3
+    assert target.judge() == []
+
+
 def test_keys_may_become_longer(target: Site) -> None:
     rotate(target.repository, now(), 30, bits=3072)
     assert load_keys(target.keys, NAME).private_key.key_size == 3072
