@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,8 @@ FAULTS = {
 def test_what_was_stored_wrongly_is_not_published(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fault: Any,
-    max_entries: int,  # noqa: ANN401
+    fault: Callable[[pytest.MonkeyPatch], None],
+    max_entries: int,
 ) -> None:
     with FakeRegistry() as registry, site(tmp_path) as target:
         target.reopen(NativeOptions(max_entries=max_entries))
