@@ -169,7 +169,7 @@ def test_a_repository_that_is_locked(publisher: Publisher) -> None:
     descriptor = os.open(publisher.storage, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        fails(publisher, 5, "locked", NAME)
+        fails(publisher, 5, "locked", str(publisher.storage))
         # what is unchanged needs no lock
         assert publisher.publish("a/one")[0] == 0
     finally:
