@@ -85,7 +85,8 @@ def cut_a_chunk(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ingestor, "_run", run)
 
 
-FAULTS = {
+Fault = Callable[[pytest.MonkeyPatch], None]
+FAULTS: dict[Fault, str] = {
     lose_a_row: "/two is missing",
     truncate_catalogs: "damaged: its hash differs",
     lose_a_chunk: "is gone",
@@ -93,12 +94,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", FAULTS, ids=["row", "catalogs", "chunk gone", "chunk cut"])
 @pytest.mark.parametrize("max_entries", [10_000, 20], ids=["one-catalog", "several"])
 def test_what_was_stored_wrongly_is_not_published(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fault: Callable[[pytest.MonkeyPatch], None],
+    fault: Fault,
     max_entries: int,
 ) -> None:
     with FakeRegistry() as registry, site(tmp_path) as target:
