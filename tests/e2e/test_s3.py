@@ -17,6 +17,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Bucket
 from tests.support import JUDGE, NAME
+from tests.unit.cli.support import Shell
 
 
 @dataclass
@@ -39,13 +40,11 @@ class Operator:
 
     def run(self, *words: str, code: int = 0, environ: Mapping[str, str] | None = None) -> str:
         """Return what a command says on standard output, or, should it fail, on the other."""
-        with self.start(*words, environ=environ) as process:
-            out, err = process.communicate(timeout=120)
-        text = out.decode() + err.decode()
-        assert process.returncode == code, text
-        assert SECRET_KEY not in text
-        assert "Traceback" not in text
-        return err.decode() if code else out.decode()
+        ran = Shell(self.folder, environ).run(*words)
+        assert ran.code == code, ran.out + ran.err
+        assert SECRET_KEY not in ran.out + ran.err
+        assert "Traceback" not in ran.err
+        return ran.err if code else ran.out
 
     def document(self, *words: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run(*words, "--json"))
@@ -118,6 +117,15 @@ def test_every_command_works_on_an_object_store(
     assert operator.document("check", "--scrub")["errors"] == 0
     operator.run("export", image, "exported")
     assert (operator.folder / "exported/usr/bin/tool").read_bytes() == b"one" * 100
+    assert operator.document("verify", image)
+    operator.run("tag", "good")
+    assert "good" in operator.run("tag")
+    operator.run("unpublish", image)
+    assert image not in operator.run("list")
+    operator.run("rollback", image)
+    operator.run("pin", image)
+    assert "rolled back" in operator.run("history", image)
+    operator.run("unpin", image)
     before = bucket.get(".cvmfswhitelist")
     operator.run("resign", "--days", "20")
     assert bucket.get(".cvmfswhitelist") != before
@@ -125,6 +133,25 @@ def test_every_command_works_on_an_object_store(
     names = {name for name in bucket.names() if not name.startswith("data/")}
     assert names == {".cvmfspublished", ".cvmfsreflog", ".cvmfswhitelist", ".cvmfs_master_replica"}
     assert "docs/publishing.md" in operator.run("serve", code=2)
+
+
+def test_what_nothing_names_is_collected(
+    operator: Operator, registry: FakeRegistry, bucket: S3Bucket
+) -> None:
+    plain_http(operator, registry)
+    kept, removed = registry.name("a/one", "1"), registry.name("a/two", "1")
+    operator.run("publish", kept)
+    bucket.put("data/00/" + "1" * 38, b"of a publish that was killed")
+    operator.run("publish", removed)
+    operator.run("unpublish", removed)
+    before = bucket.names()
+    operator.run("gc", "--grace", "0", "--keep-revisions", "0", "--dry-run")
+    assert bucket.names() == before
+    operator.run("gc", "--grace", "0", "--keep-revisions", "0")
+    assert before - bucket.names() >= {"data/00/" + "1" * 38}
+    assert operator.document("check", "--scrub")["errors"] == 0
+    assert operator.document("verify", kept)
+    assert "0 errors" in operator.judge(bucket.mirror(operator.folder / "m"))
 
 
 def test_clients_read_the_bucket_itself(
