@@ -19,7 +19,7 @@ STOCK_LEVEL = 6  # of zlib, in the stock server
 CATALOG_LEVEL = 6  # read by every client of a repository, written once
 # Only a folder of many thousand names has a catalog of this size (bytes, uncompressed), and every
 # publish into it writes it again: a quarter of the time matters more there than 7 % of the bytes.
-LARGE_CATALOG = 2 * 1024**2
+LARGE_CATALOG = 3 * 1024**2
 FAST_LEVEL = 2  # of ISA-L; levels 0 to 3 exist, and 1 is no faster
 
 # How `adaptive` decides, by measurements on Debian and Python packages (benchmarks/README.md).
