@@ -117,6 +117,7 @@ class S3Store:
                 " manifest it holds",
                 hint="run the same command again",
             )
+        self._check_lease()
         self._bucket.delete(list(names), self._pool)
 
     def objects(self, shard: str) -> Iterator[StoredObject]:
@@ -148,6 +149,7 @@ class S3Store:
         return Fetched(found.data, found.version)
 
     def write(self, name: str, data: bytes) -> None:
+        self._check_lease()
         self._bucket.put(name, data)
 
     def prepare(self, name: str, data: bytes, expected: str | None) -> Replacement:
@@ -157,8 +159,7 @@ class S3Store:
     def replace(self, replacement: Replacement) -> None:
         """As promised.  An error that is no refusal may leave it open whether it was done."""
         name, data = replacement.name, replacement.data
-        if self._lease is not None:
-            self._lease.check()
+        self._check_lease()
         try:
             self._bucket.swap(name, data, replacement.expected)
         except ChangedError:
@@ -170,6 +171,11 @@ class S3Store:
             self._is_uncertain = not error.is_refusal
             raise
         self._read_back(name, data)
+
+    def _check_lease(self) -> None:
+        """Whoever took the lock must not go on without it; others may have their reasons."""
+        if self._lease is not None:
+            self._lease.check()
 
     def _read_back(self, name: str, data: bytes) -> None:
         """Refuse to go on if the store still gives out something else.

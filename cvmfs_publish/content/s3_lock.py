@@ -72,13 +72,13 @@ class Holder:
         try:
             document: dict[str, Any] = json.loads(data)
             found = cls(**document)
-            numbers = (found.pid, found.refreshed, float(found.lease_seconds))
-            texts = [found.host, found.boot, found.namespace, found.started, found.owner]
-        except (ValueError, TypeError):
+            numbers = (found.pid, found.refreshed, found.lease_seconds)
+            texts = (found.host, found.boot, found.namespace, found.started, found.owner)
+            is_sound = all(number >= 0 for number in numbers) and all(
+                text.isprintable() for text in (*texts, found.taken_at)
+            )
+        except (ValueError, TypeError, AttributeError):
             return None
-        is_sound = all(n >= 0 for n in numbers) and all(
-            isinstance(text, str) for text in (*texts, found.taken_at)
-        )
         return found if is_sound else None
 
     def dump(self) -> bytes:

@@ -308,7 +308,14 @@ def test_a_process_number_that_is_used_again_is_another_process() -> None:
     assert replace(ours, started="1").is_gone()
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"{}", b'{"pid": -1}', b"\xff"])
+def strange_locks() -> Iterator[bytes]:
+    yield from (b"", b"not json", b"[]", b"{}", b'{"pid": -1}', b"\xff", b"x" * 100_000)
+    sound = json.loads(Holder.this_process(60).dump())
+    for key, value in {"host": "\x1b[2J", "pid": "1", "lease_seconds": None, "owner": 7}.items():
+        yield json.dumps(sound | {key: value}).encode()
+
+
+@pytest.mark.parametrize("content", list(strange_locks()))
 def test_a_lock_that_says_nothing_is_respected_until_it_is_old(
     bucket: S3Bucket, content: bytes
 ) -> None:
@@ -336,6 +343,10 @@ def test_a_lock_that_is_not_refreshed_is_taken_over_and_its_holder_told(
                         lock.check()
                     with pytest.raises(LockedError, match=r"was lost"):
                         first.replace(first.prepare(MANIFEST, b"1", None))
+                    with pytest.raises(LockedError, match=r"was lost"):
+                        first.write(MANIFEST, b"1")
+                    with pytest.raises(LockedError, match=r"was lost"):
+                        first.remove([MANIFEST])
                     other.check()
                 break
             except LockedError:
