@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,28 @@ def test_a_sandbox_somebody_changed_is_put_right_when_it_is_used_again(tmp_path:
         assert target.judge() == []
         with target.repository.snapshot() as snapshot:
             assert snapshot.read_file(second.sandbox[1:] + "/one") == b"1"
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut short"])
+def test_an_image_whose_catalog_is_damaged_is_published_again_by_force(
+    tmp_path: Path, damage: str
+) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        registry.add_image("a/one", [layer(one=b"1")], tag="1")
+        registry.add_image("a/two", [layer(two=b"2")], tag="1")
+        name = registry.name("a/one", "1")
+        publish(target, registry.name("a/two", "1"))
+        now = datetime.now(UTC)  # of both, so that the catalog that is lost is the one made again
+        publication = target.publish(name, now=now).images[0].publication
+        assert publication is not None
+        with target.repository.snapshot() as snapshot:
+            refs = dict(snapshot.catalogs())
+        path = target.storage / refs[publication.sandbox.lstrip("/")].hash.path(Suffix.CATALOG)
+        if damage == "lost":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:100])
+        assert target.judge() != []
+        result = target.publish(name, force=True, now=now)
+        assert result.images[0].status == "published"
+        assert target.judge() == []

@@ -181,8 +181,7 @@ class TreeEditor:
             path: in an existing directory.
             nested: further catalog roots, relative to the tree.
         """
-        if self.get(path) is not None:
-            self.remove(path)
+        self.remove(path)
         empty = self.store(b"")
         builder = TreeBuilder(self._store, self._algorithm, empty, self._timestamp, self._new)
         built = builder.build(path, tree.root, {join_path(path, cut) for cut in nested})
@@ -319,8 +318,7 @@ class TreeEditor:
 
     def _remove_rows(self, mount: _Mount, row: Row) -> None:
         if row.is_mountpoint:
-            below = self._mounts.get(row.path) or self._mount(row.path, mount.nested[row.path])
-            mount.add_below(below.totals, -1)
+            mount.add_below(self._totals_below(mount, row.path), -1)
             for prefix in [
                 p for p in self._mounts if p == row.path or p.startswith(row.path + "/")
             ]:
@@ -330,6 +328,28 @@ class TreeEditor:
             for child in mount.catalog.children(row.path):
                 self._remove_rows(mount, child)
         mount.drop(row)
+
+    def _totals_below(self, mount: _Mount, path: RepoPath) -> Counters:
+        """Return what a nested catalog adds to the counters of the one it is nested in."""
+        if path in self._mounts:
+            return self._mounts[path].totals
+        try:
+            return self._stored_totals(path, mount.nested[path])
+        except (KeyError, IntegrityError):
+            # What is damaged must be replaceable: it counted whatever the others there do not.
+            _, left = mount.catalog.stored_counters()
+            totals = {name: left[name] + mount.below[name] for name in COUNTERS}
+            for other, ref in mount.nested.items():
+                if other != path:
+                    for name, value in self._stored_totals(other, ref).items():
+                        totals[name] -= value
+            return totals
+
+    def _stored_totals(self, path: RepoPath, ref: CatalogRef) -> Counters:
+        if path not in self._mounts:
+            # Opened as for a change, because what an old one counts depends on its schema.
+            self._mount(path, ref)
+        return self._mounts[path].totals
 
     def _finish(self, mount: _Mount) -> tuple[CatalogRef, Counters]:
         catalog = mount.catalog
