@@ -12,11 +12,15 @@ from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Content, Directory, Tree, encode_name, node_of
+from cvmfs_publish.layers.treedigest import summarise_tree
 from cvmfs_publish.repository.base import Revision
 
 
 class Folder:
-    """What stands for a directory."""
+    """What stands for a directory; of the root of an image, with the digest of what is in it."""
+
+    def __init__(self, digest: Digest | None = None) -> None:
+        self.digest = digest
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Folder)
@@ -87,11 +91,15 @@ class MemoryTransaction:
 
     def put_tree(self, path: str, tree: Tree) -> None:
         self.remove(path)
-        self._put(path, Folder())
+        self._put(path, Folder(summarise_tree(tree).digest))
         for below, entry in tree.walk():
             node = node_of(entry)
             content = Link(node.target) if node.is_symlink else b"content of an image"
             self._put(f"{path}/{below}", Folder() if isinstance(entry, Directory) else content)
+
+    def tree_digest(self, path: str) -> Digest | None:
+        entry = self.entries.get(path)
+        return entry.digest if isinstance(entry, Folder) else None
 
     def tree_difference(self, path: str, tree: Tree, digest: Digest) -> str:
         raise NotImplementedError((path, tree, digest))

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import Directory, Node, Tree, empty_tree
+from cvmfs_publish.layers.treedigest import summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Transaction, View
 from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, place
@@ -72,7 +73,7 @@ def put(
         entries=2,
         content_bytes=len(text),
         stored_bytes=len(text),
-        tree_digest=str(Digest.of(text)),
+        tree_digest=str(summarise_tree(tree).digest),
         recipe="recipe",
         layers=(),
         roots_added=(),

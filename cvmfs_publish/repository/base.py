@@ -97,6 +97,12 @@ class Transaction(View, Protocol):
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         """Put a tree in place of whatever is at `path`; its contents are stored already."""
 
+    def tree_digest(self, path: RepoPath) -> Digest | None:
+        """Read back what is stored at `path`; return its digest, None if it is no image's root.
+
+        The digest is that of `layers.treedigest`.  Nothing that is still in memory is believed.
+        """
+
     def tree_difference(self, path: RepoPath, tree: Tree, digest: Digest) -> str:
         """Read back what is stored at `path`; return "" if it is `tree`, else the first difference.
 

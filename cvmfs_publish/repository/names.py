@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import InputError, PublishError, exit_code_of
+from cvmfs_publish.errors import InputError, PublishError, RepositoryError, exit_code_of
 from cvmfs_publish.layers.tree import RepoPath, Tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository, Transaction, View
@@ -297,6 +297,7 @@ def rollback(
 
     Raises:
         InputError: there is no such name, nothing to go back to, or nothing of that digest.
+        RepositoryError: what it led to before is not what was published then.
     """
     if reference.tag and reference.digest is not None:
         name = f"{reference.registry}/{reference.repository}:{reference.tag}"
@@ -314,13 +315,27 @@ def rollback(
     manifest = transaction.read_file(f"{folder}/{MANIFEST_FILE}")
     if record is None or manifest is None:
         raise _gone(reference, target)
+    record = _as_it_is_now(transaction, record)
+    _check_sandbox(transaction, record)
     publication = replace(
-        _as_it_is_now(transaction, record),
+        record,
         published_at=format_at(now),
         revision=transaction.revision,
         what=ROLLED_BACK,
     )
     return Rollback(publish_name(transaction, reference, publication, manifest), is_changed=True)
+
+
+def _check_sandbox(transaction: Transaction, record: Publication) -> None:
+    """Let no name lead to a sandbox that is incomplete or was changed."""
+    found = transaction.tree_digest(record.sandbox.lstrip("/"))
+    if str(found) != record.tree_digest:
+        whole = _by_digest(Reference.parse(record.reference), record.digest)
+        raise RepositoryError(
+            f"{record.sandbox} of {record.reference} has tree digest {found}, its record says"
+            f" {record.tree_digest}",
+            hint=f"`cvmfs-publish publish --force {whole}` makes it anew",
+        )
 
 
 def _choose(past: History, to: str) -> Event:
@@ -398,12 +413,17 @@ def _listed(texts: Iterable[str]) -> str:
 
 
 def _gone(reference: Reference, event: Event) -> InputError:
-    plain = replace(reference, digest=None) if reference.tag else reference
-    whole = f"{plain}@{event.digest}" if plain.tag else str(plain)
+    whole = _by_digest(reference, event.digest)
     return InputError(
         f"{reference} led to {event.digest}, but that sandbox was removed",
         hint=f"`cvmfs-publish publish {whole}` fetches it again",
     )
+
+
+def _by_digest(reference: Reference, digest: str) -> str:
+    """Return how to name one version of an image to the registry."""
+    plain = replace(reference, digest=None) if reference.tag else reference
+    return f"{plain}@{digest}" if plain.tag else str(plain)
 
 
 def _as_it_is_now(view: View, record: Publication) -> Publication:

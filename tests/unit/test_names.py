@@ -6,6 +6,7 @@ import pytest
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, RepositoryError
+from cvmfs_publish.layers.tree import empty_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository import records
 from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, place_name
@@ -479,14 +480,25 @@ def test_a_record_that_comes_back_tells_how_its_sandbox_is_now(names: Names) -> 
     names.publish("A")
     names.publish("B")
     hexadecimal = image_id("A").hex
-    made = SandboxRecord("a newer recipe", str(Digest.of(b"tree")))
+    path = f".metadata/.images/{hexadecimal[:2]}/{hexadecimal}.json"
     with names.repository.transaction(0) as transaction:
-        path = f".metadata/.images/{hexadecimal[:2]}/{hexadecimal}.json"
+        digest = transaction.tree_digest(sandbox("A"))
+        made = SandboxRecord("a newer recipe", str(digest))
         transaction.put_file(path, made.to_json())
     names.rollback()
     record = names.record()
     assert record is not None
     assert (record.recipe, record.tree_digest) == (made.recipe, made.tree_digest)
+
+
+def test_nobody_goes_back_to_a_sandbox_that_is_not_what_it_was(names: Names) -> None:
+    names.publish("A")
+    names.publish("B")
+    with names.repository.transaction(0) as transaction:
+        transaction.put_tree(sandbox("A"), empty_tree())
+    with pytest.raises(RepositoryError, match="has tree digest sha256:.*its record says"):
+        names.rollback()
+    assert names.leads_to() == sandbox("B")
 
 
 def test_two_names_go_back_to_a_sandbox_they_share(names: Names) -> None:

@@ -613,6 +613,11 @@ class NativeTransaction:
         with self._writing():
             self._editor.put_tree(path, tree, choose_nested(tree, self._options.max_entries))
 
+    def tree_digest(self, path: RepoPath) -> Digest | None:
+        with self._writing():
+            ref = self._editor.stored_catalog(path)
+            return digest_lines(list_stored(self._load, path, ref)) if ref is not None else None
+
     def tree_difference(self, path: RepoPath, tree: Tree, digest: Digest) -> str:
         with self._writing():
             ref = self._editor.stored_catalog(path)
