@@ -496,7 +496,7 @@ def test_nobody_goes_back_to_a_sandbox_that_is_not_what_it_was(names: Names) -> 
     names.publish("B")
     with names.repository.transaction(0) as transaction:
         transaction.put_tree(sandbox("A"), empty_tree())
-    with pytest.raises(RepositoryError, match="has tree digest sha256:.*its record says"):
+    with pytest.raises(RepositoryError, match=r"has tree digest sha256:.*its record says"):
         names.rollback()
     assert names.leads_to() == sandbox("B")
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from cvmfs_publish.layers.tree import Directory, RepoPath, Tree
 from cvmfs_publish.repository.native.catalog import join_path
 
+DEFAULT_LIMIT = 10_000  # entries of a catalog
 MARKER_ROWS = 1  # every catalog of a directory lists its own marker file
 SMALLEST = 100  # entries; a catalog of fewer is made only where the limit would be exceeded
 CRUMB = 2  # entries; a mountpoint and a marker cost as much

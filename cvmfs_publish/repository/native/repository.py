@@ -34,7 +34,6 @@ from cvmfs_publish.repository.native import whitelist as whitelists
 from cvmfs_publish.repository.native.build import store_catalog
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
-    MAX_ENTRIES,
     Catalog,
     CatalogRef,
     Row,
@@ -56,7 +55,7 @@ from cvmfs_publish.repository.native.edit import TreeEditor
 from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.listing import list_stored
 from cvmfs_publish.repository.native.manifest import Manifest
-from cvmfs_publish.repository.native.nesting import choose_nested
+from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
 from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
 from cvmfs_publish.repository.native.reflog import Reflog
 from cvmfs_publish.repository.native.signing import (
@@ -77,7 +76,7 @@ CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's cl
 class NativeOptions:
     """How a repository is written."""
 
-    max_entries: int = MAX_ENTRIES  # above this many an image's catalog is divided
+    max_entries: int = DEFAULT_LIMIT  # above this many an image's catalog is divided
     compression: Compression = Compression.ADAPTIVE  # of file contents
     automatic_tags: timedelta | None = None  # each revision gets a tag that lives so long
     bookkeeping: Bookkeeping | None = None  # where stock tools write the repository too
