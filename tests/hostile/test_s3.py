@@ -50,6 +50,7 @@ class Scene:
             archive.file(f"file{number}", b"%d" % number * 100)
         registry.add_image("a/one", [archive.done()], tag="1")
         self.before = target.repository.revision()
+        self.names_before, self.files_before = self.bucket.names(), self.files()
 
     def publish(self, rule: Rule, *, timeout: float = 5.0) -> PublishResult:
         """Publish through the lying store."""
@@ -83,6 +84,10 @@ class Scene:
         """
         revision = self.target.repository.revision()
         assert revision.number == self.before.number + published
+        if not self.lying.count("PUT", REFLOG):  # objects may have come, and that is all
+            assert self.files() == self.files_before
+            assert self.bucket.names() >= self.names_before
+            return
         errors = self.target.judge()
         assert errors == [] or (reflog_is_newer and all(REFLOG in error for error in errors))
         if published:
@@ -92,6 +97,11 @@ class Scene:
         assert LOCK not in self.bucket.names()
         if errors:
             assert self.target.judge() == []
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files beside the objects, the lock aside."""
+        names = {name for name in self.bucket.names() if not name.startswith("data/")}
+        return {name: self.bucket.get(name) for name in names - {LOCK}}
 
     @property
     def bucket(self) -> S3Bucket:
@@ -170,10 +180,8 @@ def test_what_fails_in_passing_is_repeated(scene: Scene, lie: Lie) -> None:
     ("name", "lies"),
     [
         (LOCK, (DROPPED_AFTER, Lie())),
-        (LOCK, (BUSY_AFTER, Lie())),
         (REFLOG, (DROPPED_AFTER, Lie())),
         (MANIFEST, (DROPPED_AFTER, Lie())),
-        (MANIFEST, (BUSY_AFTER, Lie())),
         (MANIFEST, (DROPPED, DROPPED_AFTER, Lie())),
         (MANIFEST, (DROPPED_AFTER,)),
         (MANIFEST, (BUSY_AFTER,)),
