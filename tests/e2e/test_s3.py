@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cvmfs_publish.content.hashes import HashAlgorithm
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Bucket
-from tests.support import JUDGE, NAME
+from tests.s3_site import S3Site
+from tests.support import JUDGE, NAME, Site, keys_of_this_run
 from tests.unit.cli.support import Shell
 
 
@@ -174,6 +178,28 @@ def test_a_repository_that_exists_is_adopted(operator: Operator, bucket: S3Bucke
     storage = bucket.settings.location
     assert "adopted" in operator.run("init", NAME, "--storage", storage, environ=keys)
     assert bucket.get(".cvmfspublished") == before
+
+
+def test_an_object_store_holds_the_same_bytes_as_a_folder(
+    tmp_path: Path, registry: FakeRegistry, bucket: S3Bucket
+) -> None:
+    """With the same keys and the same clock: whatever is golden for one is for the other."""
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    local = Site(tmp_path / "local")
+    remote = S3Site(tmp_path / "remote", bucket, bucket.settings)
+    for target in (local, remote):
+        shutil.copytree(keys_of_this_run(), target.keys)
+        with target.client:
+            target.repository.create(HashAlgorithm.SHA1, now - timedelta(hours=1))
+            for name in ("one", "two"):
+                target.publish(registry.name(f"a/{name}", "1"), now=now)
+    remote.repository.store.close()
+    found = {
+        path.relative_to(local.storage).as_posix(): path.read_bytes()
+        for path in local.storage.rglob("*")
+        if path.is_file()
+    }
+    assert {name: bucket.get(name) for name in bucket.names()} == found
 
 
 def test_publishers_at_the_same_time(
