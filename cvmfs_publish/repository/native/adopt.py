@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.objects import decompress
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
-from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import reflog as reflogs
 from cvmfs_publish.repository.native.catalog import Catalog
 from cvmfs_publish.repository.native.check import Advance, check_repository
@@ -30,7 +29,7 @@ from cvmfs_publish.repository.native.repository import NativeRepository, damage
 from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
 from cvmfs_publish.repository.native.signing import Keys
 from cvmfs_publish.repository.native.spool import Spool
-from cvmfs_publish.repository.native.upgrade import CATALOG_REVISION, schema_revision
+from cvmfs_publish.repository.native.upgrade import CATALOG_REVISION
 
 EXPIRY_WARNING = timedelta(days=7)
 SHOWN_ERRORS = 5  # of a damaged repository; `check` lists all
@@ -81,10 +80,11 @@ def examine_for_adoption(
     keys = repository.trust.keys()
     with damage(repository.location):
         manifest, version = repository.verified_manifest(keys, int(now.timestamp()))
-        _check_kind(repository, manifest, keys, now)
+        _check_whitelist(repository, keys, now)
+        revision = repository.check_content(manifest)
         _check_reflog(repository, manifest, version, spool)
         tags = _count_tags(repository, manifest)
-        revision = _check_root(repository, manifest)
+        _check_nested(repository, manifest)
     whitelist = repository.trust.whitelist()
     remarks = list(server.remarks) if server is not None else []
     if server is not None:
@@ -132,19 +132,7 @@ def examine_contents(
     )
 
 
-def _check_kind(
-    repository: NativeRepository, manifest: Manifest, keys: Keys, now: datetime
-) -> None:
-    if manifest.root_path_hash != manifests.ROOT_PATH_HASH:
-        raise IntegrityError(
-            f"manifest field R is {manifest.root_path_hash!r}, not {manifests.ROOT_PATH_HASH}"
-        )
-    if manifest.alternative_paths:
-        raise RepositoryError(
-            f"{repository.name} is a repository with access control (manifest field A), whose "
-            "additional files are not written here",
-            hint="publish into it with cvmfs_server",
-        )
+def _check_whitelist(repository: NativeRepository, keys: Keys, now: datetime) -> None:
     options = repository.trust.valid_whitelist(keys, now).options
     if options:
         raise RepositoryError(
@@ -185,28 +173,12 @@ def _count_tags(repository: NativeRepository, manifest: Manifest) -> int:
         return len(history.tags())
 
 
-def _check_root(repository: NativeRepository, manifest: Manifest) -> int:
-    """Return the schema revision of the root catalog."""
+def _check_nested(repository: NativeRepository, manifest: Manifest) -> None:
+    """Raise `IntegrityError` if the root catalog does not tell what is below it."""
     stored = repository.store.read(manifest.root_hash, Suffix.CATALOG)
-    data = decompress(stored, MAX_DATABASE_BYTES)
-    if manifest.root_size and manifest.root_size != len(data):
-        raise IntegrityError(
-            f"root catalog has {len(data)} bytes, the manifest says {manifest.root_size}"
-        )
-    with Catalog.open(data) as root:
-        if root.prefix or root.get("") is None:
-            raise IntegrityError(f"catalog {manifest.root_hash} is no root catalog")
-        if root.revision != manifest.revision:
-            raise IntegrityError(
-                f"root catalog has revision {root.revision}, the manifest {manifest.revision}"
-            )
+    with Catalog.open(decompress(stored, MAX_DATABASE_BYTES)) as root:
         root.total_counters()
         root.nested()
-        return schema_revision(
-            f"root catalog {manifest.root_hash}",
-            root.get_property("schema"),
-            root.get_property("schema_revision"),
-        )
 
 
 def _differences(server: ServerConf, manifest: Manifest) -> list[str]:

@@ -66,6 +66,7 @@ from cvmfs_publish.repository.native.signing import (
     fingerprint,
 )
 from cvmfs_publish.repository.native.trust import Plan, Trust
+from cvmfs_publish.repository.native.upgrade import schema_revision
 from cvmfs_publish.repository.native.whitelist import Whitelist
 
 MASTER_REPLICA = ".cvmfs_master_replica"
@@ -383,8 +384,81 @@ class NativeRepository:
             damage(self.location),
         ):
             manifest, version = self.verified_manifest(keys, now)
+            self.check_content(manifest)
             with read_base(self.store, manifest, version, writer.bookkeeping) as base:
                 yield writer, base
+
+    def check_signable(self, writer: Writer, now: datetime) -> None:
+        """Refuse what `maintenance` would refuse, but for a whitelist that is about to be renewed.
+
+        Nothing is changed.
+
+        Raises: as `transaction`.
+        """
+        with storage_errors("reading the repository"), damage(self.location):
+            manifest, found = self._read_manifest()
+            self._check_clock(manifest, int(now.timestamp()))
+            self.trust.check_signature(manifest, found.data, self.trust.certificate(manifest))
+            self.check_content(manifest)
+            bookkeeping = writer.bookkeeping
+            with (
+                read_base(self.store, manifest, found.version, bookkeeping, repair=False),
+                open_history(self.store, manifest),
+            ):
+                pass
+
+    def check_content(self, manifest: Manifest) -> int:
+        """Refuse to build on a manifest that does not fit what it names.
+
+        Returns the schema revision of the root catalog.
+
+        Raises:
+            RepositoryError: it is of a kind or a version that cannot be written, or its revision
+                is not that of its root catalog.
+            IntegrityError: root catalog or metainfo are missing or damaged.
+        """
+        if manifest.root_path_hash != manifests.ROOT_PATH_HASH:
+            raise IntegrityError(
+                f"manifest field R is {manifest.root_path_hash!r}, not {manifests.ROOT_PATH_HASH}"
+            )
+        if manifest.alternative_paths:
+            raise RepositoryError(
+                f"{self.name} is a repository with access control (manifest field A), whose "
+                "additional files are not written here",
+                hint="publish into it with cvmfs_server",
+            )
+        if manifest.metainfo is not None:
+            self._read_named("metainfo", manifest.metainfo, Suffix.METAINFO)
+        stored = self._read_named("root catalog", manifest.root_hash, Suffix.CATALOG)
+        data = decompress(stored, MAX_DATABASE_BYTES)
+        if manifest.root_size and manifest.root_size != len(data):
+            raise IntegrityError(
+                f"root catalog has {len(data)} bytes, the manifest says {manifest.root_size}"
+            )
+        with Catalog.open(data) as root:
+            found = schema_revision(
+                f"root catalog {manifest.root_hash}",
+                root.get_property("schema"),
+                root.get_property("schema_revision"),
+            )
+            if root.prefix or root.get("") is None:
+                raise IntegrityError(f"catalog {manifest.root_hash} is no root catalog")
+            if root.revision != manifest.revision:
+                # Clients compare both: the next revision has to be above either.
+                newer = max(root.revision, manifest.revision) + 1
+                raise RepositoryError(
+                    f"root catalog of {self.name} has revision {root.revision}, the manifest "
+                    f"{manifest.revision}",
+                    hint=f"restore {manifests.FILE_NAME} from a backup or a replica, or publish "
+                    f"once with `cvmfs_server publish -n {newer}`",
+                )
+            return found
+
+    def _read_named(self, what: str, content_hash: ContentHash, kind: Suffix) -> bytes:
+        try:
+            return self.store.read(content_hash, kind)
+        except IntegrityError as error:
+            raise IntegrityError(f"{what}: {error}") from error
 
     @contextmanager
     def writer(self, keys: Keys, step: Callable[[str], None] = ignore_step) -> Iterator[Writer]:

@@ -63,7 +63,8 @@ def resign(
         raise trust.no_master_key()
     if only and not _is_signed_by_us(repository, keys):
         # First ours is trusted too, then it signs; after that nobody misses the others.
-        with repository.writer(keys):
+        with repository.writer(keys) as writer:
+            repository.check_signable(writer, now)
             step("whitelist")
             trust.renew(keys, trust.plan(keys, manifest, now), now, days)
         sign_again(repository, now, step)
@@ -110,7 +111,8 @@ def rotate(
         RepositoryError: keys or storage cannot be used.
     """
     trust, manifest = repository.trust, repository.manifest()
-    with repository.writer(trust.keys()):
+    with repository.writer(trust.keys()) as writer:
+        repository.check_signable(writer, now)
         keys = trust.keys()  # nobody else exchanges them now
         following = trust.files.following()
         plan = None
@@ -193,11 +195,14 @@ def install(
     new = trust.check_new(data, keys, now, allow_older=allow_older)
     if not new.trusts(repository.signer()):
         sign_again(repository, now, step)
-    with repository.writer(keys):
+    with repository.writer(keys) as writer:
+        following = trust.files.following()
+        is_exchange = following is not None and new.trusts(following)
+        if is_exchange:
+            repository.check_signable(writer, now)
         step("whitelist")
         trust.write(data)
-        following = trust.files.following()
-        if following is None or not new.trusts(following):
+        if not is_exchange:
             return Resigned(new)
         _exchange_files(repository, now, step)
     return _finish(repository, now, None, step)

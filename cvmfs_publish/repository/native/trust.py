@@ -165,6 +165,12 @@ class Trust:
                 f"{_listed(found)}",
                 hint=f"restore {manifests.FILE_NAME} or the whitelist from a backup or a replica",
             )
+        self.check_signature(manifest, data, certificate)
+
+    def check_signature(
+        self, manifest: Manifest, data: bytes, certificate: x509.Certificate
+    ) -> None:
+        """Raise `TrustError` unless the file `data` of a manifest is signed with that key."""
         try:
             manifests.verify_manifest(data, certificate)
         except IntegrityError as error:

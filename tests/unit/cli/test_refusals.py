@@ -17,8 +17,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cvmfs_publish.content.hashes import ContentHash
-from cvmfs_publish.repository.native.manifest import parse_manifest, sign_manifest
+from cvmfs_publish.content.hashes import ContentHash, Suffix
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.content.objects import decompress
+from cvmfs_publish.repository.native.build import store_catalog
+from cvmfs_publish.repository.native.catalog import Catalog
+from cvmfs_publish.repository.native.manifest import Manifest, parse_manifest, sign_manifest
 from cvmfs_publish.repository.native.signing import (
     create_keys,
     load_keys,
@@ -84,11 +88,34 @@ class Place:
             self.key(kind).unlink()
             shutil.copy(self.others() / f"{NAME}.{kind}", self.key(kind))
 
-    def sign_as_of(self, timestamp: int) -> None:
+    def published(self) -> Manifest:
+        return parse_manifest(self.manifest.read_bytes())[0]
+
+    def sign(self, changed: Manifest) -> None:
         keys = load_keys(self.folder / "keys", NAME)
-        published = parse_manifest(self.manifest.read_bytes())[0]
-        changed = replace(published, timestamp=timestamp)
         self.manifest.write_bytes(sign_manifest(changed, keys.private_key))
+
+    def sign_as_of(self, timestamp: int) -> None:
+        self.sign(replace(self.published(), timestamp=timestamp))
+
+    def object(self, kind: Suffix) -> Path:
+        """The file of what the manifest names."""
+        found = {
+            Suffix.CATALOG: self.published().root_hash,
+            Suffix.HISTORY: self.published().history,
+            Suffix.METAINFO: self.published().metainfo,
+        }[kind]
+        assert found is not None
+        return self.folder / "repository" / found.path(kind)
+
+    def newer_catalog(self) -> None:
+        stored = self.object(Suffix.CATALOG).read_bytes()
+        with Catalog.open(decompress(stored, 2**20)) as catalog:
+            catalog.set_property("schema_revision", 8)
+            store = LocalStore(self.folder / "repository")
+            algorithm = self.published().root_hash.algorithm
+            root = store_catalog(catalog, store, algorithm)
+        self.sign(replace(self.published(), root_hash=root.hash, root_size=root.size))
 
     def shorten(self, kind: str) -> None:
         """Put a key of 1024 bits in place."""
@@ -203,6 +230,50 @@ FAULTS = {
         "use a newer version of cvmfs-publish",
         "repository",
     ),
+    "the root catalog is of a newer version": Fault(
+        Place.newer_catalog,
+        "root catalog [0-9a-f]{40} has schema revision 8, newer than 7, which this version writes",
+        "use a newer version of cvmfs-publish",
+        "repository",
+    ),
+    "the root catalog has another revision than the manifest": Fault(
+        lambda place: place.sign(
+            replace(place.published(), revision=7)
+        ),  # the next one must not have number 2
+        rf"root catalog of {NAME} has revision 1, the manifest 7",
+        "`cvmfs_server publish -n 8`",
+        "repository",
+    ),
+    "the root catalog has another size than the manifest says": Fault(
+        lambda place: place.sign(replace(place.published(), root_size=1024)),
+        r"catalog .*has \d+ bytes, (the manifest says|promised) 1024",
+        "restore files from a backup or a replica",
+        "repository",
+    ),
+    "the root catalog is missing": Fault(
+        lambda place: place.object(Suffix.CATALOG).unlink(),
+        r"/data/\S+C is missing",
+        "restore files from a backup or a replica",
+        "repository",
+    ),
+    "the metainfo is missing": Fault(
+        lambda place: place.object(Suffix.METAINFO).unlink(),
+        r"metainfo: \S+M is missing",
+        "restore files from a backup or a replica",
+        "repository",
+    ),
+    "the metainfo is damaged": Fault(
+        lambda place: place.flip(place.object(Suffix.METAINFO), 20),
+        r"metainfo: object data/\S+M in \S+ is damaged: its hash differs",
+        "restore files from a backup or a replica",
+        "repository",
+    ),
+    "the manifest demands access control": Fault(
+        lambda place: place.sign(replace(place.published(), alternative_paths=True)),
+        r"access control \(manifest field A\)",
+        "publish into it with cvmfs_server",
+        "repository",
+    ),
     **{
         f"{kind} is missing": Fault(
             lambda place, kind=kind: place.key(kind).unlink(),  # type: ignore[misc]
@@ -262,6 +333,30 @@ def test_nothing_is_written_that_clients_would_not_accept(
     assert fault.remedy in document["error"]["hint"]
     assert state(home.cwd) == before
     assert os.listdir(home.cwd / "repository" / "data" / "txn") == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda place: place.sign_as_of(hours(5)),
+        lambda place: place.sign(replace(place.published(), revision=7)),
+        lambda place: place.object(Suffix.HISTORY).unlink(),
+        lambda place: place.object(Suffix.METAINFO).unlink(),
+        lambda place: place.flip(place.manifest, -9),
+        Place.newer_reflog,
+        Place.newer_catalog,
+    ],
+)
+def test_keys_are_not_exchanged_where_the_new_one_could_not_sign(
+    home: Shell, make: Callable[[Place], object]
+) -> None:
+    make(Place(home.cwd))
+    keys = home.cwd / "keys"
+    before = state(home.cwd), {path: path.read_bytes() for path in keys.iterdir()}
+    ran = home.run("resign", "--rotate")
+    assert ran.code == 5, ran
+    assert ran.err.count("hint: ") == 1
+    assert (state(home.cwd), {path: path.read_bytes() for path in keys.iterdir()}) == before
 
 
 def test_a_clock_that_is_behind_is_told_with_both_times(home: Shell) -> None:
