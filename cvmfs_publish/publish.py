@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from cvmfs_publish import __version__
+from cvmfs_publish.config import MAX_CATALOG_ENTRIES
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError, exit_code_of
@@ -26,7 +27,7 @@ from cvmfs_publish.layers.fetch import READERS, fetch_layers
 from cvmfs_publish.layers.merge import merge
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import LayerRecord, RecordStore
-from cvmfs_publish.layers.tree import Tree
+from cvmfs_publish.layers.tree import Directory, Tree
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository, Transaction, View
@@ -43,6 +44,7 @@ from cvmfs_publish.sources.base import (
 )
 
 Status = Literal["published", "unchanged", "failed"]
+OWN_ENTRIES = 2  # of every catalog: its directory and its marker
 
 
 class Reporter(Protocol):
@@ -285,6 +287,7 @@ class Publisher:
         prepared = prepare(tree, image.config, self._settings.policy, transaction.store)
         size = summarise_tree(tree)
         self._check_size(size, name)
+        _check_width(tree, size, name)
         self._reporter.phase(name, "committing")
         placement = place(
             wish.reference, image.platform, image.config_digest, image.manifest_digest
@@ -432,3 +435,18 @@ class Publisher:
                 f" ({error.filename})",
                 hint="free space in the `state` directory, or make it writable",
             ) from error
+
+
+def _check_width(tree: Tree, size: TreeSummary, name: str) -> None:
+    """Refuse a directory that no catalog may hold; it cannot be divided (E-61)."""
+    most = MAX_CATALOG_ENTRIES - OWN_ENTRIES
+    if size.entries <= most:
+        return
+    directories = ((path, entry) for path, entry in tree.walk() if isinstance(entry, Directory))
+    for path, directory in (("", tree.root), *directories):
+        if len(directory.children) > most:
+            raise IntegrityError(
+                f"{name}: /{path} has {len(directory.children)} entries directly in it; at most "
+                f"{most} of one directory can be published",
+                hint="spread them over several directories when the image is built",
+            )
