@@ -21,7 +21,7 @@ from cvmfs_publish.repository.native.catalog import join_path
 DEFAULT_LIMIT = 10_000  # entries of a catalog
 MARKER_ROWS = 1  # every catalog of a directory lists its own marker file
 SMALLEST = 100  # entries; a catalog of fewer is made only where the limit would be exceeded
-CRUMB = 2  # entries; a mountpoint and a marker cost as much
+CRUMB = 2  # entries; cut only if that brings a catalog below its limit, not to make it smaller
 
 # Directories that programs walk through on their way to whatever they need.
 _TRUNK = frozenset(
@@ -91,11 +91,12 @@ def _choose_parts(path: RepoPath, parts: dict[str, int], files: int, sizes: _Siz
     weight = 1 + MARKER_ROWS + files + sum(1 if n in cut else size for n, size in parts.items())
     # Largest first; equal ones in the order of their names.
     rest = [(n in _WITH_PARENT, -size, n) for n, size in parts.items() if n not in cut]
+    crumb = 1 if 1 + MARKER_ROWS + files + len(parts) <= sizes.limit else CRUMB
     heapq.heapify(rest)
     while rest and weight > (sizes.limit if trunk else sizes.piece):
         together, size, name = heapq.heappop(rest)
         if weight > sizes.limit:
-            if -size <= CRUMB:
+            if -size <= crumb:
                 continue
         elif -size < sizes.part or together:
             break

@@ -121,6 +121,13 @@ def test_crumbs_are_not_worth_a_catalog() -> None:
     assert choose_nested(tree, 10) == set()
 
 
+def test_crumbs_are_cut_where_nothing_else_keeps_a_catalog_within_the_limit() -> None:
+    tree = tree_of({f"usr/bin/d{number}": 1 for number in range(90)})
+    nested = choose_nested(tree, 100)
+    assert max(catalog_sizes(tree, nested).values()) <= 100
+    assert "usr/bin" in nested
+
+
 def test_equal_parts_are_cut_in_the_order_of_their_names() -> None:
     tree = tree_of({"c": 10, "a": 10, "b": 10})
     assert choose_nested(tree, 25) == {"a"}
@@ -147,7 +154,8 @@ def test_every_catalog_fits_and_the_choice_follows_from_the_tree_alone(
     for path, size in catalog_sizes(tree, nested).items():
         directory = tree.find(path)
         assert isinstance(directory, Directory)
-        # Too large only where its own directory is and nothing below is worth a cut.
+        # Too large only where its own directory is, and then nothing is cut for little.
+        assert size <= limit or 2 + len(directory.children) > limit
         for name, child in directory.children.items() if size > limit else ():
             place = f"{path}/{name}" if path else name
             if isinstance(child, Directory) and place not in nested:
