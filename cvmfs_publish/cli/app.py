@@ -291,7 +291,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
     # Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
-    gc.set_threshold(200_000, 20, 100)
+    gc.set_threshold(2_000_000, 20, 100)
     out = Output(sys.stdout, sys.stderr, os.environ)
     try:
         cwd = Path.cwd()

@@ -22,15 +22,11 @@ class HashAlgorithm(Enum):
     RMD160 = "rmd160"
     SHAKE128 = "shake128"
 
-    @property
-    def suffix(self) -> str:
-        """What follows the hex digits in text and file names."""
-        return "" if self is HashAlgorithm.SHA1 else f"-{self.value}"
-
-    @property
-    def flags(self) -> int:
-        """Bits 8-10 of a catalog row's flags: algorithm id - 1 (section 3.6)."""
-        return {"sha1": 0, "rmd160": 0x100, "shake128": 0x200}[self.value]
+    def __init__(self, name: str) -> None:
+        # Attributes, not properties: both are looked up for every file.
+        self.suffix = "" if name == "sha1" else f"-{name}"  # follows the hex digits
+        # Bits 8-10 of a catalog row's flags: algorithm id - 1 (section 3.6).
+        self.flags = {"sha1": 0, "rmd160": 0x100, "shake128": 0x200}[name]
 
     def digest(self, data: bytes | memoryview) -> bytes:
         """Return the 20 raw bytes that identify `data`."""

@@ -226,32 +226,31 @@ def kind_flags(node: Node) -> int:
     return flags | (content.hash.algorithm.flags if content.hash else 0)
 
 
-def _encode(row: Row, parent_key: tuple[int, int]) -> tuple[object, ...]:
-    node, path = row.node, row.path
-    mode = node.mode
-    size = node.size
-    if stat.S_ISDIR(mode):
+def _encode(row: Row, name: str, parent_key: tuple[int, int]) -> tuple[object, ...]:
+    path, node, flags, hardlinks = row
+    mode, uid, gid, mtime, mtime_ns, size, target, device, xattrs, content = node
+    kind = mode & 0o170000
+    if kind == stat.S_IFDIR:
         size = DIRECTORY_SIZE
-    elif stat.S_ISLNK(mode):
-        size = len(encode_name(node.target))
-    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-        size = node.device
-    content = node.content
+    elif kind == stat.S_IFLNK:
+        size = len(encode_name(target))
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+        size = device
     return (
         *path_key(path),
         *parent_key,
-        row.hardlinks,
+        hardlinks,
         content.hash.digest if content is not None and content.hash is not None else None,
         size,
         mode,
-        node.mtime,
-        node.mtime_ns or None,
-        row.flags,
-        encode_name(split_path(path)[1]),
-        encode_name(node.target),
-        node.uid,
-        node.gid,
-        encode_xattrs(node.xattrs) if node.xattrs else None,
+        mtime,
+        mtime_ns or None,
+        flags,
+        encode_name(name),
+        encode_name(target) if target else b"",
+        uid,
+        gid,
+        encode_xattrs(xattrs) if xattrs else None,
     )
 
 
@@ -370,7 +369,7 @@ class Catalog:
         def encoded() -> Iterator[tuple[object, ...]]:
             parent, parent_key = "", path_key("")  # rows come directory by directory
             for row in rows:
-                above = split_path(row.path)[0]
+                above, name = split_path(row.path)
                 if above != parent:
                     parent, parent_key = above, path_key(above)
                 content = row.node.content
@@ -379,7 +378,7 @@ class Catalog:
                 if content is not None and content.chunks:
                     key = path_key(row.path)
                     chunks.extend((*key, c.offset, c.size, c.hash.digest) for c in content.chunks)
-                yield _encode(row, parent_key if row.path else (0, 0))
+                yield _encode(row, name, parent_key if row.path else (0, 0))
 
         self.database.execute("BEGIN")
         self.database.executemany(_INSERT_ENTRY, encoded())
