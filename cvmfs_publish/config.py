@@ -40,6 +40,7 @@ _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5}
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
 MAX_CONNECTIONS = 1000
+MAX_PORT = 65535
 MAX_SECRET_BYTES = 64 * 1024  # a registry token; the longest in use are a few kilobytes
 
 
@@ -164,7 +165,8 @@ class Endpoint(str):
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        if not _ENDPOINT.fullmatch(text):
+        found = _ENDPOINT.fullmatch(text)
+        if not found or int((found[2] or ":0")[1:]) > MAX_PORT:
             raise InputError(f"{text[:200]!r} is no URL", hint=f"write {cls.WANTED}")
         return cls(text.rstrip("/"))
 
@@ -226,6 +228,13 @@ class S3Config:
         if has_secret != (self.access_key is not None):
             missing = "access_key" if has_secret else "secret_key_file"
             raise InputError(f"{missing} is missing: the two keys belong together")
+        for name in ("region", "access_key", "secret_key", "session_token"):
+            if not (getattr(self, name) or "").isprintable():
+                raise InputError(
+                    f"{name}: holds a character that is none of a key's, such as a line break",
+                    hint=f"copy it once more, to where it is given: `repository.s3.{name}` or the"
+                    " variables AWS_…",
+                )
         if not 1 <= self.connections <= MAX_CONNECTIONS:
             raise InputError(
                 f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"

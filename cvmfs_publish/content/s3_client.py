@@ -33,6 +33,7 @@ _DATA_HEADERS = {"Content-Type": "application/octet-stream", "Cache-Control": "m
 _ROOT_HEADERS = {"Content-Type": "application/x-cvmfs", "Cache-Control": "max-age=61"}
 _PAGE_HEADERS = {"Content-Type": "text/html", "Cache-Control": "max-age=61"}
 
+_PANIC = "PanicException"  # of the library, which exports no name for it; no Exception
 _STATUS = re.compile(r"status code: (\d{3})\b")
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9]{1,80})\s*</Code>")
 _REASON = re.compile(
@@ -306,12 +307,16 @@ class Bucket:
             raise self._error(error, what, name) from None
         except (BaseError, ValueError) as error:
             raise self._error(error, what, name) from None
+        except BaseException as error:
+            if type(error).__name__ != _PANIC:
+                raise
+            raise self._error(error, what, name) from None
 
     def _check_bucket(self, error: Exception, name: str) -> None:
         if "<Code>NoSuchBucket</Code>" in str(error):
             raise self._error(error, "looking for", name)
 
-    def _error(self, error: Exception, what: str, name: str) -> S3Error:
+    def _error(self, error: BaseException, what: str, name: str) -> S3Error:
         """Tell what went wrong without the library's pages of detail, and without any secret."""
         text = str(error)
         found, named = _STATUS.search(text), _CODE.search(text)
@@ -323,6 +328,8 @@ class Bucket:
             reason = f"the server answered {status}"
         elif "Received redirect without LOCATION" in text:
             reason, status = "the server sends elsewhere, but not where", 301
+        elif type(error).__name__ == _PANIC:
+            reason = f"no request can be made of this address or these keys ({text[-200:]})"
         else:
             reason = _network_reason(text)
         hint = _BY_CODE.get(code) or _BY_STATUS.get(status or 0) or _TRY_AGAIN

@@ -244,6 +244,30 @@ def test_what_init_takes_over_is_read_back(tmp_path: Path) -> None:
     assert loaded.history.automatic_tags == timedelta(days=28)
 
 
+@pytest.mark.parametrize("text", ["localhost:9000", "ftp://x", "http://a:b@x", "http://x:65536"])
+def test_an_object_store_has_the_url_of_a_server(text: str) -> None:
+    assert config.Endpoint.parse("http://x:65535/") == "http://x:65535"
+    with pytest.raises(InputError, match="is no URL"):
+        config.Endpoint.parse(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"region": "a\nb"},
+        {"access_key": "a\tb", "secret_key": "c"},
+        {"access_key": "a", "secret_key": "secret\n"},
+        {"session_token": "secret\0"},
+    ],
+)
+def test_keys_with_line_breaks_are_refused_without_showing_them(changes: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="such as a line break") as caught:
+        config.S3Config(**changes)  # type: ignore[arg-type]  # texts, all of these
+    (name,) = (name for name, value in changes.items() if not value.isprintable())
+    assert str(caught.value).startswith(f"{name}: ")
+    assert "secret\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["null", "no", "1.5", "0x1f", "1_0", "Null", "a-b_c.d"])
 def test_any_repository_name_survives_the_file(tmp_path: Path, name: str) -> None:
     assert load(tmp_path, config.render_default_config(name)).repository.name == name
