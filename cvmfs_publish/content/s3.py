@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from cvmfs_publish.content.hashes import ContentHash, Suffix
-from cvmfs_publish.content.s3_client import Bucket, ChangedError, S3Error, S3Settings, run
+from cvmfs_publish.content.s3_client import BULK, Bucket, ChangedError, S3Error, S3Settings, run
 from cvmfs_publish.content.s3_lock import Lease, hold_lease
 from cvmfs_publish.content.store import (
     Fetched,
@@ -117,8 +117,12 @@ class S3Store:
                 " manifest it holds",
                 hint="run the same command again",
             )
-        self._check_lease()
-        self._bucket.delete(list(names), self._pool)
+        # Somebody who took the lock over relies on what it finds: no request may outlive the lease.
+        bucket = self._bucket if self._lease is None else self._lease.bucket
+        todo = iter(names)
+        while some := list(islice(todo, BULK)):
+            self._check_lease()
+            bucket.delete(some, self._pool)
 
     def objects(self, shard: str) -> Iterator[StoredObject]:
         for found in self._bucket.below(f"data/{shard}"):
@@ -163,6 +167,7 @@ class S3Store:
         try:
             self._bucket.swap(name, data, replacement.expected)
         except ChangedError:
+            self._is_uncertain = True  # whoever changed it may rely on what we would remove
             raise LockedError(
                 f"{name} in {self.location} was changed by somebody else meanwhile",
                 hint="nothing was published; find out who else writes here, then try again",

@@ -77,7 +77,7 @@ class Holder:
             is_sound = all(number >= 0 for number in numbers) and all(
                 text.isprintable() for text in (*texts, found.taken_at)
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
         return found if is_sound else None
 
@@ -105,7 +105,7 @@ class Lease:
     """The lock while it is held.  See `content.store.Lock`."""
 
     def __init__(self, bucket: Bucket, holder: Holder, version: str) -> None:
-        self._bucket = bucket
+        self.bucket = bucket  # requests take, repeated, less than the lease
         self._holder = holder
         self._version = version
         self._lost = False
@@ -121,7 +121,7 @@ class Lease:
                 self._refresh()
             if self._lost:
                 raise LockedError(
-                    f"the lock on the repository in {self._bucket.location} was lost: this"
+                    f"the lock on the repository in {self.bucket.location} was lost: this"
                     " process did not refresh it in time, or somebody removed it",
                     hint="nothing was replaced; run the same command again",
                 )
@@ -132,14 +132,14 @@ class Lease:
         self._thread.join()
         try:
             self.check()  # from here on nobody takes it over for as long as a removal takes
-            self._bucket.remove(FILE_NAME)
+            self.bucket.remove(FILE_NAME)
         except LockedError:
-            _log.warning("the lock on %s was lost before its end", self._bucket.location)
+            _log.warning("the lock on %s was lost before its end", self.bucket.location)
         except S3Error as error:
             _given_up.add(self._holder.owner)
             _log.warning(
                 "the lock on %s could not be given back and stays for %.0f seconds: %s",
-                self._bucket.location,
+                self.bucket.location,
                 self._holder.lease_seconds,
                 error,
             )
@@ -158,7 +158,7 @@ class Lease:
         document = asdict(self._holder) | {"refreshed": self._holder.refreshed + 1}
         new = Holder(**document)
         try:
-            self._version = self._bucket.swap(FILE_NAME, new.dump(), self._version)
+            self._version = self.bucket.swap(FILE_NAME, new.dump(), self._version)
         except ChangedError:
             self._lost = True
         else:
@@ -186,7 +186,9 @@ def hold_lease(bucket: Bucket, seconds: float) -> Iterator[Lease]:
         _check_conditions(bucket, holder)
     except BaseException:
         with suppress(S3Error):
-            bucket.remove(FILE_NAME)
+            found = bucket.get(FILE_NAME, MAX_BYTES)
+            if found is not None and found.data == holder.dump():  # that may have taken long
+                bucket.remove(FILE_NAME)
         raise
     lease = Lease(bucket, holder, version)
     try:
@@ -215,7 +217,7 @@ def _check_expired(bucket: Bucket, found: Got, other: Holder | None, own_lease: 
     """Raise `LockedError` unless the lock was not refreshed for as long as its holder promised."""
     who = str(other) if other is not None else "somebody who left no name"
     lease = min(other.lease_seconds if other is not None else own_lease, MAX_LEASE)
-    left = lease + ROUNDING - (_clock(bucket) - found.modified)
+    left = lease + ROUNDING - (_clock(bucket, found.modified) - found.modified)
     if left > 0:
         raise LockedError(
             f"the repository in {bucket.location} is locked by {who}",
@@ -230,13 +232,16 @@ def _check_expired(bucket: Bucket, found: Got, other: Holder | None, own_lease: 
     )
 
 
-def _clock(bucket: Bucket) -> int:
-    """Return the time by the store's clock, which is also what lock files are dated with."""
+def _clock(bucket: Bucket, unknown: int) -> int:
+    """Return the time by the store's clock, which is also what lock files are dated with.
+
+    `unknown`: what is returned if somebody else who wants to know has removed the file meanwhile.
+    """
     bucket.put(CLOCK_NAME, secrets.token_bytes(8))
     found = bucket.head(CLOCK_NAME)
     with suppress(S3Error):
         bucket.remove(CLOCK_NAME)
-    return found.modified if found is not None else 0
+    return found.modified if found is not None else unknown
 
 
 def _check_conditions(bucket: Bucket, holder: Holder) -> None:

@@ -18,8 +18,8 @@ import pytest
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.s3 import S3Store
 from cvmfs_publish.content.s3_client import S3Error
+from cvmfs_publish.content.s3_lock import CLOCK_NAME, Holder
 from cvmfs_publish.content.s3_lock import FILE_NAME as LOCK
-from cvmfs_publish.content.s3_lock import Holder
 from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.errors import LockedError, RepositoryError
 from tests.fakes.lying_s3 import UNCONDITIONAL, Asked, Lie, LyingS3
@@ -204,6 +204,20 @@ def test_a_server_that_speaks_no_tls(bucket: S3Bucket) -> None:
     store.close()
 
 
+@pytest.mark.parametrize(
+    "changes", [{"virtual_host": True}, {"endpoint": "http://1.2.3.4.5"}, {"token": "a\nb"}]
+)
+def test_what_no_request_can_be_made_of_is_an_error_like_others(
+    bucket: S3Bucket, changes: dict[str, Any]
+) -> None:
+    """The library panics; a bucket's name before an address, for example, is no host."""
+    store = S3Store(replace(bucket.settings, **changes))
+    with pytest.raises(S3Error, match="no request can be made") as caught:
+        store.fetch(MANIFEST, 1000)
+    assert "repository.s3.endpoint" in caught.value.hint
+    store.close()
+
+
 def test_the_environment_of_the_process_does_not_matter(
     bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +323,8 @@ def test_a_process_number_that_is_used_again_is_another_process() -> None:
 
 
 def strange_locks() -> Iterator[bytes]:
-    yield from (b"", b"not json", b"[]", b"{}", b'{"pid": -1}', b"\xff", b"x" * 100_000)
+    yield from (b"", b"not json", b"[]", b"{}", b'{"pid": -1}', b"\xff")
+    yield from (b"[" * 4000, b"x" * 100_000)
     sound = json.loads(Holder.this_process(60).dump())
     for key, value in {"host": "\x1b[2J", "pid": "1", "lease_seconds": None, "owner": 7}.items():
         yield json.dumps(sound | {key: value}).encode()
@@ -324,6 +339,59 @@ def test_a_lock_that_says_nothing_is_respected_until_it_is_old(
     with pytest.raises(LockedError, match="somebody who left no name"):
         store.lock().__enter__()
     store.close()
+
+
+def test_two_who_ask_for_the_time_do_not_mislead_each_other(
+    store: S3Store, bucket: S3Bucket, lying: LyingS3
+) -> None:
+    bucket.put(LOCK, b"somebody else's")
+    lying.rule = lambda a: Lie(404) if (a.method, a.name) == ("HEAD", CLOCK_NAME) else None
+    with pytest.raises(LockedError) as caught:
+        store.lock().__enter__()
+    assert "ends in 62 seconds" in caught.value.hint
+
+
+def test_a_lock_that_somebody_took_meanwhile_is_not_removed(
+    store: S3Store, bucket: S3Bucket, lying: LyingS3
+) -> None:
+    def rule(asked: Asked) -> Lie | None:
+        if asked.method != "PUT" or "if-match" not in asked.headers:
+            return None
+        bucket.put(LOCK, b"somebody else's")
+        return Lie(403, "AccessDenied")
+
+    lying.rule = rule
+    with pytest.raises(S3Error, match="AccessDenied"):
+        store.lock().__enter__()
+    assert bucket.get(LOCK) == b"somebody else's"
+
+
+def test_who_loses_the_lock_during_a_removal_removes_no_more(
+    store: S3Store, bucket: S3Bucket, lying: LyingS3
+) -> None:
+    def rule(asked: Asked) -> Lie | None:
+        if asked.method == "POST":
+            bucket.put(LOCK, b"somebody else's")
+        return None
+
+    names = [f"data/00/{number:038x}" for number in range(1001)]
+    bucket.put(names[-1], b"what the other one needs")
+    with store.lock():
+        lying.rule = rule
+        with pytest.raises(LockedError, match="was lost"):
+            store.remove(names)
+        lying.rule = lambda _: None
+    assert bucket.get(names[-1]) == b"what the other one needs"
+
+
+def test_nothing_is_removed_after_somebody_else_published(store: S3Store, bucket: S3Bucket) -> None:
+    bucket.put("data/00/" + "1" * 38, b"what the other one needs as well")
+    with store.lock():
+        bucket.put(MANIFEST, b"somebody else's")
+        with pytest.raises(LockedError, match="was changed by somebody else"):
+            store.replace(store.prepare(MANIFEST, b"ours", '"of-before"'))
+        with pytest.raises(RepositoryError, match="nothing is removed"):
+            store.remove(["data/00/" + "1" * 38])
 
 
 def test_a_lock_that_is_not_refreshed_is_taken_over_and_its_holder_told(
