@@ -12,6 +12,7 @@ import errno
 import fcntl
 import itertools
 import os
+import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -65,7 +66,10 @@ class LocalStore:
         self.root = root
         self.location = str(root)
         self._prefix = os.fspath(root) + "/"  # pathlib would take longer than the system calls
-        self._temporary = f"{self._prefix}data/txn/{TEMPORARY_PREFIX}{os.getpid()}-"
+        # In a container every process has the same number, also the one that was killed.
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}-"
+        self._temporary = f"{self._prefix}data/txn/{TEMPORARY_PREFIX}{unique}"
+        self._owner: tuple[int, int] | None = None  # of the repository, once it is asked for
         self._numbers = itertools.count()
         self.used: set[ObjectId] = set()
         self._remember = remember
@@ -81,6 +85,7 @@ class LocalStore:
                 if not path.is_dir():
                     path.mkdir(parents=True)
                     path.chmod(DIRECTORY_MODE)
+                    self._give_to_owner(path)
 
     def description(self, sharers: int = 1) -> dict[str, Any]:
         return {"kind": "local", "root": os.fspath(self.root)}
@@ -209,6 +214,10 @@ class LocalStore:
             if not self._restore_folders():
                 raise
             self._write_file(path, data, durable=True)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
+            raise
         return Replacement(name, data, expected, path)
 
     def replace(self, replacement: Replacement) -> None:
@@ -295,19 +304,33 @@ class LocalStore:
         if durable:
             self._sync_directory(os.path.dirname(path))  # noqa: PTH120
 
-    @staticmethod
-    def _write_file(path: str, data: bytes, *, durable: bool) -> None:
+    def _write_file(self, path: str, data: bytes, *, durable: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o666)
         try:
             os.fchmod(descriptor, FILE_MODE)
+            self._give_to_owner(descriptor)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
             if durable:
                 os.fsync(descriptor)
+        except OSError as error:
+            error.filename = error.filename or path  # the kernel does not say it of a descriptor
+            raise
         finally:
             os.close(descriptor)
+
+    def _give_to_owner(self, file: int | Path) -> None:
+        """Let who owns the repository own what root writes: stock tools work as that user."""
+        if os.geteuid() != 0:
+            return
+        if self._owner is None:
+            found = os.stat(self._prefix)  # noqa: PTH116
+            self._owner = found.st_uid, found.st_gid
+        if self._owner != (0, 0):
+            with suppress(OSError):  # where root is nobody: NFS, user namespaces
+                os.chown(file, *self._owner)
 
     @staticmethod
     def _sync_directory(path: str) -> None:

@@ -209,7 +209,7 @@ def _owner(name: str) -> list[str]:
         wanted = pwd.getpwnam(name).pw_uid
     except KeyError:
         return [f"CVMFS_USER is {name}, whom this host does not know"]
-    if wanted == os.geteuid():
+    if os.geteuid() in (0, wanted):  # root gives new files to whose the storage is
         return []
     return [f"CVMFS_USER is {name}; publish as that user, or new files belong to somebody else"]
 

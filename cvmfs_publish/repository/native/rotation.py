@@ -80,6 +80,10 @@ class KeyFiles:
         """Make the key that is to come, or take the one that was made."""
         with storage_errors(f"making a new key of {self._name}"):
             create_pair(self._next_key, self._next_certificate, self._name, now, bits)
+            if os.geteuid() == 0:  # stock tools sign as the user whose the present key is
+                owner = self._key.stat()
+                os.chown(self._next_key, owner.st_uid, owner.st_gid)
+                os.chown(self._next_certificate, owner.st_uid, owner.st_gid)
         following = self.following()
         if following is None:
             raise RepositoryError(f"{self._next_certificate} was removed meanwhile")

@@ -165,12 +165,32 @@ def test_a_failed_write_leaves_no_temporary_file(store: LocalStore) -> None:
 def test_nothing_is_written_through_a_link_somebody_left(store: LocalStore, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
-    for number in range(3):
-        name = f"{TEMPORARY_PREFIX}{os.getpid()}-{number}"
+    used = Path(store.prepare(".file", b"", None).temporary).name
+    for number in range(1, 4):
+        name = f"{used.rpartition('-')[0]}-{number}"
         (store.root / "data" / "txn" / name).symlink_to(precious)
     with pytest.raises(FileExistsError):
         store.put(STORED, HASH, Suffix.DATA)
     assert precious.read_bytes() == b"precious"
+
+
+def test_what_another_process_of_the_same_number_left_is_in_nobodys_way(store: LocalStore) -> None:
+    LocalStore(store.root).prepare(".file", b"left by one that died", None)
+    LocalStore(store.root).put(STORED, HASH, Suffix.DATA)
+    assert (store.root / NAME).read_bytes() == STORED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_belongs_to_the_owner_of_the_repository(store: LocalStore) -> None:
+    for path in (store.root, *store.root.rglob("*")):
+        os.chown(path, 1234, 4321)
+    (store.root / "data" / "txn").rmdir()  # as in a copy without empty folders
+    store = LocalStore(store.root)
+    store.put(STORED, HASH, Suffix.DATA)
+    store.write(".whitelist", b"1")
+    store.replace(store.prepare(".file", b"2", None))
+    owners = {(found.st_uid, found.st_gid) for found in map(Path.lstat, store.root.rglob("*"))}
+    assert owners == {(1234, 4321)}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +233,10 @@ def test_a_full_disk_fails_in_words_and_leaves_nothing_behind(small_disk: Path) 
     ):
         store.put(large, ContentHash.of(large, HashAlgorithm.SHA1), Suffix.DATA)
     assert "free some space" in caught.value.hint
+    assert str(small_disk) in str(caught.value)
+    assert temporary(store) == []
+    with pytest.raises(OSError, match="space"):
+        store.prepare(".file", large, None)
     assert temporary(store) == []
     assert store.put(STORED, HASH, Suffix.DATA)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -551,3 +552,14 @@ def test_all_of_it_in_an_object_store(tmp_path: Path, s3_server: S3Server) -> No
         put(target)
         assert seen() == 2
         assert target.judge() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_new_key_belongs_to_whose_the_old_one_was(target: Site) -> None:
+    """Stock tools sign as CVMFS_USER, whoever exchanged the key."""
+    os.chown(target.keys / f"{NAME}.key", 1234, 4321)
+    rotate(target.repository, now(), 30)
+    for kind in ("key", "crt"):
+        found = (target.keys / f"{NAME}.{kind}").stat()
+        assert (found.st_uid, found.st_gid) == (1234, 4321)
+    assert (target.keys / f"{NAME}.key").stat().st_mode & 0o777 == 0o400
