@@ -14,7 +14,7 @@ from pathlib import Path
 from cvmfs_publish.content.hashes import ContentHash
 from cvmfs_publish.content.ingest import ContentReader, Stored
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import InputError
+from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.layers.fetch import fetch_layers
 from cvmfs_publish.layers.merge import merge
 from cvmfs_publish.layers.tree import Content, Tree
@@ -30,7 +30,7 @@ from cvmfs_publish.repository.compare import (
     Uncompared,
     compare,
 )
-from cvmfs_publish.repository.layouts import Placement, place
+from cvmfs_publish.repository.layouts import Placement, place, place_name
 from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sandbox.prepare import prepare
@@ -134,6 +134,24 @@ def find_in_mount(mount: Path, publication: Publication) -> Path:
     return mount
 
 
+def check_identity(publication: Publication, reference: Reference, platform: Platform) -> None:
+    """Raise `IntegrityError` if a record was found where that of another image belongs.
+
+    What a record says of itself decides what it is compared with, so a true record of another
+    image would be found to be right.
+    """
+    belongs = place_name(
+        Reference.parse(publication.reference), Platform.parse(publication.platform)
+    )
+    found = place_name(reference, platform)
+    if belongs != found:
+        raise IntegrityError(
+            f"/{found.publication} is the record of {publication.reference} "
+            f"({publication.platform}), not of {reference} ({platform})",
+            hint="somebody has changed it; `publish --force` puts it right",
+        )
+
+
 # the whole
 
 
@@ -212,6 +230,8 @@ def compare_records(
     found_digest = str(digest_lines(lines)) if lines is not None else ""
     if found_digest != publication.tree_digest:
         yield Difference(record, "tree digest", publication.tree_digest, found_digest)
+    elif lines is not None and len(lines) - 1 != publication.entries:
+        yield Difference(record, "entries", str(len(lines) - 1), str(publication.entries))
     variables = {"CVMFS_ARCH": placement.platform_name.split("/")[1]}
     for link in dict.fromkeys((placement.name, placement.immutable_name)):
         leads_to = snapshot.resolve(link, variables=variables)

@@ -19,11 +19,11 @@ from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.compare import Difference
-from cvmfs_publish.repository.layouts import place_name
+from cvmfs_publish.repository.layouts import NamePlacement, place_name
 from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sources.base import Platform
-from cvmfs_publish.verify import Verification, find_in_mount, verify_image
+from cvmfs_publish.verify import Verification, check_identity, find_in_mount, verify_image
 
 SHOWN = 50  # differences in text; --json has them all
 
@@ -55,7 +55,9 @@ def verify(
     Example: cvmfs-publish verify ghcr.io/a/b:1
     """
     session = session_of(context)
-    found = _record_in_mount(session, mount, image, platform)
+    reference = Reference.parse(image)
+    wanted = Platform.parse(platform) if platform else Platform.default()
+    found = _record_in_mount(session, mount, place_name(reference, wanted))
     needs_config = location is None and found is None
     config = _find_config(session, needs_config)
     settings = publish_settings(config) if config is not None else PublishSettings()
@@ -65,11 +67,13 @@ def verify(
         open_source(config, session.environ, [image]) as source,
     ):
         if found is not None and mount is not None:
+            check_identity(found, reference, wanted)
             folder = find_in_mount(session.cwd / mount, found)
             result = verify_image(found, source, settings, folder=folder, reporter=reporter)
         else:
             with open_reading(session, location, keys) as snapshot:
                 record = find_publication(SnapshotView(snapshot), image, platform)
+                check_identity(record, reference, wanted)
                 if mount is not None:
                     folder = find_in_mount(session.cwd / mount, record)
                 result = verify_image(
@@ -80,13 +84,12 @@ def verify(
 
 
 def _record_in_mount(
-    session: Session, mount: Path | None, image: str, platform: str | None
+    session: Session, mount: Path | None, names: NamePlacement
 ) -> Publication | None:
     """Return the record as it is seen in a mounted repository: a worker has nothing else."""
     if mount is None:
         return None
-    wanted = Platform.parse(platform) if platform else Platform.default()
-    path = session.cwd / mount / place_name(Reference.parse(image), wanted).publication
+    path = session.cwd / mount / names.publication
     try:
         return Publication.from_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

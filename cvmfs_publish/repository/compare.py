@@ -90,9 +90,13 @@ class StoredTree:
             return
         yield "", root.node
         skip = len(self._sandbox) + 1
+        catalogs = {self._sandbox}
         for row in self._snapshot.walk(self._sandbox):
-            if row.path.rpartition("/")[2] == CATALOG_MARKER:
+            directory, _, name = row.path.rpartition("/")
+            if name == CATALOG_MARKER and directory in catalogs and _is_marker(row.node):
                 continue
+            if row.is_mountpoint:
+                catalogs.add(row.path)
             path = row.path[skip:]
             if row.node.is_file:
                 self._rows[path] = row
@@ -126,9 +130,10 @@ class FolderTree:
                 continue
             for entry in children:
                 path = prefix + entry.name
-                if entry.name == _MARKER:
+                node = self._node(path, entry.stat(follow_symlinks=False))
+                if entry.name == _MARKER and _is_marker(node):
                     continue
-                yield decode_name(path), self._node(path, entry.stat(follow_symlinks=False))
+                yield decode_name(path), node
                 if entry.is_dir(follow_symlinks=False):
                     stack.append(path + b"/")
 
@@ -178,6 +183,11 @@ class FolderTree:
 
 
 _MARKER = CATALOG_MARKER.encode()
+
+
+def _is_marker(node: Node) -> bool:
+    """Whether this can be what marks a catalog: an image has no entry of that name."""
+    return node.is_file and node.size == 0
 
 
 # comparing

@@ -17,14 +17,16 @@ from cvmfs_publish.content.objects import Compression
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 from cvmfs_publish.layers.tree import Content, Node, empty_tree
 from cvmfs_publish.publish import PublishSettings
+from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.compare import Published, StoredTree, Uncompared, compare
 from cvmfs_publish.repository.export import export_tree
 from cvmfs_publish.repository.native.edit import TreeEditor
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeTransaction
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sandbox.policy import SandboxPolicy
+from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.registry.source import RegistrySource
-from cvmfs_publish.verify import Verification, find_in_mount, verify_image
+from cvmfs_publish.verify import Verification, check_identity, find_in_mount, verify_image
 from tests import legal
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
@@ -187,6 +189,30 @@ def test_content_removed_added_and_exchanged_entries_are_found(case: Case) -> No
     assert ("more", "not expected") in found
     assert ("d/file", "content") in found
     assert ("d/linked", "content") not in found
+
+
+def test_what_hides_behind_the_name_of_a_marker_is_found(case: Case, tmp_path: Path) -> None:
+    folder = case.export(tmp_path / "out")
+    (folder / ".cvmfscatalog").write_bytes(b"")
+    (folder / "d" / ".cvmfscatalog").mkdir()
+    (folder / "d" / ".cvmfscatalog" / "more").write_bytes(b"not of the image")
+    found = [path for path, what in case.found(folder=folder) if what == "not expected"]
+    assert found == ["d/.cvmfscatalog", "d/.cvmfscatalog/more"]
+
+    def change(transaction: NativeTransaction, _: TreeEditor) -> None:
+        transaction.put_file(f"{case.sandbox}/d/.cvmfscatalog", b"")
+
+    edit(case.target, change)
+    assert ("d/.cvmfscatalog", "not expected") in case.found()
+
+
+def test_the_record_of_another_image_is_not_believed(case: Case) -> None:
+    wanted = Reference.parse(case.name)
+    check_identity(case.publication, wanted, Platform.default())
+    with pytest.raises(IntegrityError, match=f"the record of {case.name} .*, not of docker"):
+        check_identity(case.publication, Reference.parse("debian:12"), Platform.default())
+    with pytest.raises(IntegrityError, match=r"\(linux/amd64\), not of .* \(linux/arm64\)"):
+        check_identity(case.publication, wanted, Platform.parse("linux/arm64"))
 
 
 def test_chunks_in_another_order_are_found(case: Case) -> None:

@@ -20,9 +20,13 @@ from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.layers.tree import RepoPath, decode_name, encode_name
 from cvmfs_publish.layers.treedigest import SUFFIXES, chunks_text, entry_line, xattrs_text
 from cvmfs_publish.repository.native.catalog import (
+    FLAG_BIND,
     FLAG_CHUNKED,
     FLAG_COMPRESSION_BITS,
+    FLAG_DIRECT_IO,
+    FLAG_EXTERNAL,
     FLAG_HASH_BITS,
+    FLAG_HIDDEN,
     FLAG_MOUNTPOINT,
     FLAG_UNCOMPRESSED,
     MARKER,
@@ -33,6 +37,9 @@ from cvmfs_publish.repository.native.catalog import (
     path_key,
 )
 from cvmfs_publish.repository.native.database import query
+
+# Clients hide such directories, and take such contents from elsewhere or past their caches.
+_NEVER = FLAG_EXTERNAL | FLAG_BIND | FLAG_HIDDEN | FLAG_DIRECT_IO
 
 Load = Callable[[CatalogRef], Catalog]  # opens a stored catalog, verified; the caller closes it
 LoadMany = Callable[[Sequence[CatalogRef]], Iterator[Catalog]]  # the same, in the order asked for
@@ -119,7 +126,7 @@ def _list_catalog(
         chunks[key_1, key_2].append((offset, size, digest))
     places = _places(database, prefix, root_key)
     skip = len(encode_name(top)) + 2 if top else 1  # of a place, to be relative to `top`
-    root, lines, mounts = "", [], {}
+    root, lines, mounts, all_flags = "", [], {}, 0
     md5, pack, decode = hashlib.md5, _KEY.pack, bytes.decode
     root_1, root_2 = root_key
     try:
@@ -131,12 +138,15 @@ def _list_catalog(
             if is_root:
                 place = b"/" + encode_name(prefix) if prefix else b""
             elif name == _MARKER and prefix and (parent_1, parent_2) == root_key:
+                if mode & 0o170000 != stat.S_IFREG or size:
+                    raise IntegrityError(f"/{prefix}/{MARKER} is no empty file")
                 continue
             else:
                 place = places[parent_1, parent_2] + name
                 if md5(place).digest() != pack(key_1, key_2):
                     raise IntegrityError(f"{decode_name(place)} is not where clients look for it")
             kind = mode & 0o170000
+            all_flags |= flags
             content, device = "", 0
             if kind == stat.S_IFREG:
                 content = _content(digest, flags, chunks.get((key_1, key_2)) if chunks else None)
@@ -169,6 +179,10 @@ def _list_catalog(
         raise IntegrityError(f"malformed row below /{prefix}: {error}") from error
     if not root:
         raise IntegrityError(f"the catalog of /{prefix} has no entry for it")
+    if all_flags & _NEVER:
+        raise IntegrityError(
+            f"an entry below /{prefix} has flags {all_flags & _NEVER:#x}, which are never published"
+        )
     return root, lines, mounts
 
 
