@@ -39,7 +39,7 @@ from cvmfs_publish.config import (
     render_default_config,
 )
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
-from cvmfs_publish.errors import InputError, RepositoryError
+from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.http_origin import open_origin
@@ -51,6 +51,7 @@ from cvmfs_publish.repository.native.signing import (
     check_bits,
     public_key_files,
 )
+from cvmfs_publish.repository.native.spool import CHECKSUM as REFLOG_CHECKSUM
 from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import format_fingerprint
 
@@ -228,6 +229,8 @@ def check(
             scrub=scrub,
             progress=progress,
         )
+    if subject.fault:
+        report.error(REFLOG_CHECKSUM, subject.fault)
     session.out.result(_check_document(report), _check_text(report))
     is_fine = report.ok and not (strict and report.problems)
     return 0 if is_fine else RepositoryError.exit_code
@@ -240,6 +243,17 @@ class _Subject(NamedTuple):
     keys: list[Path]
     name: str | None  # None: whatever the manifest says
     reflog_checksum: ContentHash | None = None  # what cvmfs_server here believes
+    fault: str = ""  # why that cannot be told
+
+
+def _with_checksum(subject: _Subject, spool: Spool) -> _Subject:
+    try:
+        checksum = spool.read_reflog_checksum()
+    except IntegrityError as error:
+        return subject._replace(fault=str(error))
+    if checksum is None:
+        return subject._replace(fault=f"is missing from {spool.directory}: nobody can write")
+    return subject._replace(reflog_checksum=checksum)
 
 
 def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
@@ -247,11 +261,10 @@ def _to_check(session: Session, other: Elsewhere | None) -> _Subject:
     if other is None:
         repository = session.config.repository
         store = open_storage(repository.storage, repository.s3)
-        checksum = None
-        if repository.spool is not None:
-            checksum = Spool(repository.spool, repository.name).read_reflog_checksum()
         public_keys = public_key_files(repository.keys, repository.name)
-        subject = _Subject(store, public_keys, repository.name, checksum)
+        subject = _Subject(store, public_keys, repository.name)
+        if repository.spool is not None:
+            subject = _with_checksum(subject, Spool(repository.spool, repository.name))
         place, hint = str(repository.storage), "`cvmfs-publish init NAME` creates one"
     else:
         subject = _Subject(open_origin(other.location), other.keys, None)

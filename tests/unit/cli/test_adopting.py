@@ -322,6 +322,12 @@ def test_without_a_spool_the_reflog_has_to_be_the_manifests(stock: Stock, shell:
     assert shell.json("check")["problems"] == []
     (stock.spool / "reflog.chksum").write_text("0" * 40)
     assert "reflog.chksum in the spool says 000" in shell.run("check").out
+    (stock.spool / "reflog.chksum").write_text("hello")
+    ran = shell.run("check")
+    assert (ran.code, "reflog.chksum holds no hash: 'hello'" in ran.out) == (5, True), ran
+    (stock.spool / "reflog.chksum").unlink()
+    ran = shell.run("check")
+    assert (ran.code, "reflog.chksum: is missing" in ran.out) == (5, True), ran
 
 
 # taking turns
