@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-import pytest
 from obstore.store import S3Store as Client
 
 from cvmfs_publish.content.s3_client import S3Settings
@@ -103,7 +102,12 @@ class S3Bucket:
 
     def names(self) -> set[str]:
         """Return all files below the prefix."""
-        return {found["path"] for batch in obstore.list(self.client) for found in batch}
+        return set(self._versions())
+
+    def _versions(self) -> dict[str, str | None]:
+        return {
+            found["path"]: found["e_tag"] for batch in obstore.list(self.client) for found in batch
+        }
 
     def get(self, name: str) -> bytes:
         return bytes(obstore.get(self.client, name).bytes())
@@ -119,14 +123,24 @@ class S3Bucket:
         obstore.delete(self.client, name)
 
     def mirror(self, directory: Path) -> Path:
-        """Write what is stored as a repository in a directory."""
-        for shard in range(256):
+        """Make a directory a copy of the repository; what has not changed since is left."""
+        before, after = self._mirrored.get(directory, {}), self._versions()
+        for shard in range(256 if not before else 0):
             (directory / "data" / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
-        for name in self.names():
-            path = directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.get(name))
+        for name, version in after.items():
+            if version is None or version != before.get(name):
+                path = directory / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.get(name))
+        for name in before.keys() - after.keys():
+            (directory / name).unlink()
+        self._mirrored[directory] = after
         return directory
+
+    @cached_property
+    def _mirrored(self) -> dict[Path, dict[str, str | None]]:
+        """Versions of the files in the directories made."""
+        return {}
 
     def publish_to_everybody(self) -> None:
         """Let everybody read, as docs/publishing.md says; moto wants the word for HEAD as well."""
@@ -176,4 +190,4 @@ def _wait_until_it_answers(server: S3Server, process: subprocess.Popen[bytes]) -
             client.getresponse().read()
             return
         time.sleep(0.05)
-    pytest.fail("the S3 server does not start")
+    raise RuntimeError("the S3 server does not start")

@@ -12,11 +12,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from moto.moto_server.werkzeug_app import (
-    DomainDispatcherApplication,
-    MotoRequestHandler,
-    create_backend_app,
-)
+from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
 from werkzeug.serving import run_simple
 
 
@@ -37,7 +33,7 @@ if __name__ == "__main__":
     run_simple(
         "127.0.0.1",
         int(sys.argv[1]),
-        OneAtATime(DomainDispatcherApplication(create_backend_app)),
+        OneAtATime(create_backend_app("s3")),  # without asking anew which service is meant
         threaded=True,
         request_handler=MotoRequestHandler,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,6 @@ class S3Site(Site):
         self.repository = NativeRepository(NAME, store, self.keys, options)
 
     def judge(self, *options: str) -> list[str]:
-        shutil.rmtree(self.storage, ignore_errors=True)
         assert self.bucket is not None
         self.bucket.mirror(self.storage)
         return super().judge(*options)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import atexit
 import functools
+import io
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cvmfs_publish.content.hashes import HashAlgorithm
@@ -36,6 +38,29 @@ def keys_of_this_run() -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     create_keys(directory, NAME, now=datetime.now(UTC))
     return directory
+
+
+@functools.cache
+def _judge_module() -> ModuleType:
+    spec = spec_from_file_location("judge", JUDGE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # its data classes look for it there
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is not ours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+def judged(place: Path | str, public_key: Path, *options: str) -> str:
+    """Return what the independent checker says; in this process, since each start takes long."""
+    out = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(out):
+        _judge_module().main([str(place), "--public-key", str(public_key), *options])
+    return out.getvalue().strip()
 
 
 class Site:
@@ -77,12 +102,10 @@ class Site:
 
     def judge(self, *options: str) -> list[str]:
         """Return the errors the independent checker finds, every object included."""
-        command = [sys.executable, str(JUDGE), str(self.storage), "--scrub", *options]
-        command += ["--public-key", str(self.keys / f"{NAME}.pub")]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        lines = result.stdout.splitlines()
-        assert lines, result.stderr
-        assert " errors, " in lines[-1], result.stdout + result.stderr
+        text = judged(self.storage, self.keys / f"{NAME}.pub", "--scrub", *options)
+        lines = text.splitlines()
+        assert lines
+        assert " errors, " in lines[-1], text
         return [line for line in lines if line.startswith("ERROR")]
 
     def published_tree(self, sandbox: str, scratch: Path) -> dict[bytes, dict[str, Any]]:

@@ -20,7 +20,7 @@ from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.s3 import ACCESS_KEY, SECRET_KEY, S3Bucket
 from tests.s3_site import S3Site
-from tests.support import JUDGE, NAME, Site, keys_of_this_run
+from tests.support import NAME, Site, judged, keys_of_this_run
 from tests.unit.cli.support import Shell
 
 
@@ -56,11 +56,9 @@ class Operator:
 
     def judge(self, place: str | Path) -> str:
         """Return the last line that the independent checker says."""
-        words = [sys.executable, str(JUDGE), str(place)]
-        words += ["--public-key", str(self.folder / "keys" / f"{NAME}.pub")]
-        words += ["--scrub"] if isinstance(place, Path) else []
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
-        return (result.stdout + result.stderr).strip().rpartition("\n")[2]
+        options = ["--scrub"] if isinstance(place, Path) else []
+        text = judged(place, self.folder / "keys" / f"{NAME}.pub", *options)
+        return text.rpartition("\n")[2]
 
 
 @pytest.fixture
