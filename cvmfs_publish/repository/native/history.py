@@ -93,6 +93,11 @@ def check_tag_name(name: str) -> None:
             f"tag name {name!r} is reserved: it moves with every revision",
             hint="choose another name",
         )
+    if _AUTOMATIC.fullmatch(name):
+        raise InputError(
+            f"tag name {name!r} is that of an automatic tag, which is removed after its time",
+            hint="choose another name",
+        )
 
 
 class History(Database):

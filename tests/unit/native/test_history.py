@@ -155,3 +155,9 @@ def test_what_is_no_database_is_refused(data: bytes) -> None:
         History.open(data)
     with pytest.raises(IntegrityError, match="history cannot be read"):
         History.open(b"SQLite format 3\0\x04\x00\x01\x01" + bytes(5000))
+
+
+@pytest.mark.parametrize("number", ["", "_1"])
+def test_nobody_names_a_revision_what_is_removed_by_itself(number: str) -> None:
+    with History.create("x") as history, pytest.raises(InputError, match="automatic"):
+        history.add_tag(f"generic{number}-2026-11-20T10:29:57Z", ONE, 1, 1, 1)
