@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.repository import NativeRepository
@@ -20,7 +20,7 @@ from cvmfs_publish.repository.native.signing import (
     is_trusted,
     public_fingerprint,
 )
-from cvmfs_publish.repository.native.trust import Plan
+from cvmfs_publish.repository.native.trust import Plan, TrustError
 from cvmfs_publish.repository.native.whitelist import Whitelist
 
 Step = Callable[[str], None]
@@ -61,6 +61,13 @@ def resign(
     keys = trust.keys()
     if keys.master_key is None:
         raise trust.no_master_key()
+    published, expires = datetime.fromtimestamp(manifest.timestamp, UTC), now + timedelta(days=days)
+    if expires <= published:
+        raise TrustError(
+            f"the new whitelist of {repository.name} would expire at {expires:%Y-%m-%d %H:%M} UTC, "
+            f"before revision {manifest.revision} was published, {published:%Y-%m-%d %H:%M} UTC",
+            hint="set the clock of this host (NTP)",
+        )
     if only and not _is_signed_by_us(repository, keys):
         # First ours is trusted too, then it signs; after that nobody misses the others.
         with repository.writer(keys) as writer:

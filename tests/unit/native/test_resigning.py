@@ -563,3 +563,11 @@ def test_a_new_key_belongs_to_whose_the_old_one_was(target: Site) -> None:
         found = (target.keys / f"{NAME}.{kind}").stat()
         assert (found.st_uid, found.st_gid) == (1234, 4321)
     assert (target.keys / f"{NAME}.key").stat().st_mode & 0o777 == 0o400
+
+
+def test_a_clock_that_is_a_month_behind_does_not_end_the_whitelist(target: Site) -> None:
+    before = (target.storage / ".cvmfswhitelist").read_bytes()
+    with pytest.raises(TrustError, match=r"would expire at .*, before revision 1 was published"):
+        resign(target.repository, now() - 31 * DAY, 30)
+    assert (target.storage / ".cvmfswhitelist").read_bytes() == before
+    resign(target.repository, now() - DAY, 30)
