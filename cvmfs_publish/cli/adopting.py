@@ -107,6 +107,11 @@ def _locate(session: Session, name: RepositoryName, request: Request) -> _Found:
         s3 = written = _s3_config(upstream)
     else:
         storage = session.cwd / DEFAULT_STORAGE
+        if not storage.exists():
+            raise InputError(
+                f"{default_server_conf(name)} does not exist, nor does {storage}",
+                hint="say where the repository is: --server-conf FILE, or --storage and --keys",
+            )
     if written is None and isinstance(storage, S3Url):  # keys stay in the environment
         written = S3Config(endpoint=s3.endpoint, region=s3.region)
     if request.keys is not None or server is None:

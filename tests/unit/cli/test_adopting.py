@@ -330,6 +330,13 @@ def test_without_a_spool_the_reflog_has_to_be_the_manifests(stock: Stock, shell:
     assert (ran.code, "reflog.chksum: is missing" in ran.out) == (5, True), ran
 
 
+def test_without_anything_known_of_the_repository_it_says_what_to_name(shell: Shell) -> None:
+    ran = shell.run("init", SHA1, "--adopt")
+    assert ran.code == 2
+    assert f"/etc/cvmfs/repositories.d/{SHA1}/server.conf does not exist" in ran.err
+    assert "--server-conf FILE, or --storage and --keys" in ran.err
+
+
 # taking turns
 
 
