@@ -14,7 +14,6 @@ from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.ingest import CHUNK_SIZE, Ingestor
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import RepositoryError
-from cvmfs_publish.layers.tree import Directory
 from cvmfs_publish.repository.native.build import TreeBuilder
 from cvmfs_publish.repository.native.catalog import Row
 from cvmfs_publish.repository.native.repository import NativeOptions
@@ -44,8 +43,8 @@ def publish(target: Site, name: str) -> Publication:
 def lose_a_row(patch: pytest.MonkeyPatch) -> None:
     original = TreeBuilder._entries
 
-    def entries(*arguments: Any) -> Iterator[tuple[Row, Directory | None]]:  # noqa: ANN401
-        return (pair for pair in original(*arguments) if not pair[0].path.endswith("/two"))
+    def entries(*arguments: Any) -> Iterator[Row]:  # noqa: ANN401
+        return (row for row in original(*arguments) if not row.path.endswith("/two"))
 
     patch.setattr(TreeBuilder, "_entries", entries)
 

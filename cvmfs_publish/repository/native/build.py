@@ -6,13 +6,13 @@ Source: facts/cvmfs-format.md sections 3.5 to 3.10.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.objects import compress_catalog
 from cvmfs_publish.content.store import ContentStore, ObjectId
-from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, node_of
+from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, Tree, node_of
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
     FLAG_MOUNTPOINT,
@@ -67,6 +67,19 @@ class TreeBuilder:
 
     def build(self, path: RepoPath, directory: Directory, nested: set[RepoPath]) -> Built:
         """Store the catalogs of everything below `path`; `nested` are absolute paths."""
+        tree, skip = Tree(directory), len(path) + 1 if path else 0
+        done: dict[RepoPath, Built] = {}
+        # The deepest first, as a parent names what is below it.  A tree may be deeper than a stack.
+        for place in sorted(nested, key=lambda place: place.count("/"), reverse=True):
+            found = tree.find(place[skip:])
+            if isinstance(found, Directory):
+                done[place] = self._build_catalog(place, found, done)
+        return self._build_catalog(path, directory, done)
+
+    def _build_catalog(
+        self, path: RepoPath, directory: Directory, done: dict[RepoPath, Built]
+    ) -> Built:
+        """Store one catalog; those directly below it are taken out of `done`."""
         root = Row(path, directory.node, kind_flags(directory.node), directory_links(directory))
         below = dict.fromkeys(COUNTERS, 0)
         refs: list[Built] = []
@@ -74,11 +87,11 @@ class TreeBuilder:
             root._replace(flags=root.flags | FLAG_NESTED_ROOT),
             marker_row(path, directory.node.mtime, self._empty),
         ]
-        for row, child in self._entries(path, directory, nested):
-            if child is None:
+        for row in self._entries(path, directory, done.keys()):
+            built = done.pop(row.path, None)
+            if built is None:
                 rows.append(row)
                 continue
-            built = self.build(row.path, child, nested)
             refs.append(built)
             rows.append(built.root._replace(flags=built.root.flags | FLAG_MOUNTPOINT))
             for name in COUNTERS:
@@ -94,9 +107,9 @@ class TreeBuilder:
             return Built(ref, root, new.total_counters())
 
     def _entries(
-        self, path: RepoPath, directory: Directory, nested: set[RepoPath]
-    ) -> Iterator[tuple[Row, Directory | None]]:
-        """Yield the rows of one catalog in order; with the directory where another one begins."""
+        self, path: RepoPath, directory: Directory, nested: Collection[RepoPath]
+    ) -> Iterator[Row]:
+        """Yield the rows of one catalog in order; nothing below directories in `nested`."""
         stack = [(path, directory)]
         while stack:
             prefix, here = stack.pop()
@@ -104,12 +117,11 @@ class TreeBuilder:
                 child = here.children[name]
                 node, where = node_of(child), join_path(prefix, name)
                 if not isinstance(child, Directory):
-                    yield Row(where, node, kind_flags(node)), None
-                elif where in nested:
-                    yield Row(where, node, kind_flags(node)), child
-                else:
-                    yield Row(where, node, kind_flags(node), directory_links(child)), None
+                    yield Row(where, node, kind_flags(node))
+                    continue
+                if where not in nested:
                     stack.append((where, child))
+                yield Row(where, node, kind_flags(node), directory_links(child))
 
 
 def directory_links(directory: Directory) -> int:

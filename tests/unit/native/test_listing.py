@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import stat
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +104,22 @@ def test_what_is_stored_has_the_listing_of_the_tree(
     assert sort_lines(lines) == list_tree(tree)
     assert digest_lines(lines) == summarise_tree(tree).digest
     assert first_difference(list_tree(tree), sort_lines(lines)) == ""
+
+
+def test_catalogs_nested_deeper_than_the_stack_are_stored_and_listed(tmp_path: Path) -> None:
+    tree = empty_tree()
+    here, paths = tree.root, [""]
+    for _ in range(150):
+        child = Directory(Node(stat.S_IFDIR | 0o755))
+        here.children["d"] = here = child
+        paths.append(f"{paths[-1]}/d".lstrip("/"))
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        lines = Stored(tmp_path, tree, *paths[1:]).lines()
+    finally:
+        sys.setrecursionlimit(before)
+    assert sort_lines(lines) == list_tree(tree)
 
 
 def test_lines_are_in_the_order_of_bytes() -> None:
