@@ -117,10 +117,10 @@ def test_objects_have_any_size(store: ContentStore, size: int) -> None:
 
 
 def test_many_are_put_and_read_in_the_order_asked_for(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number) for number in range(50)]
+    objects = [an_object(b"%d" % number) for number in range(20)]
     store.put(*objects[7])
-    assert store.put_many(objects + objects[:3]) == [n != 7 for n in range(50)] + [False] * 3
-    assert store.put_many(objects) == [False] * 50
+    assert store.put_many(objects + objects[:3]) == [n != 7 for n in range(20)] + [False] * 3
+    assert store.put_many(objects) == [False] * 20
     asked = [(content_hash, kind) for _, content_hash, kind in reversed(objects)]
     assert list(store.read_many(asked)) == [data for data, _, _ in reversed(objects)]
     assert list(store.read_many(iter(asked[:1]))) == [objects[-1][0]]
@@ -130,7 +130,7 @@ def test_many_are_put_and_read_in_the_order_asked_for(store: ContentStore) -> No
 
 
 def test_the_others_that_were_asked_for_need_not_be_read(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number) for number in range(40)]
+    objects = [an_object(b"%d" % number) for number in range(20)]
     store.put_many(objects)
     reading = store.read_many([(content_hash, kind) for _, content_hash, kind in objects])
     assert next(reading) == objects[0][0]
@@ -138,7 +138,7 @@ def test_the_others_that_were_asked_for_need_not_be_read(store: ContentStore) ->
 
 
 def test_all_objects_are_listed_with_sizes_and_times(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number * 1000) for number in range(60)]
+    objects = [an_object(b"%d" % number * 1000) for number in range(20)]
     store.put_many(objects)
     found = stored(store, {content_hash.digest.hex()[:2] for _, content_hash, _ in objects})
     assert {name: entry.size for name, entry in found.items()} == {
@@ -155,7 +155,7 @@ def test_an_empty_store_has_nothing(store: ContentStore) -> None:
 
 
 def test_whether_all_are_there(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number) for number in range(40)]
+    objects = [an_object(b"%d" % number) for number in range(15)]
     store.put_many(objects[1:])
     names = [content_hash.path(kind) for _, content_hash, kind in objects]
     assert store.has_all(names[1:])
@@ -165,14 +165,14 @@ def test_whether_all_are_there(store: ContentStore) -> None:
 
 
 def test_removed_objects_are_gone_and_may_be_gone_before(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number) for number in range(30)]
+    objects = [an_object(b"%d" % number) for number in range(12)]
     names = [content_hash.path(kind) for _, content_hash, kind in objects]
-    store.put_many(objects[5:])
-    store.remove(iter(names[:20]))
+    store.put_many(objects[3:])
+    store.remove(iter(names[:8]))
     shards = {name[5:7] for name in names}
-    assert set(stored(store, shards)) == set(names[20:])
+    assert set(stored(store, shards)) == set(names[8:])
     store.remove([])
-    store.remove(names[20:21])
+    store.remove(names[8:9])
     store.remove(names)
     assert stored(store, shards) == {}
 
@@ -314,7 +314,7 @@ def test_another_process_opens_the_same_store(store: ContentStore) -> None:
 
 
 def test_objects_are_put_and_read_by_many_threads(store: ContentStore) -> None:
-    objects = [an_object(b"%d" % number) for number in range(60)]
+    objects = [an_object(b"%d" % number) for number in range(20)]
     with ThreadPoolExecutor(8) as pool:
         new = list(pool.map(lambda o: store.put(*o), objects * 2))
         assert sum(new) >= len(objects)
