@@ -130,7 +130,7 @@ def unpin(context: typer.Context, image: ImageArgument, platform: PlatformOption
         record = names.unpin(transaction, reference, chosen)
     session.out.result(
         {**_revision_document(session, repository), **_record_document(record)},
-        f"not pinned  {record.reference}",
+        f"unpinned  {record.reference}",
     )
     _tell_revision(session, repository)
 

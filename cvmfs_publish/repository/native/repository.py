@@ -64,6 +64,10 @@ from cvmfs_publish.repository.native.signing import (
     Keys,
     create_keys,
     fingerprint,
+    key_size,
+    public_key_files,
+    read_certificate,
+    read_public_key,
 )
 from cvmfs_publish.repository.native.trust import Plan, Trust
 from cvmfs_publish.repository.native.upgrade import schema_revision
@@ -252,24 +256,25 @@ class NativeRepository:
         return total == stored_bytes
 
     def info(self, now: datetime) -> RepositoryInfo:
-        """Return facts about the published revision.
+        """Return facts about the published revision; no private key is needed.
 
         Raises:
             TrustError: the whitelist is not of the master key.
-            RepositoryError: the repository or the keys are missing or damaged.
+            RepositoryError: the repository or the public keys are missing or damaged.
         """
         manifest = self.manifest()
-        keys = self.trust.keys()
-        whitelist = self.trust.signed_whitelist(keys)
+        certificate = read_certificate(self._keys / f"{self.name}.crt")
+        master_keys = [read_public_key(path) for path in public_key_files(self._keys, self.name)]
+        whitelist = self.trust.signed_whitelist(master_keys)
         with damage(self.location), self._open_catalog(manifest) as root:
             counters = root.total_counters()
         return RepositoryInfo(
             manifest,
             whitelist,
-            fingerprint(keys.certificate),
-            keys.certificate.not_valid_after_utc,
-            keys.private_key.key_size,
-            keys.master_key is not None,
+            fingerprint(certificate),
+            certificate.not_valid_after_utc,
+            key_size(certificate),
+            (self._keys / f"{self.name}.masterkey").exists(),
             counters,
         )
 
@@ -498,7 +503,8 @@ class NativeRepository:
             raise RepositoryError(
                 f"revision {manifest.revision} was published at {_time(manifest.timestamp)}, but "
                 f"the clock of this host says {_time(now)}; clients never go back in time",
-                hint="set the clock of this host (NTP)",
+                hint="set the clock of this host (NTP); if it is right, the one that published was "
+                "ahead: wait until then, or restore the manifest before it from a backup",
             )
 
 

@@ -341,6 +341,12 @@ def load_keys(directory: Path, name: str, *, with_master: bool = True) -> Keys:
     )
 
 
+def key_size(certificate: x509.Certificate) -> int:
+    """Return the bits of a certificate's RSA key, 0 if it has a key of another kind."""
+    key = certificate.public_key()
+    return key.key_size if isinstance(key, rsa.RSAPublicKey) else 0
+
+
 def public_key_files(directory: Path, name: str) -> list[Path]:
     """Return the files of the master keys a whitelist may be signed with: one, or two."""
     present = directory / f"{name}.pub"

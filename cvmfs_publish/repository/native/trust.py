@@ -25,6 +25,7 @@ from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.rotation import KeyFiles
 from cvmfs_publish.repository.native.signing import (
     Keys,
+    PublicKeys,
     fingerprint,
     is_trusted,
     load_keys,
@@ -77,14 +78,14 @@ class Trust:
         """
         return self._parsed(self._read())
 
-    def signed_whitelist(self, keys: Keys) -> Whitelist:
+    def signed_whitelist(self, public_keys: PublicKeys) -> Whitelist:
         """Return the published whitelist, expired or not.
 
         Raises:
             TrustError: it is missing, damaged, or not of the master key.
         """
         try:
-            return whitelists.verify_signature(self._read(), keys.public_keys, name=self.name)
+            return whitelists.verify_signature(self._read(), public_keys, name=self.name)
         except IntegrityError as error:
             raise self._unusable(error) from error
 
@@ -211,7 +212,7 @@ class Trust:
             # Ours too: an exchange of keys has not come to its end.
             ours += [old.certificate for old in retired if old.certificate == signer][:1]
         try:
-            present = self.signed_whitelist(keys)
+            present = self.signed_whitelist(keys.public_keys)
         except TrustError as error:
             return Plan(_fingerprints(ours, ()), unread=str(error))
         stale = [
@@ -295,7 +296,7 @@ class Trust:
             )
         present: Whitelist | None = None
         with suppress(TrustError):
-            present = self.signed_whitelist(keys)
+            present = self.signed_whitelist(keys.public_keys)
         if present is not None and new.created_at < present.created_at and not allow_older:
             raise TrustError(
                 f"the new whitelist was made at {_time(new.created_at)}, the published one at "

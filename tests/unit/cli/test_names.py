@@ -152,7 +152,7 @@ def test_a_pin_is_told_wherever_the_image_is(home: Shell, image: str) -> None:
     document = home.json("unpin", image)
     assert (document["revision"], document["pinned"], document["pinned_at"]) == (5, [], "")
     assert "pinned        no" in home.run("show", image).out
-    assert home.run("unpin", image).out == f"not pinned  {image}\n"
+    assert home.run("unpin", image).out == f"unpinned  {image}\n"
     judged(home)
 
 
