@@ -146,8 +146,8 @@ def init(
     if is_new:
         revision = repository.create(algorithm, datetime.now(UTC), key_bits=key_bits)
     else:
-        repository.trust.keys()  # refuses keys that do not fit, and with the next line
-        repository.info(datetime.now(UTC))  # another name, and a whitelist of other keys
+        repository.info(datetime.now(UTC))  # refuses another name, and a whitelist of other keys
+        repository.trust.keys()  # refuses keys that do not fit each other
         revision = repository.revision()
         algorithm = repository.manifest().root_hash.algorithm
     text = render_default_config(
