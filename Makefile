@@ -8,15 +8,17 @@
 BIN := .venv/bin
 IMAGE ?=
 PYTEST_ARGS ?=
+# a file's tests stay in one process: they share servers and folders
+SPREAD := --numprocesses auto --dist loadfile
 
 .PHONY: test test-pure lint parts venv demo bench clean
 .NOTPARALLEL:
 
 test: parts lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(PYTEST_ARGS)
 
 test-pure: venv
-	@$(BIN)/python -m pytest -m "not parts and not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) -m "not parts and not slow" $(PYTEST_ARGS)
 
 parts:
 	@tools/install-parts

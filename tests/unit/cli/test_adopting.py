@@ -25,6 +25,8 @@ from tests.stock import Stock
 from tests.unit.cli.support import Shell
 from tests.unit.native.vectors import NAMES, SHA1
 
+pytestmark = pytest.mark.slow
+
 Damage = Callable[[Stock], object]
 
 

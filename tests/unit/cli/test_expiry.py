@@ -16,6 +16,8 @@ from cvmfs_publish.repository.native.signing import fingerprint, load_keys
 from cvmfs_publish.repository.native.whitelist import Whitelist, sign_whitelist
 from tests.unit.cli.support import Ran, Shell
 
+pytestmark = pytest.mark.slow
+
 NAME = "test.example.org"
 IMAGE = "127.0.0.1:9/a/b:1"  # nobody answers there
 

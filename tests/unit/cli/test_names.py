@@ -12,6 +12,8 @@ from tests.images import Tar
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME, checker
 
+pytestmark = pytest.mark.slow
+
 
 def layer(text: str) -> bytes:
     tar = Tar()

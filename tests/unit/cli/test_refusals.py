@@ -34,6 +34,8 @@ from tests.images import Tar
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME
 
+pytestmark = pytest.mark.slow
+
 STRANGER = ContentHash.parse("ab" * 20)
 STRANGER_TEXT = ":".join(["AB"] * 20)
 FINGERPRINT = "([0-9A-F]{2}:){19}[0-9A-F]{2}"

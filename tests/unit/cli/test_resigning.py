@@ -17,6 +17,8 @@ from cvmfs_publish.repository.native.signing import (
 )
 from tests.unit.cli.support import Shell
 
+pytestmark = pytest.mark.slow
+
 NAME = "test.example.org"
 
 

@@ -14,6 +14,8 @@ from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepo
 from cvmfs_publish.repository.native.tags import list_tags
 from tests.unit.cli.support import Shell
 
+pytestmark = pytest.mark.slow
+
 NAME = "test.example.org"
 
 

@@ -18,6 +18,8 @@ from cvmfs_publish.repository.native.signing import join_signed, sign_text, spli
 from tests.unit.native.check_repositories import NOW, OURS, SHA1, SHAKE, Subject, Verdict, judge
 from tests.unit.native.vectors import Edit, at, key
 
+pytestmark = pytest.mark.slow
+
 ERROR, WARNING = Severity.ERROR, Severity.WARNING
 
 

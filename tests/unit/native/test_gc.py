@@ -30,6 +30,8 @@ from tests.support import NAME, Site
 from tests.unit.native import vectors
 from tests.versions import sandbox
 
+pytestmark = pytest.mark.slow
+
 IMAGE = "ghcr.io/a/b:1"
 
 

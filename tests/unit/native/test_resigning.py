@@ -45,6 +45,8 @@ from tests.s3 import S3Server
 from tests.s3_site import s3_site
 from tests.support import NAME, Site, site
 
+pytestmark = pytest.mark.slow
+
 DAY = timedelta(days=1)
 STRANGER = ContentHash.parse("ab" * 20)  # the fingerprint of another release manager
 
