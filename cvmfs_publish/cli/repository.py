@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -138,7 +139,9 @@ def init(
         raise InputError("--server-conf and --skip-check belong to --adopt", hint="add --adopt")
     storage, keys = storage or DEFAULT_STORAGE, keys or DEFAULT_KEYS
     check_bits(key_bits)
-    place = S3Url.parse(storage) if "://" in storage else session.cwd / storage
+    # `s3:/bucket` is a mistyped URL, never a folder somebody wants
+    is_url = re.match(r"[a-z0-9]{2,}:/", storage) is not None
+    place = S3Url.parse(storage) if is_url else session.cwd / storage
     s3 = S3Config().completed(session.environ)
     config_path = new_config_path(session)
     repository = NativeRepository(checked, open_storage(place, s3), session.cwd / keys)

@@ -28,8 +28,8 @@ _TRUNK = frozenset(
     {"bin", "sbin", "etc", "lib", "lib32", "lib64", "libexec", "local", "opt", "share", "usr"}
     | {"python3", "conda", "miniconda3", "miniforge3", "mambaforge", "venv", ".venv", "env"}
 )
-# Directories of many packages, of which a job needs a few.
-_PACKAGES = frozenset({"dist-packages", "site-packages", "node_modules", "site-library"})
+# Directories of many packages, of which a job needs a few.  (Not `node_modules`: there it is most.)
+_PACKAGES = frozenset({"dist-packages", "site-packages", "site-library"})
 _WITH_PARENT = frozenset({"__pycache__"})  # read together with what is beside them
 
 

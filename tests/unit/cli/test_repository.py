@@ -101,6 +101,7 @@ def test_init_for_a_configuration_elsewhere_names_folders_that_are_right(shell: 
         ([NAME, "--backend", "directory"], "--backend directory is not available in this version"),
         ([NAME, "--backend", "cvmfs_server"], "not available in this version"),
         ([NAME, "--storage", "s3://bucket/x"], "no keys for the object store"),
+        ([NAME, "--storage", "s3:/bucket/x"], "is no place in an object store"),
     ],
 )
 def test_init_refuses_what_it_cannot_do_before_doing_anything(
