@@ -8,8 +8,8 @@
 BIN := .venv/bin
 IMAGE ?=
 PYTEST_ARGS ?=
-# a file's tests stay in one process: they share servers and folders
-SPREAD := --numprocesses auto --dist loadfile
+# whoever is done takes from the others: a few tests take half a minute
+SPREAD := --numprocesses auto --dist worksteal
 
 .PHONY: test test-pure lint parts venv demo bench clean
 .NOTPARALLEL:

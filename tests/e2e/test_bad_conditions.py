@@ -29,7 +29,7 @@ from cvmfs_publish.repository.native.whitelist import make_whitelist
 from tests import parts
 from tests.fakes.registry import FakeRegistry, cut, reset, stall, wrong_bytes
 from tests.images import Tar
-from tests.support import JUDGE, NAME, keys_of_this_run
+from tests.support import NAME, judged, keys_of_this_run
 
 
 @dataclass
@@ -64,11 +64,8 @@ class Publisher:
         return (self.storage / ".cvmfspublished").read_bytes()
 
     def judge(self) -> None:
-        key = self.folder / "keys" / f"{NAME}.pub"
-        command = [sys.executable, str(JUDGE), str(self.storage), "--scrub"]
-        command += ["--public-key", str(key)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stdout
+        text = judged(self.storage, self.folder / "keys" / f"{NAME}.pub", "--scrub")
+        assert text.splitlines()[-1].startswith("0 errors, "), text
 
 
 def image(text: str, size: int = 100) -> list[bytes]:

@@ -26,7 +26,7 @@ from tests.support import Site, site
 
 STEPS = ["catalogs", "history", "certificate", "reflog", "sync", "prepare"]
 STEPS += ["switch reflog", "switch", "done"]
-KILLS = 24
+KILLS = 16
 
 # What the victim runs: publish `reference`, and die before step `step` if that is named.  How its
 # object store is reached comes on standard input; nothing if the repository is a folder.

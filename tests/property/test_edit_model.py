@@ -203,7 +203,7 @@ def test_edits_agree_with_a_model_and_every_revision_is_sound() -> None:
     run_state_machine_as_test(
         EditModel,
         settings=settings(
-            max_examples=15,
+            max_examples=8,
             # A failure names its steps; shortening them would take minutes of judging.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             stateful_step_count=20,

@@ -96,7 +96,7 @@ FLIPS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(which=st.floats(0, 1, exclude_max=True), flips=FLIPS)
 def test_bytes_that_changed_are_found(
     made: Made, which: float, flips: list[tuple[float, int]]
@@ -111,7 +111,7 @@ def test_bytes_that_changed_are_found(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(which=st.floats(0, 1, exclude_max=True), length=st.floats(0, 1, exclude_max=True))
 @example(which=0.0, length=0.0)
 def test_a_file_that_was_cut_is_found(made: Made, which: float, length: float) -> None:
@@ -121,7 +121,7 @@ def test_a_file_that_was_cut_is_found(made: Made, which: float, length: float) -
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(which=st.floats(0, 1, exclude_max=True), more=st.binary(min_size=1, max_size=40))
 def test_bytes_behind_a_file_are_found(made: Made, which: float, more: bytes) -> None:
     name = made.files[int(which * len(made.files))]
@@ -142,7 +142,7 @@ def test_every_file_that_is_gone_or_of_another_kind_is_found(made: Made) -> None
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     which=st.floats(0, 1, exclude_max=True),
     other=st.floats(0, 1, exclude_max=True),
