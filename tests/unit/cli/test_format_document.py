@@ -21,6 +21,8 @@ from tests import versions
 from tests.support import site
 from tests.unit.cli.support import Shell, repository
 
+pytestmark = pytest.mark.slow
+
 TEXT = (Path(__file__).parents[3] / "docs" / "format.md").read_text("utf-8")
 NAME = "test.example.org"
 

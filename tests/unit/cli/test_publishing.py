@@ -23,6 +23,8 @@ from tests.images import Tar
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME, checker
 
+pytestmark = pytest.mark.slow
+
 # interface.md, "publish --json"
 DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images"}
 IMAGE_KEYS = {

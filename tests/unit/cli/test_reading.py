@@ -26,6 +26,8 @@ from tests.tampering import tamper
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME
 
+pytestmark = pytest.mark.slow
+
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Says nothing, and keeps connections open as real servers do."""

@@ -52,6 +52,8 @@ from tests.unit.native.vectors import (
     vector,
 )
 
+pytestmark = pytest.mark.slow
+
 JUDGE = FOLDER.parent / "tools" / "cvmfs_check.py"
 
 

@@ -21,6 +21,8 @@ from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
 from tests.support import NAME, Site, site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Site]:
