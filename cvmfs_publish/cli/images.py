@@ -55,8 +55,10 @@ def list_images(
             "repository": name,
             "revision": snapshot.manifest.revision,
             "images": [record_document(record) for record in records],
-        },
-        _list_text(records),
+        }
+        if session.out.as_json
+        else {},
+        "" if session.out.as_json else _list_text(records),
     )
     if not records:
         session.out.note(f"{name} has no images yet")

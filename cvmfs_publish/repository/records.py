@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from cvmfs_publish.errors import IntegrityError, RepositoryError
@@ -99,21 +100,30 @@ class Publication:
         """Raise `IntegrityError` unless `data` is a record this version understands."""
         try:
             document = _load(data)
-            values = {name: document[name] for name in _FIELDS if name in document}
-            _check_types(_FIELDS, values)
-            values["layers"] = _texts(values["layers"])
-            values["roots_added"] = _texts(values["roots_added"])
-            pairs = [(found["path"], found["what"]) for found in values["findings"]]
-            _texts([text for pair in pairs for text in pair])
-            values["findings"] = tuple([Finding(*pair) for pair in pairs])
-            values["history"] = _events(values.get("history", []))
-            values["pinned"] = _texts(values.get("pinned", []))
-            return cls(**values)
+            document = document if document.keys() >= _FIELDS.keys() else _DEFAULTS | document
+            values: Any = _GET_FIELDS(document)
+            if tuple(map(type, values)) != _JSON_TYPES:
+                _check_types(_FIELDS, dict(zip(_FIELDS, values, strict=True)))
+            return cls(
+                **dict(zip(_FIELDS, values, strict=True))
+                | {
+                    "layers": _texts(document["layers"]),
+                    "roots_added": _texts(document["roots_added"]),
+                    "findings": _findings(document["findings"]),
+                    "history": _events(document["history"]),
+                    "pinned": _texts(document["pinned"]),
+                }
+            )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"malformed {PUBLICATION_FILE}: {error}") from error
 
 
 _FIELDS = {field.name: str(field.type) for field in fields(Publication)}
+# All at once: a repository has ten thousand records.
+_GET_FIELDS = itemgetter(*_FIELDS)
+_JSON_TYPES = tuple({"str": str, "int": int}.get(kind, list) for kind in _FIELDS.values())
+# of records that were written before there were these fields
+_DEFAULTS = {"signature": "", "what": PUBLISHED, "history": [], "pinned_at": "", "pinned": []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,14 @@ def _load(data: bytes) -> Any:  # noqa: ANN401 - JSON
             hint="update cvmfs-publish",
         )
     return document
+
+
+def _findings(values: object) -> tuple[Finding, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"{values!r} is not a list of findings")
+    findings = tuple([Finding(found["path"], found["what"]) for found in values])
+    _texts([text for finding in findings for text in finding])
+    return findings
 
 
 def _events(value: object) -> tuple[Event, ...]:
@@ -234,8 +252,12 @@ def iter_publications(view: View) -> Iterator[Publication]:
     if isinstance(view, Searchable):
         excluded = {REPLACED, IMAGES.rpartition("/")[2]}
         for path, data in view.find_files(METADATA, PUBLICATION_FILE, excluded):
-            with _naming(path):
-                yield Publication.from_json(data)
+            try:
+                found = Publication.from_json(data)
+            except IntegrityError:
+                with _naming(path):  # a context for each of ten thousand would take long
+                    raise
+            yield found
         return
     for directory, files in iter_records(view):
         if PUBLICATION_FILE in files:
