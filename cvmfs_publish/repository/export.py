@@ -17,12 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvmfs_publish.content.hashes import Suffix
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.repository.native.catalog import (
-    FLAG_COMPRESSION_BITS,
-    FLAG_UNCOMPRESSED,
     MARKER,
     Row,
 )
@@ -149,32 +146,16 @@ class _Writer:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(place, flags, 0o600)
         try:
-            written = 0
-            for piece in self._content(row):
+            for piece in self._snapshot.iter_content(row):
                 view = memoryview(piece)
-                written += len(view)
                 while view:
                     view = view[os.write(descriptor, view) :]
-            if written != row.node.size:
-                raise IntegrityError(
-                    f"/{row.path} has {written} bytes, its entry says {row.node.size}"
-                )
             self._attributes(descriptor, row)
             os.fchmod(descriptor, stat.S_IMODE(row.node.mode))
             time = row.node.mtime * 1_000_000_000 + row.node.mtime_ns
             os.utime(descriptor, ns=(time, time))
         finally:
             os.close(descriptor)
-
-    def _content(self, row: Row) -> Iterator[bytes]:
-        content = row.node.content
-        if content is None:
-            raise IntegrityError(f"/{row.path}: content is not stored in the repository")
-        compressed = row.flags & FLAG_COMPRESSION_BITS != FLAG_UNCOMPRESSED
-        if content.hash is not None and not content.chunks:
-            yield from self._snapshot.open_object(content.hash, Suffix.DATA, compressed=compressed)
-        for chunk in content.chunks:
-            yield from self._snapshot.open_object(chunk.hash, Suffix.CHUNK, compressed=compressed)
 
     def _attributes(self, place: int | str, row: Row) -> None:
         for name, value in row.node.xattrs:

@@ -33,7 +33,6 @@ SCHEMA_REVISION = str(upgrade.CATALOG_REVISION)
 DIRECTORY_SIZE = 4096  # bytes, by convention; must agree in both rows of a transition
 MARKER = ".cvmfscatalog"  # the empty file in the root directory of every nested catalog
 MAX_MODE = 0o177777  # the bits of st_mode
-MAX_ENTRIES = 200_000  # rows; a gateway refuses more (E-61)
 
 # section 3.6
 FLAG_DIR = 0x1
