@@ -21,6 +21,7 @@ from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.publish import Publisher, PublishResult, PublishSettings, Reporter
+from cvmfs_publish.repository.native.check import check_repository
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
 from cvmfs_publish.sources.registry.client import RegistryClient
@@ -128,3 +129,16 @@ def site(base: Path, algorithm: HashAlgorithm = HashAlgorithm.SHA1) -> Iterator[
     created = Site(base, algorithm).create()
     with created.client:
         yield created
+
+
+def assert_sound(target: Site) -> None:
+    """Both judges agree that nothing is wrong, object by object."""
+    assert target.judge() == []
+    report = check_repository(
+        target.storage,
+        [target.keys / f"{NAME}.pub"],
+        name=NAME,
+        now=datetime.now(UTC),
+        scrub=True,
+    )
+    assert report.errors == []

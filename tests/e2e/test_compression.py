@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ import pytest
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.objects import Compression
 from cvmfs_publish.repository.export import export_tree
-from cvmfs_publish.repository.native.check import check_repository
 from cvmfs_publish.repository.native.repository import NativeOptions
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
-from tests.support import NAME, Site, site
+from tests.support import Site, assert_sound, site
 
 MiB = 1024 * 1024
 NOISE = random.Random(7).randbytes(3 * MiB)
@@ -36,19 +34,6 @@ def archive(files: dict[str, bytes]) -> bytes:
     for name, data in files.items():
         tar.file(name, data)
     return tar.done()
-
-
-def assert_sound(target: Site) -> None:
-    """Both judges agree that nothing is wrong, object by object."""
-    assert target.judge() == []
-    report = check_repository(
-        target.storage,
-        [target.keys / f"{NAME}.pub"],
-        name=NAME,
-        now=datetime.now(UTC),
-        scrub=True,
-    )
-    assert report.errors == []
 
 
 def assert_exported(target: Site, sandbox: str, folder: Path, files: dict[str, bytes]) -> None:

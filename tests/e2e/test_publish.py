@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import os
 import stat
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.publish import PublishSettings
-from cvmfs_publish.repository.native.check import check_repository
 from cvmfs_publish.repository.native.repository import NativeOptions
 from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
 from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sources.base import Platform
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
-from tests.support import NAME, Site, site
+from tests.support import Site, assert_sound, site
 
 ALGORITHMS = list(HashAlgorithm)
 
@@ -29,19 +27,6 @@ def layer(**files: bytes) -> bytes:
     for name, data in files.items():
         tar.file(name, data)
     return tar.done()
-
-
-def assert_sound(target: Site) -> None:
-    """Both judges agree that nothing is wrong."""
-    assert target.judge() == []
-    report = check_repository(
-        target.storage,
-        [target.keys / f"{NAME}.pub"],
-        name=NAME,
-        now=datetime.now(UTC),
-        scrub=True,
-    )
-    assert report.errors == []
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
