@@ -69,10 +69,6 @@ class Placement(NamePlacement):
     image_record: RepoPath  # a file: how the sandbox was made
     immutable_name: RepoPath  # the link by manifest digest
 
-    def link_target(self, link: RepoPath) -> str:
-        """Return the relative text that leads from a link to the sandbox (E-55)."""
-        return relative(link, self.sandbox)
-
 
 def place(
     reference: Reference, platform: Platform, image_id: Digest, manifest: Digest
@@ -127,7 +123,7 @@ def catalog_roots(path: RepoPath) -> list[RepoPath]:
 
 
 def relative(link: RepoPath, target: RepoPath) -> str:
-    """Return the text of a symbolic link at `link` that leads to `target`."""
+    """Return the relative text of a symbolic link at `link` that leads to `target` (E-55)."""
     return relpath("/" + target, "/" + link.rpartition("/")[0])
 
 

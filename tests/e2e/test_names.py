@@ -15,9 +15,9 @@ from cvmfs_publish.repository.names import pin, read_history, rollback, unpublis
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.repository.removal import apply_removals, plan_removals
 from cvmfs_publish.sandbox.policy import SandboxPolicy
-from tests.e2e.test_publish import assert_sound, layer
+from tests.e2e.test_publish import layer
 from tests.fakes.registry import FakeRegistry
-from tests.support import Site, site
+from tests.support import Site, assert_sound, site
 
 NOW = timedelta(0)
 
