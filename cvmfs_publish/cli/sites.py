@@ -13,7 +13,8 @@ from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import format_table, plural
 from cvmfs_publish.sites.data import list_sites, load_site, templates_dir
 from cvmfs_publish.sites.describe import check_site, effective_values
-from cvmfs_publish.sites.render import render_site, write_site
+from cvmfs_publish.sites.render import render_site
+from cvmfs_publish.sites.writing import write_site
 
 SiteArgument = Annotated[
     str,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cvmfs_publish.sites.model import STANDARD, Bind, Site
+from cvmfs_publish.sites.model import Bind, Site
+from cvmfs_publish.sites.values import STANDARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,11 @@ def _remarks(site: Site) -> Iterator[tuple[str, str]]:
                 yield "images.allowed", f"forbids the repository {repository.name}"
     for bind in plan_binds(site):
         yield from _bind_remarks(site, bind)
-    if site.fallback and not site.fail_delay:
-        yield "fallback", "jobs on a sick node silently run outside the image, except for a message"
+    if "host" in site.fallback.chain and not site.fail_delay:
+        yield (
+            "fallback.chain",
+            "jobs on a sick node silently run outside the image, except for a message",
+        )
     if site.runtime_conf.bind_paths:
         yield (
             "runtime_conf.bind_paths",

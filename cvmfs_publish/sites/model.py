@@ -6,22 +6,28 @@ explains each for people, with unit and default.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from cvmfs_publish.config import RegistryHost, RepositoryName, SiteName
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import about
 from cvmfs_publish.sites.runtimes import RuntimeProgram
+from cvmfs_publish.sites.services import Client, Mirror, Squid
+from cvmfs_publish.sites.values import (
+    STANDARD,
+    HostPath,
+    ImageName,
+    Line,
+    RootEntry,
+    ScratchPlace,
+    Url,
+    VariableName,
+    Word,
+)
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DOMAIN = re.compile(r"[a-z0-9][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+")
-_KEY_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pub")
-_IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*")
-_PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+\n-----END PUBLIC KEY-----\s*")
 MAX_SECONDS = 3600  # of a probe or a delay: longer ones only waste slots
 
 # Of the host, where they name libraries and modules that do not fit the image (b.6 of the
@@ -33,105 +39,52 @@ DROPPED_VARIABLES = (
     "PYTHONPATH",
     "PERL5LIB",
 )
-DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run")
-STANDARD = "standard"  # the word in `roots` that stands for the built-in list
+# What a job needs of the batch system, MPI, GPUs and credentials in mode clean; * is a wildcard.
+KEPT_VARIABLES = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TERM",
+    "LANG",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "OMP_*",
+    "SLURM_*",
+    "PMI_*",
+    "PMIX_*",
+    "OMPI_*",
+    "_CONDOR_*",
+    "PBS_*",
+    "LSB_*",
+    "LSF_*",
+    "SGE_*",
+    "JOB_*",
+    "NSLOTS",
+    "PE_HOSTFILE",
+    "CUDA_*",
+    "NVIDIA_*",
+    "ROCR_*",
+    "HIP_*",
+    "X509_*",
+    "BEARER_TOKEN*",
+    "KRB5CCNAME",
+    "XRD_*",
+    "CVMFS_RUN_*",
+)
+DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run", "podman")
+BatchSystem: TypeAlias = Literal["slurm", "htcondor", "gridengine", "pbs", "lsf", "kubernetes"]
 
 
-class HostPath(str):
-    """An absolute path on worker nodes; blanks, commas, colons and quotes are possible."""
-
-    __slots__ = ()
-    WANTED = "an absolute path such as /nfs/data"
-
-    @classmethod
-    def parse(cls, text: str) -> HostPath:
-        """Raise `InputError` unless the path is absolute, normalised and printable."""
-        if text[:1] != "/" or not text.isprintable():
-            raise InputError(f"{text[:200]!r} is not an absolute path", hint=f"write {cls.WANTED}")
-        if text == "/" or {"", ".", ".."} & set(text.split("/")[1:]):
-            raise InputError(
-                f"{text[:200]!r} is not a normalised path",
-                hint="without //, ., .. and without a slash at the end",
-            )
-        return cls(text)
-
-
-class RootEntry(HostPath):
-    """One of `roots`: a path, or the word `standard` for the built-in list."""
-
-    __slots__ = ()
-    WANTED = "an absolute path, or the word standard"
-
-    @classmethod
-    def parse(cls, text: str) -> RootEntry:
-        return cls(text if text == STANDARD else HostPath.parse(text))
-
-
-class VariableName(str):
-    """The name of an environment variable."""
-
-    __slots__ = ()
-    WANTED = "the name of an environment variable"
-
-    @classmethod
-    def parse(cls, text: str) -> VariableName:
-        if not _VARIABLE.fullmatch(text) or text.startswith(("cr_", "cvmfs_site_")):
-            raise InputError(f"{text[:100]!r} cannot be used as the name of a variable")
-        return cls(text)
-
-
-class ScratchPlace(str):
-    """Where a job's private directory may be made: `/scratch`, or `$SLURM_TMPDIR`."""
+class VariablePattern(str):
+    """The name of an environment variable, or the beginning of names before a `*`."""
 
     __slots__ = ()
-    WANTED = "an absolute path, or $NAME for the value of an environment variable"
+    WANTED = "the name of a variable, or its beginning and *, as SLURM_*"
 
     @classmethod
-    def parse(cls, text: str) -> ScratchPlace:
-        if text.startswith("$"):
-            return cls("$" + VariableName.parse(text[1:]))
-        return cls(HostPath.parse(text))
-
-
-class ImageName(str):
-    """An image as users of the launcher name it: a published name or an absolute path."""
-
-    __slots__ = ()
-    WANTED = "an image such as ghcr.io/a/b:1, or an absolute path"
-
-    @classmethod
-    def parse(cls, text: str) -> ImageName:
-        if text.startswith("/"):
-            return cls(HostPath.parse(text))
-        if not _IMAGE_NAME.fullmatch(text) or "//" in text or ".." in text.split("/"):
-            raise InputError(f"{text[:200]!r} is not an image name", hint=f"write {cls.WANTED}")
-        return cls(text)
-
-
-class DomainName(str):
-    """The domain of repositories, `example.org` for `containers.example.org`."""
-
-    __slots__ = ()
-    WANTED = "a domain such as example.org"
-
-    @classmethod
-    def parse(cls, text: str) -> DomainName:
-        if not _DOMAIN.fullmatch(text):
-            raise InputError(f"{text[:100]!r} is not a domain", hint=f"write {cls.WANTED}")
-        return cls(text)
-
-
-class Line(str):
-    """Text without control characters: it becomes part of one line of a rendered file."""
-
-    __slots__ = ()
-    WANTED = "one line of text"
-
-    @classmethod
-    def parse(cls, text: str) -> Line:
-        if not text.isprintable():
-            raise InputError(f"{text[:200]!r} has a line break or another control character")
-        return cls(text)
+    def parse(cls, text: str) -> VariablePattern:
+        return cls(VariableName.parse(text.removesuffix("*")) + "*" * text.endswith("*"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +95,10 @@ class RepositoryEntry:
     layout: Literal["unpacked", "osg"] = field(
         default="unpacked",
         metadata=about("unpacked: REGISTRY/REPOSITORY:TAG; osg: REPOSITORY:TAG"),
+    )
+    min_revision: int = field(
+        default=0,
+        metadata=about("a node that shows an older revision ends the job (75); 0: any will do"),
     )
 
 
@@ -196,6 +153,14 @@ class ConfigMount(Bind):
 class Environment:
     """Changes to the environment a job inherits."""
 
+    mode: Literal["inherit", "clean"] = field(
+        default="inherit",
+        metadata=about("inherit: all but `drop`; clean: only `keep`, and what `set` says"),
+    )
+    keep: tuple[VariablePattern, ...] = field(
+        default=tuple(map(VariablePattern, KEPT_VARIABLES)),
+        metadata=about("variables of the host a job keeps in mode clean; NAME* for a family"),
+    )
     drop: tuple[VariableName, ...] = field(
         default=tuple(map(VariableName, DROPPED_VARIABLES)),
         metadata=about("variables of the host that are removed"),
@@ -237,70 +202,136 @@ class RuntimeConf:
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
-    """Servers and keys of the repositories of one domain."""
+class Mpi:
+    """What ranks of an MPI job get in addition; a rank is recognised by its environment."""
 
-    servers: tuple[Line, ...] = field(
-        metadata=about("Stratum 1 addresses, nearest first; @fqrn@ stands for the repository")
+    binds: tuple[Bind, ...] = field(
+        default=(), metadata=about("mounts of ranks only: the host's MPI or fabric libraries")
     )
-    public_keys: Mapping[str, str] = field(
-        metadata=about("file name (NAME.pub): public key as PEM text")
+    environment: Mapping[VariableName, Line] = field(
+        default_factory=dict, metadata=about("variables set for ranks only")
     )
-
-    def __post_init__(self) -> None:
-        if not self.servers or not self.public_keys:
-            raise InputError("a domain needs at least one server and one public key")
-        for server in self.servers:
-            if not server.startswith(("http://", "https://")) or set(server) & set(" ;|\"'`$\\"):
-                raise InputError(f"{server!r} is not the address of a Stratum 1")
-            if "@fqrn@" not in server:
-                raise InputError(
-                    f"{server!r} does not contain @fqrn@",
-                    hint="as in http://stratum1.example.org/cvmfs/@fqrn@",
-                )
-        for name, key in self.public_keys.items():
-            if not _KEY_FILE.fullmatch(name):
-                raise InputError(f"{name!r} is not a file name of the form NAME.pub")
-            if not _PEM.fullmatch(key):
-                raise InputError(
-                    f"{name}: not a public key in PEM form",
-                    hint="paste the content of the .pub file, from -----BEGIN PUBLIC KEY----- on",
-                )
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
-    """The CernVM-FS client of worker nodes; `client/` is rendered only when this is given."""
+class Hooks:
+    """Programs of the node run around the job, outside the container; they imply supervise."""
 
-    http_proxy: Line | None = field(
+    before: HostPath | None = field(
         default=None,
-        metadata=about("CVMFS_HTTP_PROXY: | balances, ; fails over, DIRECT is no proxy"),
+        metadata=about("run before the container starts; a status other than 0 ends the job (71)"),
     )
-    quota_mb: int | None = field(
+    after: HostPath | None = field(
         default=None,
-        metadata=about("CVMFS_QUOTA_LIMIT, MB; the partition needs about a quarter more"),
+        metadata=about("run after the job, with its status in CVMFS_RUN_STATUS; changes nothing"),
     )
-    cache_base: HostPath | None = field(
-        default=None, metadata=about("CVMFS_CACHE_BASE, a directory on a local disk")
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """What to do on a node where CernVM-FS cannot serve the image (66, 69, 75)."""
+
+    chain: tuple[Literal["cache", "mirror", "registry", "host"], ...] = field(
+        default=(),
+        metadata=about(
+            "tried in order; cache: what is downloaded already; mirror: download; "
+            "registry: pull and convert; host: no container"
+        ),
     )
-    parameters: Mapping[VariableName, Line] = field(
-        default_factory=dict, metadata=about("further CVMFS_… parameters, written as they are")
+    cache_dir: ScratchPlace = field(
+        default=ScratchPlace("/var/cache/cvmfs-run"),
+        metadata=about("where downloads are kept, on a local disk"),
     )
-    domains: Mapping[DomainName, Domain] = field(
-        default_factory=dict, metadata=about("repositories' domains that are configured here")
+    shared: bool = field(
+        default=False,
+        metadata=about(
+            "true: one cache that root fills (prolog) and users read; false: one for each user"
+        ),
+    )
+    cache_mb: int = field(default=50_000, metadata=about("size of the cache, MB; oldest go first"))
+    image_mb: int = field(default=20_000, metadata=about("larger images are not downloaded, MB"))
+    mirrors: tuple[Url, ...] = field(
+        default=(),
+        metadata=about(
+            "addresses of what `publish --fallback` wrote, tried in order; the file's name is "
+            "appended, or put in place of @file@"
+        ),
+    )
+    lock_wait: timedelta = field(
+        default=timedelta(minutes=10),
+        metadata=about("how long to wait for another job's download of the same image"),
+    )
+    download_timeout: timedelta = field(
+        default=timedelta(minutes=30), metadata=about("how long one download may take")
+    )
+    jitter: timedelta = field(
+        default=timedelta(seconds=10),
+        metadata=about("a download begins at a random time within this; spreads nodes"),
+    )
+    retry_after: timedelta = field(
+        default=timedelta(seconds=60),
+        metadata=about("after a failed download others fail at once for so long"),
     )
 
     def __post_init__(self) -> None:
-        if self.quota_mb is not None and self.quota_mb < 1000:
-            raise InputError(
-                f"quota_mb is {self.quota_mb}; the client needs at least 1000",
-                hint="the unit is megabytes; 25000 is a usual value for a farm node",
-            )
-        for name in self.parameters:
-            if not name.startswith("CVMFS_"):
-                raise InputError(f"parameters: {name} does not start with CVMFS_")
-            if name in ("CVMFS_HTTP_PROXY", "CVMFS_QUOTA_LIMIT", "CVMFS_CACHE_BASE"):
-                raise InputError(f"parameters: {name} has a key of its own in `client`")
+        if "mirror" in self.chain and not self.mirrors:
+            raise InputError("chain has mirror, and mirrors is empty")
+        if len(set(self.chain)) != len(self.chain) or "host" in self.chain[:-1]:
+            raise InputError("chain names each way once, and host last")
+
+
+@dataclass(frozen=True, slots=True)
+class Kubernetes:
+    """The pod of a job."""
+
+    namespace: Word = field(default=Word("default"), metadata=about("namespace of the pod"))
+    image: ImageName = field(
+        default=ImageName("quay.io/apptainer/apptainer:latest"),
+        metadata=about("image of the pod itself, with a runtime in it"),
+    )
+    storage_class: Word = field(
+        default=Word("cvmfs"), metadata=about("storage class of the CVMFS CSI driver")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The batch systems files are rendered for."""
+
+    systems: tuple[BatchSystem, ...] = field(
+        default=(), metadata=about("each gets a folder of its own name")
+    )
+    options: Mapping[BatchSystem, tuple[Line, ...]] = field(
+        default_factory=dict,
+        metadata=about("lines of the submit templates, as --partition=short or +Flavour = short"),
+    )
+    kubernetes: Kubernetes = field(
+        default=Kubernetes(), metadata=about("the pod of a job on Kubernetes")
+    )
+
+    def __post_init__(self) -> None:
+        for system in self.options:
+            if system not in self.systems:
+                raise InputError(f"options are given for {system}, which is not in systems")
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """An image that offers commands: a module and one wrapper for each command."""
+
+    name: Word = field(metadata=about("name of the module"))
+    version: Word = field(metadata=about("version of the module"))
+    image: ImageName = field(metadata=about("the image the commands are in"))
+    commands: tuple[Word, ...] = field(metadata=about("commands of the image users call by name"))
+    description: Line = field(default=Line(""), metadata=about("one line for `module whatis`"))
+    url: Line = field(default=Line(""), metadata=about("where to read more, for `module help`"))
+    environment: Mapping[VariableName, Line] = field(
+        default_factory=dict, metadata=about("variables the module sets")
+    )
+
+    def __post_init__(self) -> None:
+        if not self.commands:
+            raise InputError(f"{self.name}/{self.version} offers no commands")
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +339,10 @@ class Site:
     """A site: everything its worker nodes have in common."""
 
     name: SiteName = field(metadata=about("name of the site, in messages and metrics"))
+    inherits: tuple[Line, ...] = field(
+        default=(),
+        metadata=about("sites (names, or ./files) whose values hold where this one says nothing"),
+    )
     description: Line = field(default=Line(""), metadata=about("one line for people"))
     cvmfs: HostPath = field(
         default=HostPath("/cvmfs"),
@@ -315,6 +350,16 @@ class Site:
     )
     repositories: tuple[RepositoryEntry, ...] = field(
         default=(), metadata=about("where image names are looked up, in this order")
+    )
+    required_repositories: tuple[RepositoryName, ...] = field(
+        default=(),
+        metadata=about(
+            "mounted before every job, whatever its image; without one it ends (69, 75)"
+        ),
+    )
+    pin: bool = field(
+        default=True,
+        metadata=about("hold the repositories of a job open, so that automount keeps them"),
     )
     default_registry: RegistryHost = field(
         default=RegistryHost("docker.io"),
@@ -346,9 +391,11 @@ class Site:
         default="auto",
         metadata=about("auto: what the batch system allocated; nv, rocm: always; none: never"),
     )
+    mpi: Mpi = field(default=Mpi(), metadata=about("what ranks of MPI jobs get in addition"))
     environment: Environment = field(
         default=Environment(), metadata=about("changes to the environment of jobs")
     )
+    hooks: Hooks = field(default=Hooks(), metadata=about("programs of the node around the job"))
     probe_timeout: timedelta = field(
         default=timedelta(seconds=5),
         metadata=about("how long a repository may take to answer before the job is given up (75)"),
@@ -360,11 +407,8 @@ class Site:
     mode: Literal["exec", "supervise"] = field(
         default="exec", metadata=about("become the runtime, or stay beside it and clean up")
     )
-    fallback: tuple[Literal["host"], ...] = field(
-        default=(),
-        metadata=about(
-            "what to do when the node cannot run the image (69, 75); host: no container"
-        ),
+    fallback: Fallback = field(
+        default=Fallback(), metadata=about("what to do where CernVM-FS cannot serve the image")
     )
     fail_delay: timedelta = field(
         default=timedelta(0),
@@ -378,6 +422,16 @@ class Site:
         default=RuntimeConf(), metadata=about("settings for apptainer.conf and singularity.conf")
     )
     client: Client | None = field(default=None, metadata=about("the CernVM-FS client of the nodes"))
+    squid: Squid | None = field(default=None, metadata=about("the site's caching proxy"))
+    mirror: Mirror | None = field(default=None, metadata=about("the server of fallback images"))
+    install_dir: HostPath = field(
+        default=HostPath("/opt/cvmfs-run"),
+        metadata=about("where the rendered folder lies on nodes; batch files lead there"),
+    )
+    batch: Batch = field(default=Batch(), metadata=about("the batch systems of the site"))
+    software: tuple[Software, ...] = field(
+        default=(), metadata=about("images offered as modules and commands")
+    )
 
     def __post_init__(self) -> None:
         seconds = self.probe_timeout.total_seconds()

@@ -27,6 +27,7 @@ RUNTIMES = {
         Runtime("apptainer", True, True, True, True),
         Runtime("singularity", True, True, True, True),
         Runtime("ch-run", False, False, False, False),
+        Runtime("podman", False, True, True, False),
     )
 }
 
@@ -35,7 +36,7 @@ class RuntimeProgram(str):
     """A runtime to try: a program name, looked up in PATH, or its absolute path."""
 
     __slots__ = ()
-    WANTED = "apptainer, singularity, ch-run, or the absolute path of one of them"
+    WANTED = "apptainer, singularity, ch-run, podman, or the absolute path of one of them"
 
     @classmethod
     def parse(cls, text: str) -> RuntimeProgram:

@@ -23,7 +23,8 @@ from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.settings import parse
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.model import Site
-from cvmfs_publish.sites.render import render_site, write_site
+from cvmfs_publish.sites.render import render_site
+from cvmfs_publish.sites.writing import write_site
 from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
 
 pytestmark = pytest.mark.parts
@@ -659,7 +660,7 @@ def test_a_runtime_that_cannot_start_is_71_in_mode_supervise(node: Node) -> None
 
 
 def test_the_host_is_used_only_where_the_site_says_so(bare_node: Node) -> None:
-    env = bare_node.configure("runtimes: [/opt/nowhere/apptainer]\nfallback: [host]")
+    env = bare_node.configure("runtimes: [/opt/nowhere/apptainer]\nfallback: {chain: [host]}")
     result = bare_node.run(bare_node.image, "sh", "-c", "test ! -e /marker; exit 5", env=env)
     assert result.returncode == 5
     assert b"class=fallback" in result.stderr

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.sites.data import list_sites, load_site, templates_dir
-from cvmfs_publish.sites.render import MANIFEST, PROGRAMS, render_site
+from cvmfs_publish.sites.launcher import PROGRAMS
+from cvmfs_publish.sites.render import MANIFEST, render_site
 
 GOLDEN = Path(__file__).parent / "sites"
 

@@ -49,7 +49,7 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "whitelist.py",
     },
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
-    "jinja2": {"sites/render.py"},
+    "jinja2": {"sites/pages.py"},
     "obstore": {"content/s3_client.py"},
     "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "rich": {"cli/"},

@@ -16,8 +16,11 @@ import pytest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import parse
 from cvmfs_publish.sites.data import list_sites, load_site, templates_dir
+from cvmfs_publish.sites.launcher import conf_values
 from cvmfs_publish.sites.model import Site
-from cvmfs_publish.sites.render import MANIFEST, RenderedFile, conf_values, render_site, write_site
+from cvmfs_publish.sites.pages import RenderedFile
+from cvmfs_publish.sites.render import MANIFEST, render_site
+from cvmfs_publish.sites.writing import write_site
 
 SITES = [*list_sites(), "example"]
 HOSTILE = "'; touch /tmp/cvmfs-publish-was-here; echo $(id) `id` \\ \" * {{ x }} {% y %}"

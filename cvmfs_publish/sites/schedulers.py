@@ -1,0 +1,25 @@
+"""Files for batch systems: submit templates, and hooks that run jobs in the site's image.
+
+One function for each system, found in `SCHEDULERS` by the name that `batch.systems` uses; its
+files lie in a folder of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cvmfs_publish.sites.model import BatchSystem, Site
+from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
+
+Renderer = Callable[[Site, Pages], Files]
+
+
+def render_batch(site: Site, pages: Pages) -> Files:
+    """Return the files of every batch system the site names."""
+    files: dict[str, RenderedFile] = {}
+    for system in site.batch.systems:
+        files |= SCHEDULERS[system](site, pages)
+    return files
+
+
+SCHEDULERS: dict[BatchSystem, Renderer] = {}
