@@ -80,7 +80,7 @@ def test_a_wrong_type_names_what_is_wanted_and_what_was_found() -> None:
         ("environment: {set: {cr_x: y}}", "cannot be used as the name of a variable"),
         ("probe_timeout: 0s", "not between 1 s and 1 h"),
         ("fail_delay: 2h", "longer than 1 h"),
-        ("fallback: [http]", "wants one of host"),
+        ("fallback: {chain: [http]}", "wants one of cache"),
         ("images: {cpu: ../x}", "is not an image name"),
         ("runtime_conf: {bind_paths: ['/a,b']}", "cannot express commas"),
         ("runtime_conf: {session_dir_mib: 0}", "not a possible size"),
@@ -130,7 +130,7 @@ def test_the_example_is_a_valid_site_that_sets_every_key() -> None:
     unset = [
         entry.name
         for entry in dataclasses.fields(Site)
-        if not getattr(example, entry.name) and entry.name != "fallback"
+        if not getattr(example, entry.name)
     ]
     assert unset == []
 
@@ -184,7 +184,7 @@ def test_effective_values_are_plain_data_with_defaults_and_expanded_roots() -> N
         ("repositories: [{name: a.org}]\nimages: {allowed: [/cvmfs/b.org]}", "images.allowed"),
         ("binds: [{source: /a, read_only: true}]", "binds"),
         ("binds: [{source: /a, target: '/b:c'}]", "binds"),
-        ("fallback: [host]", "fallback"),
+        ("fallback: {chain: [host]}", "fallback.chain"),
         ("runtime_conf: {bind_paths: [/nfs]}", "runtime_conf.bind_paths"),
     ],
 )
