@@ -12,6 +12,10 @@ becomes an `InputError` with file and line.  Field metadata: `doc` (one sentence
 promised but do not work yet).  A class attribute `UNAVAILABLE` names keys of that sort.  Both are
 refused with those words: a setting that is accepted and does nothing misleads.
 
+All mistakes of a document are found in one go: `read_node` returns them, or the value with the
+file and line of each key; `parse` and `load` raise the first.  Nodes say which file they are from,
+so a document can be put together from several, and a mistake is told where it was made.
+
 Scalars are read as they are written: YAML 1.1 would make `no` a boolean, `010` eight and `1:30`
 ninety, which nobody who writes a name or a version means.  So a `str` field gets the text itself
 (unless it is null), an `int` field takes decimal digits only, a `bool` field true/false/yes/no.
@@ -20,17 +24,28 @@ ninety, which nobody who writes a name or a version means.  So a `str` field get
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import difflib
 import math
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import yaml
 
@@ -43,6 +58,8 @@ Value: TypeAlias = Any  # what the field then holds
 MAX_FILE_BYTES = 4 * 1024 * 1024  # a wishlist of 40,000 images; anything larger is not typed
 MAX_DEPTH = 40  # levels of nesting; also ends an alias that contains itself
 MAX_VALUES = 200_000  # values after alias expansion: ends a "billion laughs" in about a second
+MAX_ERRORS = 50  # of one document; more are not read by anybody
+DEFAULT = "default"  # the origin of what no file gives
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _LISTS = (tuple, list, frozenset, collections.abc.Sequence)
@@ -53,6 +70,41 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _YAML_TAG = "tag:yaml.org,2002:"
+_FAILED = object()  # stands for a value whose error is written down
+
+
+class RefusedKeyError(InputError):
+    """One key of a section cannot be what it is; raised by a `__post_init__`.
+
+    `path` leads from the section to it: names of keys, numbers of items.
+    """
+
+    def __init__(self, path: Sequence[str | int], message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.path = tuple(path)
+
+
+class _WrittenDownError(Exception):
+    """Something in here is wrong, and it is among the reader's errors."""
+
+
+class _StopError(Exception):
+    """Too much is wrong to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Generic[T]):
+    """What became of a document: its value, or all that is wrong with it."""
+
+    value: T | None  # None if there are errors
+    errors: tuple[InputError, ...]
+    origins: Mapping[str, str]  # FILE:LINE of every key that is given, as "fallback.cache_mb"
+
+    def get(self) -> T:
+        """Return the value, or raise the first error."""
+        if self.errors:
+            raise self.errors[0]
+        return typing.cast(T, self.value)
 
 
 def load(cls: type[T], path: Path) -> T:
@@ -68,11 +120,25 @@ def parse(cls: type[T], text: str, source: str, *, base: Path | None = None) -> 
 
     Relative `Path` fields are joined to `base`; without one they stay as written.
     """
+    return read_node(cls, compose(text, source), source, base=base).get()
+
+
+def read_node(
+    cls: type[T], node: yaml.Node | None, source: str, *, base: Path | None = None
+) -> Reading[T]:
+    """Return the settings in a composed document, or all that is wrong with it.
+
+    `source` names the document in errors about no node in particular.
+    """
     if not is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
-    node = _compose(text, source)
     reader = _Reader(source, base)
-    return typing.cast(T, reader.mapping_to_dataclass(node, cls, "", 1))
+    value = None
+    with contextlib.suppress(_StopError):
+        value = reader.attempt(reader.mapping_to_dataclass, node, cls, "", 1)
+    if reader.errors:
+        return Reading(None, tuple(reader.errors), reader.origins)
+    return Reading(typing.cast(T, value), (), reader.origins)
 
 
 def read_text(path: Path) -> str:
@@ -138,9 +204,14 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
+def compose(text: str, source: str) -> yaml.Node | None:
+    """Return the YAML document in `text`, None for an empty one; its nodes name `source`.
+
+    Raises `InputError` with line and column for what is not YAML.
+    """
     try:
         loader = _Loader(text)
+        loader.name = source
         try:
             return loader.get_single_node()
         finally:
@@ -166,11 +237,29 @@ class _Reader:
     source: str
     base: Path | None
     values: int = 0
+    errors: list[InputError] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def attempt(self, convert: Callable[..., Value], *arguments: Value) -> Value:
+        """Return what `convert` returns, or `_FAILED` after writing down its error."""
+        try:
+            return convert(*arguments)
+        except _WrittenDownError:
+            return _FAILED
+        except InputError as exc:
+            self.write_down(exc)
+            return _FAILED
+
+    def write_down(self, error: InputError) -> None:
+        self.errors.append(error)
+        if self.values > MAX_VALUES or len(self.errors) >= MAX_ERRORS:
+            raise _StopError
 
     def convert(self, node: yaml.Node, wanted: Wanted, key: str, depth: int) -> Value:
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             raise self.error(node, key, "too many values or levels once aliases are expanded")
+        self.origins[key] = place_of(node)
         while hasattr(wanted, "__supertype__"):  # typing.NewType
             wanted = wanted.__supertype__
         origin = _origin(wanted)
@@ -192,10 +281,11 @@ class _Reader:
         if len(fitting) == 1:  # its own error says more than the union's
             return self.convert(node, fitting[0], key, depth)
         for member in fitting:
-            try:
-                return self.convert(node, member, key, depth)
-            except InputError:
-                continue
+            known = len(self.errors)
+            value = self.attempt(self.convert, node, member, key, depth)
+            if value is not _FAILED:
+                return value
+            del self.errors[known:]
         raise self.wrong_type(node, wanted, key)
 
     def mapping_to_dataclass(
@@ -205,21 +295,30 @@ class _Reader:
         hints = get_type_hints(cls)
         known = {_key_of(entry): entry for entry in _init_fields(cls)}
         given: dict[str, Any] = {}
+        before = len(self.errors)
         if node is not None and not _is_null(node):
             if not isinstance(node, yaml.MappingNode):
                 raise self.wrong_type(node, cls, key)
-            for name, name_node, value_node in self.pairs(node, key):
+            for name, name_node, value_node in pairs(node, key):
                 if name not in known:
-                    raise self.unknown(name_node, name, key, cls, known)
+                    self.write_down(self.unknown(name_node, name, key, cls, known))
+                    continue
                 entry = known[name]
-                below = _join(key, name)
-                self.check_available(value_node, entry, below)
-                given[entry.name] = self.convert(value_node, hints[entry.name], below, depth + 1)
+                below = join(key, name)
+                if self.is_available(value_node, entry, below):
+                    given[entry.name] = self.attempt(
+                        self.convert, value_node, hints[entry.name], below, depth + 1
+                    )
         missing = [n for n, entry in known.items() if entry.name not in given and _required(entry)]
         if missing:
-            raise self.missing(node, key, missing, known)
+            self.write_down(self.missing(node, key, missing, known))
+        if len(self.errors) > before:
+            raise _WrittenDownError
         try:
             return cls(**(self.path_defaults(cls) | given))
+        except RefusedKeyError as exc:
+            culprit, below = _walk(node, key, exc.path)
+            raise self.error(culprit, below, str(exc), exc.hint) from exc
         except PublishError as exc:
             raise self.error(node, key, str(exc), exc.hint) from exc
 
@@ -233,28 +332,13 @@ class _Reader:
             if isinstance(entry.default, Path)
         }
 
-    def check_available(self, node: yaml.Node, entry: Field[Any], key: str) -> None:
+    def is_available(self, node: yaml.Node, entry: Field[Any], key: str) -> bool:
         later = entry.metadata.get("later")
         if later and isinstance(node, yaml.ScalarNode) and re.fullmatch(later, node.value):
-            raise self.error(node, key, f"{_shown(node.value)} is not available in this version")
-
-    def pairs(
-        self, node: yaml.MappingNode, key: str
-    ) -> Iterator[tuple[str, yaml.ScalarNode, yaml.Node]]:
-        """Yield key text, key node and value node; the text is the key as written."""
-        seen: dict[str, yaml.Node] = {}
-        for name_node, value_node in node.value:
-            if not isinstance(name_node, yaml.ScalarNode):
-                raise self.error(name_node, key, "a key must be plain text")
-            name = name_node.value
-            if name in seen:
-                raise self.error(
-                    name_node,
-                    _join(key, name),
-                    f"is given twice; the first is at line {_line(seen[name])}",
-                )
-            seen[name] = name_node
-            yield name, name_node, value_node
+            what = f"{_shown(node.value)} is not available in this version"
+            self.write_down(self.error(node, key, what))
+            return False
+        return True
 
     def to_sequence(self, node: yaml.Node, wanted: Wanted, key: str, depth: int) -> Value:
         if not isinstance(node, yaml.SequenceNode):
@@ -266,9 +350,11 @@ class _Reader:
         else:
             items = (items[0],) * len(node.value)
         values = [
-            self.convert(child, item, f"{key}[{number}]", depth + 1)
+            self.attempt(self.convert, child, item, f"{key}[{number}]", depth + 1)
             for number, (child, item) in enumerate(zip(node.value, items, strict=True))
         ]
+        if any(value is _FAILED for value in values):
+            raise _WrittenDownError
         if origin is list:
             return values
         return frozenset(values) if origin is frozenset else tuple(values)
@@ -280,12 +366,15 @@ class _Reader:
             raise self.wrong_type(node, wanted, key)
         key_type, value_type = get_args(wanted)
         found: dict[Any, Any] = {}
-        for name, name_node, value_node in self.pairs(node, key):
-            below = _join(key, name)
-            name_value = self.to_scalar(name_node, key_type, below)
-            if name_value in found:  # two spellings of one parsed key
-                raise self.error(name_node, below, "is given twice")
-            found[name_value] = self.convert(value_node, value_type, below, depth + 1)
+        before = len(self.errors)
+        for name, name_node, value_node in pairs(node, key):
+            below = join(key, name)
+            name_value = self.attempt(self.to_scalar, name_node, key_type, below)
+            if name_value is not _FAILED and name_value in found:  # two spellings of one parsed key
+                self.write_down(self.error(name_node, below, "is given twice"))
+            found[name_value] = self.attempt(self.convert, value_node, value_type, below, depth + 1)
+        if len(self.errors) > before:
+            raise _WrittenDownError
         return found
 
     def to_scalar(self, node: yaml.Node, wanted: Wanted, key: str) -> Value:
@@ -328,8 +417,8 @@ class _Reader:
         return path if self.base is None else self.base / path
 
     def error(self, node: yaml.Node | None, key: str, what: str, hint: str = "") -> InputError:
-        where = f"{self.source}:{_line(node)}" if node is not None else self.source
-        return InputError(f"{where}: {key + ': ' if key else ''}{what}", hint=hint)
+        known = node is not None and node.start_mark
+        return error_at(node if node and known else self.source, key, what, hint)
 
     def wrong_type(self, node: yaml.Node, wanted: Wanted, key: str) -> InputError:
         text = f"wants {_wanted(wanted)}, found {_found(node)}"
@@ -341,7 +430,7 @@ class _Reader:
         if name in getattr(cls, "UNAVAILABLE", ()):
             return self.error(
                 node,
-                _join(key, name),
+                join(key, name),
                 "is not available in this version",
                 "remove the key",
             )
@@ -362,8 +451,53 @@ class _Reader:
         what = "required key" if len(names) == 1 else "required keys"
         listed = ", ".join(repr(name) for name in names)
         doc = _doc_of(known[names[0]])
-        hint = f"{_join(key, names[0])}: {doc}" if doc else ""
+        hint = f"{join(key, names[0])}: {doc}" if doc else ""
         return self.error(node, key, f"{what} {listed} missing", hint)
+
+
+def pairs(node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.ScalarNode, yaml.Node]]:
+    """Yield key text, key node and value node of the section `key`; the text is as written.
+
+    Raises `InputError` for a key that is given twice or is no plain text.
+    """
+    seen: dict[str, yaml.Node] = {}
+    for name_node, value_node in node.value:
+        if not isinstance(name_node, yaml.ScalarNode):
+            raise error_at(name_node, key, "a key must be plain text")
+        name = name_node.value
+        if name in seen:
+            first = _line(seen[name])
+            what = f"is given twice; the first is at line {first}"
+            raise error_at(name_node, join(key, name), what)
+        seen[name] = name_node
+        yield name, name_node, value_node
+
+
+def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> InputError:
+    """Return the error that names a node's file and line, the key, and what is wrong with it."""
+    place = where if isinstance(where, str) else place_of(where)
+    return InputError(f"{place}: {key + ': ' if key else ''}{what}", hint=hint)
+
+
+def place_of(node: yaml.Node) -> str:
+    """Return FILE:LINE of a node, or `default` for one that is in no file."""
+    return f"{node.start_mark.name}:{_line(node)}" if node.start_mark else DEFAULT
+
+
+def _walk(node: yaml.Node | None, key: str, path: Sequence[str | int]) -> tuple[Any, str]:
+    """Return the node that `path` leads to, or the last one on the way, and its key."""
+    for step in path:
+        below: yaml.Node | None = None
+        if isinstance(step, int):
+            key = f"{key}[{step}]"
+            if isinstance(node, yaml.SequenceNode) and step < len(node.value):
+                below = node.value[step]
+        else:
+            key = join(key, step)
+            if isinstance(node, yaml.MappingNode):
+                below = next((v for n, v in node.value if n.value == step), None)
+        node = below or node
+    return node, key
 
 
 def _to_int(node: yaml.ScalarNode) -> int | None:
@@ -548,5 +682,6 @@ def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1 if node.start_mark else 1
 
 
-def _join(key: str, name: str) -> str:
+def join(key: str, name: str) -> str:
+    """Return the key `name` in the section `key`, as errors write it."""
     return f"{key}.{name}" if key else name
