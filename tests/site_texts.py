@@ -60,9 +60,7 @@ software:
     environment: {SAMTOOLS_HOME: /usr/local}
 """
 FULL = FULL.replace("SYSTEMS", ", ".join(SCHEDULERS))
-FULL = FULL.replace(
-    "KEY\n", "".join(f"          {line}\n" for line in PUBLIC_KEY.splitlines())
-)
+FULL = FULL.replace("KEY\n", "".join(f"          {line}\n" for line in PUBLIC_KEY.splitlines()))
 
 
 def parse_site(text: str) -> Site:

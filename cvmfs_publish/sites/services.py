@@ -15,6 +15,8 @@ from cvmfs_publish.settings import about
 from cvmfs_publish.sites.values import DomainName, HostPath, Line, Network, VariableName, Word
 
 _KEY_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pub")
+# What neither squid nor nginx needs quoted: squid cannot quote, nginx reads $ as a variable.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@=,-]+")
 _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+\n-----END PUBLIC KEY-----\s*")
 
 
@@ -91,6 +93,12 @@ class Client:
                 raise InputError(f"parameters: {name} does not start with CVMFS_")
             if name in ("CVMFS_HTTP_PROXY", "CVMFS_QUOTA_LIMIT", "CVMFS_CACHE_BASE"):
                 raise InputError(f"parameters: {name} has a key of its own in `client`")
+        for repository, parameters in self.repositories.items():
+            for name in parameters:
+                if not name.startswith("CVMFS_"):
+                    raise InputError(
+                        f"repositories: {repository}: {name} does not start with CVMFS_"
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,13 @@ class Squid:
         metadata=about("host names it may fetch from, besides those in client.domains"),
     )
 
+    def __post_init__(self) -> None:
+        if not self.clients:
+            raise InputError("clients is empty: nobody could use the proxy")
+        _check_port(self.port)
+        _check_plain("cache_dir", self.cache_dir)
+        _check_positive(cache_mb=self.cache_mb, memory_mb=self.memory_mb)
+
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
@@ -125,3 +140,27 @@ class Mirror:
     connections: int = field(
         default=64, metadata=about("downloads at a time; others are told to come back (503)")
     )
+
+    def __post_init__(self) -> None:
+        _check_port(self.port)
+        _check_plain("root", self.root)
+        _check_positive(connections=self.connections)
+
+
+def _check_port(port: int) -> None:
+    if not 0 < port < 1 << 16:
+        raise InputError(f"port is {port}, not between 1 and 65535")
+
+
+def _check_plain(key: str, path: str) -> None:
+    if not _PLAIN_PATH.fullmatch(path):
+        raise InputError(
+            f"{key} is {path!r}, which the server's configuration cannot express",
+            hint="use letters, digits and / . _ + @ = , - only",
+        )
+
+
+def _check_positive(**numbers: int) -> None:
+    for key, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{key} is {number}, and must be at least 1")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import jinja2.meta
+
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.pages import TEXT, Pages, RenderedFile
@@ -108,7 +109,7 @@ def _matters(call: Call, variable: str) -> bool:
         values = {**call.values, variable: value}
         try:
             after = recorded().environment.get_template(call.template).render(values)
-        except jinja2.TemplateError:  # a mapping without the key the template names
+        except (jinja2.TemplateError, ValueError, TypeError):  # not of the form it takes apart
             continue
         if after != before:
             return True
