@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cvmfs_publish.sites.client import render_client
+from cvmfs_publish.sites.fallback_list import FALLBACK_LIST
 from cvmfs_publish.sites.launcher import CONF_FORMAT, render_launcher
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
@@ -30,15 +31,20 @@ GROUPS: tuple[Callable[[Site, Pages], Files], ...] = (
 )
 
 
-def render_site(site: Site, templates: Path) -> dict[str, RenderedFile]:
+def render_site(
+    site: Site, templates: Path, fallback_list: bytes | None = None
+) -> dict[str, RenderedFile]:
     """Return the files of `site` by path, `MANIFEST.json` with their digests included.
 
-    Raises `InputError` when `templates` is not a folder of our templates.
+    `fallback_list`: the list of fallback images to ship, already checked.  Raises `InputError` when
+    `templates` is not a folder of our templates, or a value does not fit into a file.
     """
     pages = Pages(templates)
     files: dict[str, RenderedFile] = {}
     for render in GROUPS:
         files |= render(site, pages)
+    if fallback_list is not None:
+        files[FALLBACK_LIST] = RenderedFile(fallback_list)
     files[MANIFEST] = RenderedFile(_manifest(site, files))
     return dict(sorted(files.items()))
 
