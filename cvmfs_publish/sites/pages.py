@@ -7,6 +7,7 @@ test compares that list with what the template uses.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ def quote_json(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
+def quote_tcl(value: object) -> str:
+    """Quote a value as one word of Tcl; the filter `tcl` of templates.
+
+    Braces are escaped too: they need not match, and the word may lie inside a procedure's body.
+    """
+    return '"' + re.sub(r'[\\\\"$\[\]{}]', r"\\\g<0>", str(value)) + '"'
+
+
 class Pages:
     """The templates of one folder."""
 
@@ -60,6 +69,7 @@ class Pages:
         )
         self.environment.filters["sh"] = quote_sh
         self.environment.filters["quoted"] = quote_json
+        self.environment.filters["tcl"] = quote_tcl
 
     def read(self, name: str) -> bytes:
         try:
@@ -67,7 +77,7 @@ class Pages:
         except OSError as exc:
             raise InputError(f"{self.folder / name}: {exc.strerror or exc}") from exc
 
-    def render(self, name: str, mode: int = TEXT, **values: object) -> RenderedFile:
+    def render(self, name: str, mode: int = TEXT, /, **values: object) -> RenderedFile:
         try:
             text = self.environment.get_template(name).render(values)
         except jinja2.TemplateError as exc:

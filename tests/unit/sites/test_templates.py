@@ -44,7 +44,7 @@ class RecordingPages(Pages):
         self.copied.add(name)
         return super().read(name)
 
-    def render(self, name: str, mode: int = TEXT, **values: object) -> RenderedFile:
+    def render(self, name: str, mode: int = TEXT, /, **values: object) -> RenderedFile:
         self.calls.append(Call(name, values))
         return super().render(name, mode, **values)
 
