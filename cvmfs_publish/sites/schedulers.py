@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cvmfs_publish.sites.kubernetes import render_kubernetes
+from cvmfs_publish.sites.lsf import render_lsf
 from cvmfs_publish.sites.model import BatchSystem, Site
 from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
+from cvmfs_publish.sites.pbs import render_pbs
 
 Renderer = Callable[[Site, Pages], Files]
 
@@ -22,4 +25,8 @@ def render_batch(site: Site, pages: Pages) -> Files:
     return files
 
 
-SCHEDULERS: dict[BatchSystem, Renderer] = {}
+SCHEDULERS: dict[BatchSystem, Renderer] = {
+    "pbs": render_pbs,
+    "lsf": render_lsf,
+    "kubernetes": render_kubernetes,
+}

@@ -1,0 +1,77 @@
+"""Files for Kubernetes: jobs, the volume of the CVMFS CSI driver, and a script that brings both in.
+
+Source: the documentation of cvmfs-csi, and the API of Kubernetes (batch/v1, storage.k8s.io/v1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.sites.hosts import example_image
+from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages, RenderedFile
+
+_GPU = "nvidia.com/gpu"
+_RESOURCES = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "10Gi"}
+_RESOURCE = re.compile(r"cpu|memory|ephemeral-storage|hugepages-[A-Za-z0-9]+|[a-z0-9.-]+/[\w.-]+")
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?")
+# usage, noimage, bind, noperm, config: docs/launcher.md says whether to try elsewhere.
+_NO_RETRY = (64, 66, 72, 77, 78)
+
+
+def render_kubernetes(site: Site, pages: Pages) -> Files:
+    """Return the files below kubernetes/.
+
+    Raises `InputError` for an option that is no quantity of a resource, and for a namespace that
+    Kubernetes does not accept.
+    """
+    settings = site.batch.kubernetes
+    if "." in settings.namespace:
+        raise InputError(
+            f"batch.kubernetes.namespace: {settings.namespace!r} is not the name of a namespace",
+            hint="namespaces have no dots",
+        )
+    resources = _RESOURCES | _parse_resources(site.batch.options.get("kubernetes", ()))
+    plain = {name: amount for name, amount in resources.items() if name != _GPU}
+    shared: dict[str, object] = {"site": site.name, "namespace": settings.namespace}
+    return {
+        "kubernetes/volume.yaml": pages.render(
+            "kubernetes/volume.yaml", TEXT, storage_class=settings.storage_class, **shared
+        ),
+        "kubernetes/job.yaml": _render_job(site, plain, pages, gpu=False),
+        "kubernetes/job-gpu.yaml": _render_job(site, {_GPU: "1"} | resources, pages, gpu=True),
+        "kubernetes/apply.sh": pages.render("kubernetes/apply.sh", PROGRAM, **shared),
+    }
+
+
+def _render_job(site: Site, resources: dict[str, str], pages: Pages, *, gpu: bool) -> RenderedFile:
+    return pages.render(
+        "kubernetes/job.yaml",
+        TEXT,
+        site=site.name,
+        namespace=site.batch.kubernetes.namespace,
+        pod_image=site.batch.kubernetes.image,
+        install_dir=site.install_dir,
+        program=f"{site.install_dir}/bin/cvmfs-run",
+        cvmfs=site.cvmfs,
+        image=(site.images.gpu if gpu else None) or example_image(site),
+        resources=resources,
+        gpu=gpu,
+        command=("nvidia-smi",) if gpu else ("cat", "/etc/os-release"),
+        no_retry=_NO_RETRY,
+    )
+
+
+def _parse_resources(options: Sequence[str]) -> dict[str, str]:
+    resources: dict[str, str] = {}
+    for line in options:
+        name, _, quantity = line.partition("=")
+        if not _RESOURCE.fullmatch(name) or not _QUANTITY.fullmatch(quantity):
+            raise InputError(
+                f"batch.options.kubernetes: {line!r} is not the quantity of a resource",
+                hint="write NAME=QUANTITY, as cpu=4, memory=8Gi or nvidia.com/gpu=2",
+            )
+        resources[name] = quantity
+    return resources
