@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cvmfs_publish.sites.gridengine import render_gridengine
 from cvmfs_publish.sites.kubernetes import render_kubernetes
 from cvmfs_publish.sites.lsf import render_lsf
 from cvmfs_publish.sites.model import BatchSystem, Site
@@ -26,6 +27,7 @@ def render_batch(site: Site, pages: Pages) -> Files:
 
 
 SCHEDULERS: dict[BatchSystem, Renderer] = {
+    "gridengine": render_gridengine,
     "pbs": render_pbs,
     "lsf": render_lsf,
     "kubernetes": render_kubernetes,
