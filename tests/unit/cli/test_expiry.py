@@ -14,6 +14,7 @@ from cvmfs_publish.cli.app import Commands
 from cvmfs_publish.cli.expiry import expiry_warning
 from cvmfs_publish.repository.native.signing import fingerprint, load_keys
 from cvmfs_publish.repository.native.whitelist import Whitelist, sign_whitelist
+from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.support import Ran, Shell
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,9 @@ def write_whitelist(home: Shell, left: timedelta) -> Whitelist:
 def run(home: Shell, command: str, *options: str) -> Ran:
     """Run a command in this process, or one that stays until it is told to go in another."""
     arguments = [*options, command, *(COMMANDS[command] or [])]
+    if command == "publish":  # a registry that has no such image: nobody at all is tried for long
+        with FakeRegistry() as registry:
+            return home.run(*options, command, registry.name("a/b", "1"))
     if command != "serve":
         return home.run(*arguments)
     with home.spawn(*arguments) as process:
