@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +13,14 @@ import yaml
 
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.lazy import command_app
-from cvmfs_publish.cli.output import Output, format_table, plural
+from cvmfs_publish.cli.output import Output, error_document, format_table, plural
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.settings import join
 from cvmfs_publish.sites.changes import Changes, compare_site
-from cvmfs_publish.sites.data import list_sites, load_site, templates_dir
-from cvmfs_publish.sites.describe import check_site, effective_values
+from cvmfs_publish.sites.data import list_sites, load_site, read_site, templates_dir
+from cvmfs_publish.sites.describe import effective_origins, effective_values, find_origin
 from cvmfs_publish.sites.fallback_list import check_fallback_list
+from cvmfs_publish.sites.remarks import Remark, check_site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 
@@ -23,6 +28,11 @@ SiteArgument = Annotated[
     str,
     typer.Argument(metavar="SITE", help="Name of a site that came along, or path of a site file."),
 ]
+SiteArguments = Annotated[
+    list[str],
+    typer.Argument(metavar="SITE…", help="Names of sites that came along, or paths of site files."),
+]
+MAX_COLUMN = 60  # of values whose origins stand below each other
 
 app = command_app()
 
@@ -46,36 +56,118 @@ def list_command(context: typer.Context) -> None:
 
 
 @app.command()
-def check(context: typer.Context, name: SiteArgument) -> None:
-    """Say what is wrong with a site configuration, and what is probably not meant.
+def check(
+    context: typer.Context,
+    names: SiteArguments,
+    strict: Annotated[bool, typer.Option("--strict", help="Remarks are errors, too.")] = False,
+) -> int:
+    """Say what is wrong with site configurations, and what is probably not meant.
 
-    A mistake is an error with file, line and key; a remark is not.
+    Every mistake is told with file, line, key and remedy, and ends with 2; a remark does not.
 
     Example: cvmfs-publish site check ./mysite.yaml
     """
-    configuration = load_site(name)
-    remarks = check_site(configuration)
-    lines = [f"remark: {key}: {what}" for key, what in remarks]
-    lines.append(f"{configuration.name}: valid, {plural(len(remarks), 'remark')}")
-    session_of(context).out.result(
-        {
-            "site": configuration.name,
-            "valid": True,
-            "remarks": [{"key": key, "what": what} for key, what in remarks],
-        },
-        "\n".join(lines),
-    )
+    out = session_of(context).out
+    checked = [_check(name) for name in names]
+    if not out.as_json:
+        for each in checked:
+            for error in each.errors:
+                out.error(error.kind, str(error), error.hint)
+    valid = not any(each.errors or (strict and each.remarks) for each in checked)
+    document = {"valid": valid, "sites": [each.document() for each in checked]}
+    out.result(document, "\n".join(line for each in checked for line in each.lines()))
+    return 0 if valid else InputError.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is to be said about one site."""
+
+    name: str  # the site's, or as it was asked for if it cannot be read
+    errors: Sequence[InputError]
+    remarks: Sequence[tuple[str, Remark]]  # with FILE:LINE
+
+    def document(self) -> dict[str, object]:
+        return {
+            "site": self.name,
+            "valid": not self.errors,
+            "errors": [error_document(error) for error in self.errors],
+            "remarks": [
+                {"place": place, "key": key, "what": what, "remedy": remedy}
+                for place, (key, what, remedy) in self.remarks
+            ],
+        }
+
+    def lines(self) -> Iterator[str]:
+        for place, (key, what, remedy) in self.remarks:
+            yield f"remark: {place}: {key}: {what}"
+            yield f"  remedy: {remedy}"
+        if self.errors:
+            yield f"{self.name}: {plural(len(self.errors), 'error')}"
+        else:
+            yield f"{self.name}: valid, {plural(len(self.remarks), 'remark')}"
+
+
+def _check(name: str) -> _Checked:
+    reading = read_site(name)
+    if reading.value is None:
+        return _Checked(name, reading.errors, ())
+    remarks = check_site(reading.value)
+    placed = [(find_origin(reading.origins, remark.key), remark) for remark in remarks]
+    return _Checked(reading.value.name, (), placed)
 
 
 @app.command()
 def show(context: typer.Context, name: SiteArgument) -> None:
-    """Show every key of a site configuration with the value in force, defaults included.
+    """Show every key of a site configuration with the value in force, and where it comes from.
+
+    Behind each value stands the file and line that gives it, or `default`.
 
     Example: cvmfs-publish site show slac
     """
-    values = effective_values(load_site(name))
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n")
-    session_of(context).out.result(values, text)
+    reading = read_site(name)
+    site = reading.get()
+    values, origins = effective_values(site), effective_origins(site, reading.origins)
+    lines = list(_page(values, origins))
+    width = max(len(text) for text, origin in lines if origin and len(text) <= MAX_COLUMN)
+    text = "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
+    session_of(context).out.result({"values": values, "origins": origins}, text)
+
+
+def _page(value: object, origins: Mapping[str, str], key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the lines of a value as YAML, each with the origin of what stands in it, or ""."""
+    indent = "  " if key else ""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            head = f"{indent}{_scalar(name)}:"
+            for number, (text, origin) in enumerate(_item(item, origins, join(key, name))):
+                yield (f"{head}{text}" if number == 0 else f"{indent}{text}"), origin
+    elif isinstance(value, list):
+        for at, item in enumerate(value):
+            if isinstance(item, Mapping) and item:
+                for number, (text, origin) in enumerate(_page(item, origins, f"{key}[{at}]")):
+                    yield (f"{indent}- {text[2:]}" if number == 0 else f"{indent}{text}"), origin
+            else:
+                for text, origin in _item(item, origins, f"{key}[{at}]"):
+                    yield f"{indent}-{text}", origin
+
+
+def _item(value: object, origins: Mapping[str, str], key: str) -> Iterator[tuple[str, str]]:
+    """Yield what stands behind a key, with a blank before it, and the lines below it."""
+    if isinstance(value, Mapping | list) and value:
+        yield "", ""
+        yield from _page(value, origins, key)
+    elif isinstance(value, str) and "\n" in value.strip():
+        yield " |", origins[key]
+        yield from ((f"  {line}", "") for line in value.strip().split("\n"))
+    else:
+        yield f" {_scalar(value)}", origins[key]
+
+
+def _scalar(value: object) -> str:
+    """Return a value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 @app.command()

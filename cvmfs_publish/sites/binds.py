@@ -6,9 +6,10 @@ sites named.  An entry costs one test of existence at the start of a job.
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 
-from cvmfs_publish.sites.model import Bind, Site
+from cvmfs_publish.sites.model import Bind, ConfigMount, Site
 from cvmfs_publish.sites.values import STANDARD
 
 
@@ -79,8 +80,16 @@ def plan_binds(site: Site) -> tuple[Bind, ...]:
 
 
 def plan_targets(site: Site) -> tuple[str, ...]:
-    """Return every place in an image that the site mounts something at.
+    """Return every directory of an image that the site mounts something at, each once.
 
-    A publisher adds them as empty directories, for runtimes that create no mount points.
+    A publisher adds them, for runtimes that create no mount points.  A configuration file is no
+    directory: only the folder it is mounted in is named.
     """
-    return (*plan_roots(site), *(bind.destination for bind in plan_binds(site)))
+    mounts = (*plan_binds(site), *site.mpi.binds)
+    return tuple(dict.fromkeys([*plan_roots(site), *filter(None, map(_mount_point, mounts))]))
+
+
+def _mount_point(bind: Bind) -> str:
+    if isinstance(bind, ConfigMount) and not bind.directory:
+        return posixpath.dirname(bind.destination).rstrip("/")
+    return bind.destination

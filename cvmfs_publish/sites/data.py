@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cvmfs_publish.errors import InputError, PublishError
-from cvmfs_publish.settings import load, nearest
+from cvmfs_publish.settings import Reading, nearest, read_node, read_text
+from cvmfs_publish.sites.inherit import SiteFile, compose_site
 from cvmfs_publish.sites.model import Site
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -42,19 +43,60 @@ def load_site(name_or_path: str, folder: Path | None = None) -> Site:
 
     Raises `InputError` for an unknown name, or naming file, line and key for what is in the file.
     """
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return load(Site, Path(name_or_path))
-    folder = find_data("site-configs") if folder is None else folder
-    path = folder / f"{name_or_path}.yaml"
-    known = list_sites(folder)
-    if not path.is_file():
-        meant = nearest(name_or_path, known)
-        guess = f"; did you mean {meant!r}?" if meant else ""
-        raise InputError(
-            f"no site {name_or_path!r}{guess}",
-            hint=f"known: {', '.join(known)}; a file is given by its path, as ./my-site.yaml",
+    return read_site(name_or_path, folder).get()
+
+
+def read_site(name_or_path: str, folder: Path | None = None) -> Reading[Site]:
+    """Return a site with the file and line of each of its values, or all that is wrong with it.
+
+    A site is named as for `load_site`; sites that came along are looked for in `folder`, if given.
+    """
+    shelf = _Shelf(find_data("site-configs") if folder is None else folder)
+    try:
+        file = shelf.open(name_or_path, Path())
+        node = compose_site(file, lambda name, heir: shelf.open(name, heir.path.parent), Site)
+    except InputError as exc:
+        return Reading(None, (exc,), {})
+    reading = read_node(Site, node, file.shown)
+    site = reading.value
+    if site is not None and not _is_path(name_or_path) and name_or_path not in (site.name, EXAMPLE):
+        error = InputError(
+            f"{file.shown}: name is {site.name!r}, the file's is {name_or_path!r}",
+            hint="a site that came along is named like its file",
         )
-    site = load(Site, path)
-    if site.name != path.stem and path.stem != EXAMPLE:
-        raise InputError(f"{path}: name is {site.name!r}, the file's is {path.stem!r}")
-    return site
+        return Reading(None, (error,), reading.origins)
+    return reading
+
+
+class _Shelf:
+    """The folder of the sites that came along, and how files are called in messages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, name_or_path: str, base: Path) -> SiteFile:
+        """Return a site file by name, or by its path relative to `base`; else `InputError`."""
+        if _is_path(name_or_path):
+            path = base / name_or_path
+            return SiteFile(path, self.shown(path), read_text(path))
+        path = self.folder / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = list_sites(self.folder)
+            meant = nearest(name_or_path, known)
+            guess = f"; did you mean {meant!r}?" if meant else ""
+            raise InputError(
+                f"no site {name_or_path!r}{guess}",
+                hint=f"known: {', '.join(known)}; a file is given by its path, as ./my-site.yaml",
+            )
+        return SiteFile(path, path.name, read_text(path))
+
+    def shown(self, path: Path) -> str:
+        """What came along is shown by its name alone, which no other file is."""
+        if path.parent.resolve() == self.folder.resolve():
+            return path.name
+        is_ambiguous = str(path) == path.name and (self.folder / path).exists()
+        return f"./{path}" if is_ambiguous else str(path)
+
+
+def _is_path(name_or_path: str) -> bool:
+    return "/" in name_or_path or name_or_path.endswith((".yaml", ".yml"))

@@ -1,4 +1,4 @@
-"""Say what a site configuration means: its effective values, and remarks about it."""
+"""Say what a site configuration means: its effective values, and where each comes from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 
-from cvmfs_publish.findings import Finding
-from cvmfs_publish.sites.binds import plan_binds, plan_roots
-from cvmfs_publish.sites.model import Bind, Site
+from cvmfs_publish.settings import DEFAULT, join
+from cvmfs_publish.sites.binds import plan_roots
+from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.values import STANDARD
 
 
 def effective_values(site: Site) -> dict[str, object]:
@@ -19,50 +20,43 @@ def effective_values(site: Site) -> dict[str, object]:
     values = _plain(site)
     if not isinstance(values, dict):
         raise TypeError("a site is a mapping")
-    values["roots"] = list(plan_roots(site))
+    values["roots"] = [str(root) for root in plan_roots(site)]
     return values
 
 
-def check_site(site: Site) -> list[Finding]:
-    """Return remarks on what is permitted but probably not meant; `path` names the key."""
-    return [Finding(key, what) for key, what in _remarks(site)]
+def effective_origins(site: Site, given: Mapping[str, str]) -> dict[str, str]:
+    """Return where each of the `effective_values` comes from: FILE:LINE, or `default`.
+
+    Keys are paths of single values, of empty lists and of empty sections: `fallback.cache_mb`,
+    `binds[0].source`.  `given` is what reading the site found.
+    """
+    places: dict[str, str] = {
+        entry: given.get(f"roots[{at}]", DEFAULT) for at, entry in enumerate(site.roots)
+    }
+    found = {path: given.get(path, DEFAULT) for path, _ in _leaves(effective_values(site), "")}
+    for at, root in enumerate(plan_roots(site)):
+        found[f"roots[{at}]"] = places.get(root) or places[STANDARD]
+    return found
 
 
-def _remarks(site: Site) -> Iterator[tuple[str, str]]:
-    if not site.repositories:
-        yield "repositories", "none: jobs can only name images by absolute path"
-    if site.images.gpu and not site.images.cpu:
-        yield "images.cpu", "not set, though images.gpu is: jobs without GPU have no default image"
-    if site.images.allowed and site.repositories:
-        for repository in site.repositories:
-            path = f"{site.cvmfs}/{repository.name}/"
-            if not any(path.startswith(f"{allowed}/") for allowed in site.images.allowed):
-                yield "images.allowed", f"forbids the repository {repository.name}"
-    for bind in plan_binds(site):
-        yield from _bind_remarks(site, bind)
-    if "host" in site.fallback.chain and not site.fail_delay:
-        yield (
-            "fallback.chain",
-            "jobs on a sick node silently run outside the image, except for a message",
-        )
-    if site.runtime_conf.bind_paths:
-        yield (
-            "runtime_conf.bind_paths",
-            "on a node that lacks one of them no container starts; `roots` has no such risk",
-        )
-    if site.client and site.client.domains:
-        for repository in site.repositories:
-            if not any(repository.name.endswith(f".{domain}") for domain in site.client.domains):
-                yield "client.domains", f"none serves the repository {repository.name}"
+def find_origin(given: Mapping[str, str], key: str) -> str:
+    """Return where a key was written, or the section it would stand in; else `default`."""
+    while key:
+        if key in given:
+            return given[key]
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return DEFAULT
 
 
-def _bind_remarks(site: Site, bind: Bind) -> Iterator[tuple[str, str]]:
-    for program in site.runtimes:
-        runtime = program.runtime
-        if bind.read_only and not runtime.mounts_read_only:
-            yield "binds", f"{bind.source} is read-only, which {runtime.program} cannot do"
-        if ":" in bind.destination and not runtime.odd_paths:
-            yield "binds", f"{runtime.program} cannot mount at {bind.destination!r}"
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, join(path, key))
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{number}]")
+    else:
+        yield path, value
 
 
 def _plain(value: object) -> object:

@@ -6,29 +6,34 @@ explains each for people, with unit and default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeAlias
 
 from cvmfs_publish.config import RegistryHost, RepositoryName, SiteName
-from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.settings import RefusedKeyError, about
 from cvmfs_publish.sites.runtimes import RuntimeProgram
-from cvmfs_publish.sites.services import Client, Mirror, Squid
+from cvmfs_publish.sites.services import MAX_MB, Client, Mirror, Squid
 from cvmfs_publish.sites.values import (
     STANDARD,
     HostPath,
     ImageName,
     Line,
+    ObjectName,
+    PlainPath,
     RootEntry,
     ScratchPlace,
     Url,
     VariableName,
     Word,
+    check_duration,
+    check_number,
 )
 
 MAX_SECONDS = 3600  # of a probe or a delay: longer ones only waste slots
+MAX_WAIT_SECONDS = 24 * 3600  # of a download and those who wait for it
+MAX_REVISION = 2**53  # a revision is a number of JSON, too
 
 # Of the host, where they name libraries and modules that do not fit the image (b.6 of the
 # launcher facts): 66 and 12.
@@ -73,6 +78,8 @@ KEPT_VARIABLES = (
     "CVMFS_RUN_*",
 )
 DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run", "podman")
+# Batch systems whose directives are options of their submit commands.
+DASHED = ("slurm", "gridengine", "pbs", "lsf")
 BatchSystem: TypeAlias = Literal["slurm", "htcondor", "gridengine", "pbs", "lsf", "kubernetes"]
 
 
@@ -100,6 +107,9 @@ class RepositoryEntry:
         default=0,
         metadata=about("a node that shows an older revision ends the job (75); 0: any will do"),
     )
+
+    def __post_init__(self) -> None:
+        check_number("min_revision", self.min_revision, 0, MAX_REVISION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +157,12 @@ class ConfigMount(Bind):
         default_factory=dict,
         metadata=about("variables set for the job when the mount is made"),
     )
+    directory: bool = field(
+        default=False,
+        metadata=about(
+            "true: source is a directory, which publishers add to images as a mount point"
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +207,41 @@ class RuntimeConf:
     )
 
     def __post_init__(self) -> None:
-        for path in (*self.bind_paths, *self.limit_container_paths):
-            if "," in path or ":" in path:
-                raise InputError(
-                    f"{path!r}: Apptainer's configuration cannot express commas and colons",
-                    hint="put the mount into `binds`, where the launcher makes it",
+        lists = {
+            "bind_paths": self.bind_paths,
+            "limit_container_paths": self.limit_container_paths,
+        }
+        for key, paths in lists.items():
+            for at, path in enumerate(paths):
+                if "," in path or ":" in path or path != path.strip():
+                    raise RefusedKeyError(
+                        (key, at),
+                        f"{path!r}: Apptainer's configuration cannot express commas, colons and"
+                        " blanks at an end",
+                        hint="put the mount into `binds`, where the launcher makes it",
+                    )
+        if self.session_dir_mib is not None:
+            check_number("session_dir_mib", self.session_dir_mib, 1, 1 << 20, "MiB")
+
+
+def _check_unique(key: str, names: Sequence[str]) -> None:
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise RefusedKeyError((key, at), f"{name} is given twice")
+
+
+def _check_destinations(lists: Mapping[str, Sequence[Bind]]) -> None:
+    """Raise `RefusedKeyError` where two mounts are made at one place."""
+    seen: dict[str, Bind] = {}
+    for key, binds in lists.items():
+        for at, bind in enumerate(binds):
+            other = seen.setdefault(bind.destination, bind)
+            if other is not bind:
+                raise RefusedKeyError(
+                    (key, at),
+                    f"{other.source} and {bind.source} are both mounted at {bind.destination}",
+                    hint="remove one, or give one of them another `target`",
                 )
-        if self.session_dir_mib is not None and not 0 < self.session_dir_mib < 1 << 20:
-            raise InputError(f"session_dir_mib is {self.session_dir_mib}, not a possible size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +254,9 @@ class Mpi:
     environment: Mapping[VariableName, Line] = field(
         default_factory=dict, metadata=about("variables set for ranks only")
     )
+
+    def __post_init__(self) -> None:
+        _check_destinations({"binds": self.binds})
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,23 +321,49 @@ class Fallback:
 
     def __post_init__(self) -> None:
         if "mirror" in self.chain and not self.mirrors:
-            raise InputError("chain has mirror, and mirrors is empty")
+            raise RefusedKeyError(
+                ("chain",),
+                "chain has mirror, and mirrors is empty",
+                hint="give the addresses of what `publish --fallback` wrote under `mirrors`",
+            )
         if len(set(self.chain)) != len(self.chain) or "host" in self.chain[:-1]:
-            raise InputError("chain names each way once, and host last")
+            raise RefusedKeyError(("chain",), "names a way twice, or host before another way")
+        check_number("cache_mb", self.cache_mb, 1, MAX_MB, "MB")
+        check_number("image_mb", self.image_mb, 1, MAX_MB, "MB")
+        if self.image_mb > self.cache_mb:
+            what = f"an image of {self.image_mb} MB does not fit the cache of {self.cache_mb} MB"
+            raise RefusedKeyError(("image_mb",), what, hint="raise cache_mb or lower image_mb")
+        check_duration("lock_wait", self.lock_wait, 1, MAX_WAIT_SECONDS)
+        check_duration("download_timeout", self.download_timeout, 1, MAX_WAIT_SECONDS)
+        check_duration("retry_after", self.retry_after, 0, MAX_WAIT_SECONDS)
+        if self.jitter > self.lock_wait:
+            raise RefusedKeyError(
+                ("jitter",),
+                f"{self.jitter.total_seconds():.0f} s is longer than lock_wait,"
+                f" {self.lock_wait.total_seconds():.0f} s: who waits would give up before"
+                " the download begins",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Kubernetes:
     """The pod of a job."""
 
-    namespace: Word = field(default=Word("default"), metadata=about("namespace of the pod"))
+    namespace: ObjectName = field(
+        default=ObjectName("default"), metadata=about("namespace of the pod")
+    )
     image: ImageName = field(
         default=ImageName("quay.io/apptainer/apptainer:latest"),
         metadata=about("image of the pod itself, with a runtime in it"),
     )
-    storage_class: Word = field(
-        default=Word("cvmfs"), metadata=about("storage class of the CVMFS CSI driver")
+    storage_class: ObjectName = field(
+        default=ObjectName("cvmfs"), metadata=about("storage class of the CVMFS CSI driver")
     )
+
+    def __post_init__(self) -> None:
+        if self.image.startswith("/"):
+            what = f"{self.image!r} is a path; the pod's image is pulled from a registry"
+            raise RefusedKeyError(("image",), what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,9 +382,20 @@ class Batch:
     )
 
     def __post_init__(self) -> None:
-        for system in self.options:
+        for system, lines in self.options.items():
             if system not in self.systems:
-                raise InputError(f"options are given for {system}, which is not in systems")
+                what = f"options are given for {system}, which is not in systems"
+                hint = f"add {system} to batch.systems, or remove its options"
+                raise RefusedKeyError(("options", system), what, hint=hint)
+            for at, line in enumerate(lines):
+                if system in DASHED and not line.startswith("-"):
+                    what = f"{line!r} is not an option of {system}: it does not begin with -"
+                    raise RefusedKeyError(("options", system, at), what)
+                if system == "htcondor" and "=" not in line:
+                    what = f"{line!r} is not a line of a submit file: KEY = VALUE"
+                    raise RefusedKeyError(("options", system, at), what)
+        if len(set(self.systems)) != len(self.systems):
+            raise RefusedKeyError(("systems",), "names a batch system twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +414,10 @@ class Software:
 
     def __post_init__(self) -> None:
         if not self.commands:
-            raise InputError(f"{self.name}/{self.version} offers no commands")
+            what = f"{self.name}/{self.version} offers no commands"
+            raise RefusedKeyError(("commands",), what)
+        if len(set(self.commands)) != len(self.commands):
+            raise RefusedKeyError(("commands",), f"{self.name}: names a command twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,8 +510,8 @@ class Site:
     client: Client | None = field(default=None, metadata=about("the CernVM-FS client of the nodes"))
     squid: Squid | None = field(default=None, metadata=about("the site's caching proxy"))
     mirror: Mirror | None = field(default=None, metadata=about("the server of fallback images"))
-    install_dir: HostPath = field(
-        default=HostPath("/opt/cvmfs-run"),
+    install_dir: PlainPath = field(
+        default=PlainPath("/opt/cvmfs-run"),
         metadata=about("where the rendered folder lies on nodes; batch files lead there"),
     )
     batch: Batch = field(default=Batch(), metadata=about("the batch systems of the site"))
@@ -434,17 +520,14 @@ class Site:
     )
 
     def __post_init__(self) -> None:
-        seconds = self.probe_timeout.total_seconds()
-        if not 1 <= seconds <= MAX_SECONDS:
-            raise InputError(f"probe_timeout is {seconds:.0f} s, not between 1 s and 1 h")
-        if self.fail_delay.total_seconds() > MAX_SECONDS:
-            raise InputError("fail_delay is longer than 1 h")
+        check_duration("probe_timeout", self.probe_timeout, 1, MAX_SECONDS)
+        check_duration("fail_delay", self.fail_delay, 0, MAX_SECONDS)
         if not self.runtimes:
-            raise InputError("runtimes is empty: no job could start")
-        seen: dict[str, Bind] = {}
-        for bind in (*self.binds, *self.config_mounts):
-            other = seen.setdefault(bind.destination, bind)
-            if other is not bind:
-                raise InputError(
-                    f"{other.source} and {bind.source} are both mounted at {bind.destination}"
-                )
+            what = "is empty: no job could start"
+            hint = "leave the key out for the usual ones, or name one"
+            raise RefusedKeyError(("runtimes",), what, hint=hint)
+        _check_destinations({"binds": self.binds, "config_mounts": self.config_mounts})
+        _check_unique("repositories", [entry.name for entry in self.repositories])
+        _check_unique("required_repositories", self.required_repositories)
+        modules = [f"{entry.name}/{entry.version}" for entry in self.software]
+        _check_unique("software", modules)

@@ -6,17 +6,36 @@ The CernVM-FS client, the site's proxy (squid), and the server of fallback image
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cvmfs_publish.config import RepositoryName
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
-from cvmfs_publish.sites.values import DomainName, HostPath, Line, Network, VariableName, Word
+from cvmfs_publish.settings import RefusedKeyError, about
+from cvmfs_publish.sites.values import (
+    DomainName,
+    HostName,
+    Line,
+    Network,
+    PlainPath,
+    VariableName,
+    check_number,
+)
 
 _KEY_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.pub")
-# What neither squid nor nginx needs quoted: squid cannot quote, nginx reads $ as a variable.
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+@=,-]+")
+_SERVER = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?/[A-Za-z0-9._~@%/-]*")
+_PROXY = re.compile(
+    r"DIRECT|auto|https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]+)?/?"
+)
+_UNQUOTABLE = frozenset("\"'`$\\")  # in the client's files, which shells and the client read
+OWN_KEYS = {
+    "CVMFS_REPOSITORIES": "repositories",
+    "CVMFS_HTTP_PROXY": "client.http_proxy",
+    "CVMFS_QUOTA_LIMIT": "client.quota_mb",
+    "CVMFS_CACHE_BASE": "client.cache_base",
+}
+MAX_PORT = 65_535
+MAX_MB = 10**9  # a thousand terabytes
 _PEM = re.compile(r"\s*-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+\n-----END PUBLIC KEY-----\s*")
 
 
@@ -34,20 +53,22 @@ class Domain:
     def __post_init__(self) -> None:
         if not self.servers or not self.public_keys:
             raise InputError("a domain needs at least one server and one public key")
-        for server in self.servers:
-            if not server.startswith(("http://", "https://")) or set(server) & set(" ;|\"'`$\\"):
-                raise InputError(f"{server!r} is not the address of a Stratum 1")
+        for at, server in enumerate(self.servers):
+            hint = "as in http://stratum1.example.org/cvmfs/@fqrn@"
+            if not _SERVER.fullmatch(server):
+                what = f"{server!r} is not the address of a Stratum 1"
+                raise RefusedKeyError(("servers", at), what, hint=hint)
             if "@fqrn@" not in server:
-                raise InputError(
-                    f"{server!r} does not contain @fqrn@",
-                    hint="as in http://stratum1.example.org/cvmfs/@fqrn@",
-                )
+                what = f"{server!r} does not contain @fqrn@"
+                raise RefusedKeyError(("servers", at), what, hint=hint)
         for name, key in self.public_keys.items():
             if not _KEY_FILE.fullmatch(name):
-                raise InputError(f"{name!r} is not a file name of the form NAME.pub")
+                what = f"{name!r} is not a file name of the form NAME.pub"
+                raise RefusedKeyError(("public_keys", name), what)
             if not _PEM.fullmatch(key):
-                raise InputError(
-                    f"{name}: not a public key in PEM form",
+                raise RefusedKeyError(
+                    ("public_keys", name),
+                    "not a public key in PEM form",
                     hint="paste the content of the .pub file, from -----BEGIN PUBLIC KEY----- on",
                 )
 
@@ -62,9 +83,12 @@ class Client:
     )
     quota_mb: int | None = field(
         default=None,
-        metadata=about("CVMFS_QUOTA_LIMIT, MB; the partition needs about a quarter more"),
+        metadata=about(
+            "CVMFS_QUOTA_LIMIT, MB; the partition needs about a quarter more; "
+            "-1: no limit, for an alien cache"
+        ),
     )
-    cache_base: HostPath | None = field(
+    cache_base: PlainPath | None = field(
         default=None, metadata=about("CVMFS_CACHE_BASE, a directory on a local disk")
     )
     partition_mb: int | None = field(
@@ -83,22 +107,46 @@ class Client:
     )
 
     def __post_init__(self) -> None:
-        if self.quota_mb is not None and self.quota_mb < 1000:
-            raise InputError(
-                f"quota_mb is {self.quota_mb}; the client needs at least 1000",
+        unlimited = self.quota_mb == -1 and "CVMFS_ALIEN_CACHE" in self.parameters
+        if self.quota_mb is not None and not unlimited and not 1000 <= self.quota_mb <= MAX_MB:
+            raise RefusedKeyError(
+                ("quota_mb",),
+                f"{self.quota_mb} is not a possible size; the client needs at least 1000",
                 hint="the unit is megabytes; 25000 is a usual value for a farm node",
             )
+        if self.partition_mb is not None:
+            check_number("partition_mb", self.partition_mb, 1000, MAX_MB, "MB")
+        if self.http_proxy is not None:
+            _check_proxy(self.http_proxy)
+        _check_parameters(("parameters",), self.parameters)
         for name in self.parameters:
-            if not name.startswith("CVMFS_"):
-                raise InputError(f"parameters: {name} does not start with CVMFS_")
-            if name in ("CVMFS_HTTP_PROXY", "CVMFS_QUOTA_LIMIT", "CVMFS_CACHE_BASE"):
-                raise InputError(f"parameters: {name} has a key of its own in `client`")
+            if name in OWN_KEYS:
+                what = f"has a key of its own: {OWN_KEYS[name]}"
+                raise RefusedKeyError(("parameters", name), what)
         for repository, parameters in self.repositories.items():
-            for name in parameters:
-                if not name.startswith("CVMFS_"):
-                    raise InputError(
-                        f"repositories: {repository}: {name} does not start with CVMFS_"
-                    )
+            _check_parameters(("repositories", repository), parameters)
+
+
+def _check_proxy(value: str) -> None:
+    for proxy in re.split("[|;]", value):
+        if not _PROXY.fullmatch(proxy):
+            raise RefusedKeyError(
+                ("http_proxy",),
+                f"{proxy!r} is not a proxy",
+                hint="as in http://squid1.example.org:3128|http://squid2.example.org:3128;DIRECT",
+            )
+
+
+def _check_parameters(key: Sequence[str], parameters: Mapping[VariableName, Line]) -> None:
+    for name, value in parameters.items():
+        if not name.startswith("CVMFS_"):
+            raise RefusedKeyError((*key, name), f"{name} does not start with CVMFS_")
+        if _UNQUOTABLE & set(value):
+            raise RefusedKeyError(
+                (*key, name),
+                f"{value!r} cannot be written into the client's files",
+                hint="it must do without quotes, $ and \\: programs read them by different rules",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,30 +155,31 @@ class Squid:
 
     clients: tuple[Network, ...] = field(metadata=about("networks of the nodes that may use it"))
     port: int = field(default=3128, metadata=about("TCP port"))
-    cache_dir: HostPath = field(
-        default=HostPath("/var/spool/squid"), metadata=about("directory of the cache on disk")
+    cache_dir: PlainPath = field(
+        default=PlainPath("/var/spool/squid"), metadata=about("directory of the cache on disk")
     )
     cache_mb: int = field(default=100_000, metadata=about("size of the cache on disk, MB"))
     memory_mb: int = field(default=4096, metadata=about("size of the cache in memory, MB"))
-    servers: tuple[Word, ...] = field(
+    servers: tuple[HostName, ...] = field(
         default=(),
         metadata=about("host names it may fetch from, besides those in client.domains"),
     )
 
     def __post_init__(self) -> None:
         if not self.clients:
-            raise InputError("clients is empty: nobody could use the proxy")
-        _check_port(self.port)
-        _check_plain("cache_dir", self.cache_dir)
-        _check_positive(cache_mb=self.cache_mb, memory_mb=self.memory_mb)
+            what = "is empty: nobody could use the proxy"
+            raise RefusedKeyError(("clients",), what, hint="name the networks of the nodes")
+        check_number("port", self.port, 1, MAX_PORT)
+        check_number("cache_mb", self.cache_mb, 100, MAX_MB, "MB")
+        check_number("memory_mb", self.memory_mb, 8, MAX_MB, "MB")
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """The server of fallback images; `mirror/nginx.conf` is rendered only when this is given."""
 
-    server_name: Word = field(metadata=about("host name under which nodes reach it"))
-    root: HostPath = field(
+    server_name: HostName = field(metadata=about("host name under which nodes reach it"))
+    root: PlainPath = field(
         metadata=about("directory of the images that `publish --fallback` writes")
     )
     port: int = field(default=80, metadata=about("TCP port"))
@@ -142,25 +191,5 @@ class Mirror:
     )
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
-        _check_plain("root", self.root)
-        _check_positive(connections=self.connections)
-
-
-def _check_port(port: int) -> None:
-    if not 0 < port < 1 << 16:
-        raise InputError(f"port is {port}, not between 1 and 65535")
-
-
-def _check_plain(key: str, path: str) -> None:
-    if not _PLAIN_PATH.fullmatch(path):
-        raise InputError(
-            f"{key} is {path!r}, which the server's configuration cannot express",
-            hint="use letters, digits and / . _ + @ = , - only",
-        )
-
-
-def _check_positive(**numbers: int) -> None:
-    for key, number in numbers.items():
-        if number < 1:
-            raise InputError(f"{key} is {number}, and must be at least 1")
+        check_number("port", self.port, 1, MAX_PORT)
+        check_number("connections", self.connections, 1, 100_000)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from datetime import timedelta
 
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.settings import RefusedKeyError
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DOMAIN = re.compile(r"[a-z0-9][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+")
 _IMAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]*")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._+@/-]+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _URL = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9.:\[\]-]*(/[A-Za-z0-9._~!$&()*+,;=:@%/?-]*)?")
+MAX_PATH = 1000  # characters; PATH_MAX is 4096 bytes with what is appended
+MAX_LINE = 4000  # characters; batch systems and shells cut lines from about there on
 STANDARD = "standard"  # the word in `roots` that stands for the built-in list
 
 
@@ -31,7 +38,26 @@ class HostPath(str):
                 f"{text[:200]!r} is not a normalised path",
                 hint="without //, ., .. and without a slash at the end",
             )
+        if len(text) > MAX_PATH:
+            raise InputError(f"a path of {len(text)} characters; at most {MAX_PATH} are possible")
         return cls(text)
+
+
+class PlainPath(HostPath):
+    """A path that every configuration language can express without quotes."""
+
+    __slots__ = ()
+    WANTED = "an absolute path of letters, digits and . _ + @ -"
+
+    @classmethod
+    def parse(cls, text: str) -> PlainPath:
+        path = HostPath.parse(text)
+        if not _PLAIN_PATH.fullmatch(text):
+            raise InputError(
+                f"{text[:200]!r} has characters that cannot be written in every file it goes to",
+                hint=f"write {cls.WANTED}",
+            )
+        return cls(path)
 
 
 class RootEntry(HostPath):
@@ -109,6 +135,8 @@ class Line(str):
     def parse(cls, text: str) -> Line:
         if not text.isprintable():
             raise InputError(f"{text[:200]!r} has a line break or another control character")
+        if len(text) > MAX_LINE:
+            raise InputError(f"a line of {len(text)} characters; at most {MAX_LINE} are possible")
         return cls(text)
 
 
@@ -125,6 +153,32 @@ class Word(str):
         return cls(text)
 
 
+class HostName(str):
+    """The name or IPv4 address of a host."""
+
+    __slots__ = ()
+    WANTED = "the name of a host, as proxy.example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> HostName:
+        if not _HOST.fullmatch(text) or ".." in text or len(text) > 253:
+            raise InputError(f"{text[:100]!r} is not a host name", hint=f"write {cls.WANTED}")
+        return cls(text)
+
+
+class ObjectName(str):
+    """The name of a Kubernetes object: small letters, digits, dots and dashes."""
+
+    __slots__ = ()
+    WANTED = "small letters, digits and dashes"
+
+    @classmethod
+    def parse(cls, text: str) -> ObjectName:
+        if not _LABEL.fullmatch(text) or len(text) > 63:
+            raise InputError(f"{text[:100]!r} cannot name an object", hint=f"write {cls.WANTED}")
+        return cls(text)
+
+
 class Url(str):
     """An address nodes fetch from with curl or wget; it never holds a password."""
 
@@ -133,7 +187,7 @@ class Url(str):
 
     @classmethod
     def parse(cls, text: str) -> Url:
-        if not _URL.fullmatch(text):
+        if not _URL.fullmatch(text) or len(text) > MAX_LINE:
             raise InputError(f"{text[:200]!r} is not an address", hint=f"write {cls.WANTED}")
         return cls(text)
 
@@ -150,3 +204,28 @@ class Network(str):
             return cls(ipaddress.ip_network(text))
         except ValueError as exc:
             raise InputError(f"{text[:100]!r} is not a network: {exc}", hint=cls.WANTED) from exc
+
+
+def check_number(key: str, value: int, low: int, high: int, unit: str = "") -> None:
+    """Raise `RefusedKeyError` unless the value of `key` lies between `low` and `high`."""
+    if not low <= value <= high:
+        raise RefusedKeyError(
+            (key,),
+            f"{value}{unit and ' '}{unit} is not between {low} and {high}{unit and ' '}{unit}",
+        )
+
+
+def check_duration(key: str, value: timedelta, low: int, high: int) -> None:
+    """Raise `RefusedKeyError` unless the value of `key` lies between two numbers of seconds."""
+    seconds = value.total_seconds()
+    if not low <= seconds <= high:
+        wanted = f"between {format_seconds(low)} and {format_seconds(high)}"
+        raise RefusedKeyError((key,), f"{format_seconds(int(seconds))} is not {wanted}")
+
+
+def format_seconds(seconds: int) -> str:
+    """Return a duration as files write it, in the largest unit without a remainder."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

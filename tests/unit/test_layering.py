@@ -64,12 +64,13 @@ HOMES: dict[str, set[str]] = {
     "subprocess": {
         "content/ingest.py",  # worker processes of our own
         NATIVE + "check_process.py",  # likewise
+        "repository/squashfs.py",  # sqfstar
         "sources/registry/credentials.py",  # docker-credential-…
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
-    "yaml": {"settings.py", "cli/sites.py"},  # read in one place, written in the other
+    "yaml": {"settings.py", "sites/inherit.py", "cli/sites.py"},  # read, put together, written
 }
 
 # What only the command line may do; a program of its own is named here.
