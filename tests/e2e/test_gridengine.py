@@ -1,0 +1,177 @@
+"""Real jobs of a real Grid Engine, started in an image by what is rendered for a site."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gridengine_cell import QUEUE, Cell, Ended, gridengine_cell
+from tests.worker_node import IMAGE, INSIDE, WorkerNode, worker_node
+
+pytestmark = pytest.mark.parts
+
+MODES = ["posix_compliant", "unix_behavior", "script_from_stdin"]
+BATCH = """\
+batch: {systems: [gridengine], options: {gridengine: ["-l h_rt=0:5:0"]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[WorkerNode]:
+    with worker_node(BATCH) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def cell(node: WorkerNode) -> Iterator[Cell]:
+    """A cell with the hooks of the site: all of them in one queue, the starter in one per mode."""
+    root = node.root / "cell"
+    root.mkdir()
+    with gridengine_cell(root) as cell:
+        for mode in MODES:
+            cell.add_queue(f"{mode}.q", shell_start_mode=mode)
+            cell.command("qconf", "-mattr", "queue", "starter_method", starter(node), f"{mode}.q")
+        cell.command("qconf", "-Mattr", "queue", node.site / "gridengine/queue.conf", QUEUE)
+        yield cell
+
+
+def starter(node: WorkerNode) -> str:
+    return str(node.site / "gridengine/starter_method")
+
+
+def script(cell: Cell, name: str, text: str) -> Path:
+    path = cell.root / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_the_rendered_lines_of_the_queue_are_accepted(cell: Cell, node: WorkerNode) -> None:
+    queue = dict(
+        line.split(None, 1) for line in cell.command("qconf", "-sq", QUEUE).splitlines() if line
+    )
+    assert queue["starter_method"] == starter(node)
+    assert queue["prolog"] == f"root@{node.site}/gridengine/prolog"
+
+
+def test_an_array_submitted_through_the_rendered_template_runs_from_the_tree(
+    cell: Cell, node: WorkerNode
+) -> None:
+    job = cell.submit("-q", QUEUE, "-t", "1-3", node.site / "gridengine/submit.sh")
+    for task in (1, 2, 3):
+        assert cell.ended(job, task) == Ended(0, INSIDE)
+
+
+def test_plain_scripts_of_an_array_run_in_the_image_and_their_statuses_arrive(cell: Cell) -> None:
+    text = (
+        "#!/bin/sh\n"
+        'cat /etc/os-release; echo "$SGE_TASK_ID $1"; echo x >"$TMPDIR/y" && cat "$TMPDIR/y"\n'
+        "case $SGE_TASK_ID in 1) exit 0 ;; 2) exit 7 ;; 3) kill -TERM $$ ;; esac\n"
+    )
+    job = cell.submit("-q", QUEUE, "-t", "1-3", script(cell, "plain.sh", text), "two words")
+    for task, status in ((1, 0), (2, 7), (3, 143)):
+        assert cell.ended(job, task) == Ended(status, f"{INSIDE}{task} two words\nx\n")
+
+
+def test_every_shell_start_mode_runs_scripts_and_programs_in_the_image(cell: Cell) -> None:
+    path = script(cell, "mode.sh", '#!/bin/sh\ncat /etc/os-release\necho "$1"\n')
+    scripts = [cell.submit("-q", f"{mode}.q", path, "an argument") for mode in MODES]
+    # Grid Engine itself gives a program no arguments and the shell its bytes in the third mode.
+    programs = [
+        cell.submit("-q", f"{mode}.q", "-b", "y", "/bin/cat", "/etc/os-release")
+        for mode in MODES[:2]
+    ]
+    for job in scripts:
+        assert cell.ended(job) == Ended(0, f"{INSIDE}an argument\n")
+    for job in programs:
+        assert cell.ended(job) == Ended(0, INSIDE)
+
+
+def test_a_job_that_wants_no_image_is_started_as_grid_engine_would(cell: Cell) -> None:
+    text = "test -e /etc/debian_version && echo host; echo $0 $1\n"
+    path = script(cell, "host.sh", text)
+    jobs = [
+        cell.submit("-q", f"{mode}.q", "-v", "CVMFS_RUN_IMAGE=none", path, "x")
+        for mode in ("posix_compliant", "script_from_stdin")
+    ]
+    spool = cell.root / "spool/execd/localhost/job_scripts"
+    assert cell.ended(jobs[0]) == Ended(0, f"host\n{spool}/{jobs[0]} x\n")
+    assert cell.ended(jobs[1]).output.startswith("host\n")
+
+
+def test_notifications_reach_the_command_in_the_image(cell: Cell) -> None:
+    text = (
+        "#!/bin/sh\n"
+        "trap 'echo got USR1' USR1; trap 'echo got USR2; exit 42' USR2\n"
+        "cat /etc/os-release\nwhile :; do sleep 0.1; done\n"
+    )
+    job = cell.submit("-q", QUEUE, "-notify", script(cell, "notify.sh", text))
+    cell.wait_for(lambda: cell.text(job) == INSIDE, "the start")
+    cell.command("qmod", "-sj", str(job))
+    cell.wait_for(lambda: "got USR1" in cell.text(job), "USR1")
+    cell.command("qmod", "-usj", str(job))
+    cell.delete(job)
+    ended = cell.ended(job)
+    assert ended.status == 42
+    assert "got USR2" in ended.output
+
+
+def test_a_job_on_a_node_without_the_repository_is_queued_again_and_runs_later(
+    cell: Cell, node: WorkerNode
+) -> None:
+    path = script(cell, "again.sh", "#!/bin/sh\ncat /etc/os-release\n")
+    with node.without_repository():
+        job = cell.submit("-q", "unix_behavior.q", path)
+        cell.wait_for(lambda: "class=noservice code=69" in cell.text(job), "the launcher's message")
+        cell.wait_for(lambda: "R" in cell.state(job), "another try")
+    cell.wait_for(lambda: cell.text(job).endswith(INSIDE), "the job itself")
+
+
+def test_the_prolog_gives_a_job_back_before_it_starts(cell: Cell, node: WorkerNode) -> None:
+    path = script(cell, "prolog.sh", "#!/bin/sh\ncat /etc/os-release\n")
+    with node.without_repository():
+        job = cell.submit("-q", QUEUE, path)
+        cell.wait_for(lambda: "R" in cell.state(job), "another try")
+        # a job that needs no image does not suffer
+        other = cell.submit("-q", QUEUE, "-v", "CVMFS_RUN_IMAGE=none", path)
+        assert cell.ended(other).status == 0
+    cell.wait_for(lambda: cell.text(job).endswith(INSIDE), "the job itself")
+    assert "cvmfs-run: class" not in cell.text(job)
+
+
+def test_a_job_whose_image_does_not_exist_is_put_in_error_state(cell: Cell) -> None:
+    path = script(cell, "error.sh", "#!/bin/sh\necho never\n")
+    job = cell.submit("-q", QUEUE, "-v", f"CVMFS_RUN_IMAGE={IMAGE}-no-such", path)
+    cell.wait_for(lambda: cell.state(job) == "Eqw", "the error state")
+    assert "class=noimage code=66" in cell.text(job)
+    assert "never" not in cell.text(job)
+    cell.delete(job)
+
+
+def test_a_parallel_job_sees_its_slots_and_hosts_in_the_image(cell: Cell) -> None:
+    text = '#!/bin/sh\ncat /etc/os-release; echo "$NSLOTS"; cat "$PE_HOSTFILE"\n'
+    job = cell.submit("-q", QUEUE, "-pe", "smp", "2", script(cell, "parallel.sh", text))
+    status, output = cell.ended(job).status, cell.ended(job).output
+    assert status == 0
+    assert output.startswith(f"{INSIDE}2\nlocalhost 2 {QUEUE}@localhost")
+
+
+@pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"], ["busybox", "ash"]])
+def test_the_starter_runs_under_every_shell(
+    node: WorkerNode, tmp_path: Path, shell: list[str]
+) -> None:
+    (tmp_path / "job_scripts").mkdir()
+    job = tmp_path / "job_scripts" / "5"
+    job.write_text('#!/bin/sh\necho "$0|$1|$PE_HOSTFILE"\n')
+    job.chmod(0o755)
+    done = subprocess.run(
+        [*shell, starter(node), job, "a b"],
+        env={"PATH": "/usr/bin:/bin", "JOB_ID": "5", "CVMFS_RUN_IMAGE": "none",
+             "SGE_STARTER_SHELL_START_MODE": "posix_compliant", "PE_HOSTFILE": "/hosts"},
+        capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.decode() == f"{job}|a b|/hosts\n"

@@ -1,0 +1,95 @@
+"""A worker node for batch systems: a mounted repository with one image, and a rendered site.
+
+The image is a static busybox; the repository is an ordinary folder where the site says CernVM-FS
+is mounted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
+from cvmfs_publish.settings import parse
+from cvmfs_publish.sites.data import templates_dir
+from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.render import render_site
+from cvmfs_publish.sites.writing import write_site
+from tests.parts import require
+
+REPOSITORY = "images.example.org"
+IMAGE = "docker.io/example/job:1"
+INSIDE = "NAME=a-job-image\n"  # /etc/os-release of the image
+APPLETS = (
+    *("sh", "env", "cat", "echo", "ls", "sleep", "kill", "pwd", "id", "test", "true", "false"),
+    *("touch", "mkdir", "printf", "wc", "stat", "readlink", "grep"),
+)
+SITE = """\
+name: batch
+cvmfs: {root}/cvmfs
+repositories: [{{name: {repository}}}]
+images: {{cpu: "{image}"}}
+runtimes: ["{runtime}"]
+install_dir: {root}/site
+"""
+
+
+@dataclass(frozen=True)
+class WorkerNode:
+    """A folder everybody can enter."""
+
+    root: Path
+
+    @property
+    def site(self) -> Path:
+        """The rendered folder, where the site says it lies on nodes."""
+        return self.root / "site"
+
+    @property
+    def repository(self) -> Path:
+        return self.root / "cvmfs" / REPOSITORY
+
+    @contextmanager
+    def without_repository(self) -> Iterator[None]:
+        """Take the repository away for a while, as on a node where it is not mounted."""
+        aside = self.repository.with_name("aside")
+        self.repository.rename(aside)
+        try:
+            yield
+        finally:
+            aside.rename(self.repository)
+
+
+@contextmanager
+def worker_node(text: str, runtime: str = "apptainer") -> Iterator[WorkerNode]:
+    """Make a node whose site has `text` in addition to what every node here has."""
+    program = require(runtime)
+    require("busybox")
+    with tempfile.TemporaryDirectory(prefix="node-", dir="/var/tmp") as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        node = WorkerNode(root)
+        _build_image(node.repository / IMAGE)
+        whole = SITE.format(root=root, repository=REPOSITORY, image=IMAGE, runtime=program) + text
+        site = parse(Site, whole, "batch.yaml")
+        write_site(render_site(site, templates_dir()), node.site)
+        yield node
+
+
+def _build_image(image: Path) -> None:
+    for root in (*STANDARD_ROOTS, "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/etc", "/usr/bin"):
+        (image / root[1:]).mkdir(parents=True, exist_ok=True)
+    for name in ("hosts", "resolv.conf", "localtime", "passwd", "group"):
+        (image / "etc" / name).touch()
+    (image / "etc/os-release").write_text(INSIDE)
+    (image / "bin").mkdir()
+    shutil.copy(require("busybox"), image / "bin/busybox")
+    for applet in APPLETS:
+        (image / "bin" / applet).symlink_to("/bin/busybox")
+    environment = image / ".singularity.d/env"
+    environment.mkdir(parents=True)
+    (environment / "99-base.sh").write_text("export PATH=/usr/bin:/bin\n")
