@@ -1,0 +1,162 @@
+"""Jobs of PBS and LSF through the rendered starters, called as their daemons do, in an image."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cvmfs_publish.settings import parse
+from cvmfs_publish.sites.data import templates_dir
+from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.render import render_site
+from cvmfs_publish.sites.writing import write_site
+from tests.e2e.test_launcher import build_image
+from tests.parts import require, run_as_test_user, test_user
+
+pytestmark = pytest.mark.parts
+
+SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A worker node with a rendered site and an image."""
+
+    root: Path
+
+    @property
+    def image(self) -> Path:
+        return self.root / "image"
+
+    def folder(self) -> Path:
+        """Make a folder of the test user."""
+        path = Path(tempfile.mkdtemp(dir=self.root))
+        os.chown(path, test_user().uid, test_user().gid)
+        return path
+
+    def job(
+        self,
+        starter: str,
+        *words: str,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        shell: str = "dash",
+    ) -> subprocess.CompletedProcess[bytes]:
+        return run_as_test_user(
+            [*SHELLS[shell], str(self.root / "site" / starter), *words],
+            cwd=self.root,
+            env={"CVMFS_RUN_IMAGE": str(self.image), **(env or {})},
+            input=stdin,
+        )
+
+    def pbs(
+        self, script: str, *, line: str, shell: str = "dash", **env: str
+    ) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
+        """Start a batch job as pbs_mom does: its shell reads the path of the script from a pipe."""
+        spool, scratch = self.folder(), self.folder()
+        path = spool / "12[3].server.SC"
+        path.write_text(script)
+        path.chmod(0o700)
+        os.chown(path, test_user().uid, test_user().gid)
+        escaped = str(path).replace("[", "\\[").replace("]", "\\]")
+        environment = {
+            "PBS_ENVIRONMENT": "PBS_BATCH",
+            "PBS_TASKNUM": "1",
+            "TMPDIR": str(scratch),
+            **env,
+        }
+        told = line.format(path=escaped, dir=spool).encode()
+        result = self.job("pbs/job_starter", "/bin/sh", env=environment, stdin=told, shell=shell)
+        return scratch / path.name, result
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    runtime = require("ch-run")
+    with tempfile.TemporaryDirectory(prefix="starters-", dir="/var/tmp") as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        build_image(root / "image")
+        text = (
+            f"name: test\ninstall_dir: {root}/site\nruntimes: [{runtime}]\nhome: scratch\n"
+            "batch: {systems: [pbs, lsf]}\n"
+        )
+        write_site(render_site(parse(Site, text, "test.yaml"), templates_dir()), root / "site")
+        yield Node(root)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_batch_script_of_pbs_runs_in_the_image(node: Node, shell: str) -> None:
+    script = '#!/bin/sh\ncat /marker; echo "$0:$#"; cat; exit 7\n'
+    copy, result = node.pbs(script, line="{path}\n", shell=shell)
+    assert result.stdout.decode().splitlines() == ["inside", f"{copy}:0"]
+    assert (result.returncode, result.stderr) == (7, b"")
+
+
+def test_a_job_with_a_private_directory_begins_in_it(node: Node) -> None:
+    _, result = node.pbs("#!/bin/sh\npwd; cat /marker\n", line="cd {dir};{path}\n")
+    place, marker = result.stdout.decode().splitlines()
+    assert (Path(place).parent, marker) == (node.root, "inside")
+
+
+def test_a_batch_script_without_an_image_runs_from_the_spool_on_the_host(node: Node) -> None:
+    copy, result = node.pbs('echo "$0"\n', line="{path}\n", CVMFS_RUN_IMAGE="none")
+    assert result.returncode == 0
+    assert Path(result.stdout.decode().strip()).name == copy.name
+    assert not copy.exists()
+
+
+def test_a_line_that_names_no_script_reaches_the_shell_as_it_is(node: Node) -> None:
+    _, result = node.pbs("", line="cat /marker # {path}\n")
+    assert result.stdout == b"inside\n"
+
+
+def test_a_program_of_pbs_and_its_other_tasks_keep_their_stdin(node: Node) -> None:
+    result = node.job("pbs/job_starter", "cat", "/marker")
+    assert result.stdout == b"inside\n"
+    env = {"PBS_ENVIRONMENT": "PBS_BATCH", "PBS_TASKNUM": "2"}
+    result = node.job("pbs/job_starter", "cat", "-", "/marker", env=env, stdin=b"a \\b\nc")
+    assert result.stdout == b"a \\b\ncinside\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_command_line_of_lsf_runs_in_the_image_as_a_whole(node: Node, shell: str) -> None:
+    words = 'cat /marker | cat; echo "a  b"; exit 9'
+    result = node.job("lsf/job_starter", words, shell=shell)
+    assert (result.returncode, result.stdout, result.stderr) == (9, b"inside\na  b\n", b"")
+
+
+def test_a_script_in_lsfs_spool_is_visible_though_the_home_is_not(node: Node) -> None:
+    home = node.folder()
+    spool = home / ".lsbatch"
+    spool.mkdir()
+    script = spool / "1690.shell"
+    script.write_text('#!/bin/sh\ncat /marker; echo "$LSB_JOBFILENAME"\n')
+    script.chmod(0o755)
+    job_file = str(spool / "1690")
+    env = {"HOME": str(home), "LSB_JOBFILENAME": job_file}
+    result = node.job("lsf/job_starter", str(script), env=env)
+    assert result.stdout.decode().splitlines() == ["inside", job_file]
+
+
+def test_a_job_of_lsf_without_an_image_runs_on_the_host(node: Node) -> None:
+    result = node.job(
+        "lsf/job_starter", "test -e /marker || echo outside", env={"CVMFS_RUN_IMAGE": "none"}
+    )
+    assert (result.returncode, result.stdout) == (0, b"outside\n")
+
+
+def test_a_job_that_names_a_missing_image_is_not_started_and_keeps_the_launchers_status(
+    node: Node,
+) -> None:
+    env = {"CVMFS_RUN_IMAGE": "/nowhere"}
+    assert node.job("lsf/job_starter", "true", env=env).returncode == 66
+    assert node.job("pbs/job_starter", "true", env=env).returncode == 66
+    pre_exec = node.job("lsf/pre_exec", env=env)
+    assert (pre_exec.returncode, pre_exec.stdout) == (0, b"")  # no fault of the node
