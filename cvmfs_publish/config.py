@@ -495,6 +495,32 @@ class HistoryConfig:
 
 
 @dataclass(frozen=True)
+class FallbackConfig:
+    """Where every image is also kept as one file, for nodes that CernVM-FS cannot serve."""
+
+    store: S3Url | Path = field(
+        metadata=about(
+            "the folder of the files, which a web server serves, or s3://BUCKET/PREFIX; it belongs"
+            " to this repository alone and is not inside it"
+        )
+    )
+    s3: S3Config | None = field(
+        default=None,
+        metadata=about("how an s3:// store is reached; by default as `repository.s3` says"),
+    )
+    format: Literal["sif", "tar.gz"] = field(
+        default="sif",
+        metadata=about(
+            "`sif`: Apptainer and Singularity run the file as it is, needs squashfs-tools 4.5 here;"
+            " `tar.gz`: nodes unpack it, for every runtime"
+        ),
+    )
+    max_bytes: ByteSize | None = field(
+        default=None, metadata=about("bytes of one file; an image that needs more is refused")
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
@@ -529,14 +555,22 @@ class Config:
     history: HistoryConfig = field(
         default_factory=HistoryConfig, metadata=about("which revisions get a name of their own")
     )
+    fallback: FallbackConfig | None = field(
+        default=None,
+        metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
+    )
 
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
     """Return `config` with what it leaves open to the environment."""
-    if not isinstance(config.repository.storage, S3Url):
-        return config
-    s3 = config.repository.s3.completed(environ)
-    return replace(config, repository=replace(config.repository, s3=s3))
+    fallback, repository = config.fallback, config.repository
+    if fallback is not None and isinstance(fallback.store, S3Url):
+        s3 = (fallback.s3 or repository.s3).completed(environ)
+        config = replace(config, fallback=replace(fallback, s3=s3))
+    if isinstance(repository.storage, S3Url):
+        s3 = repository.s3.completed(environ)
+        config = replace(config, repository=replace(repository, s3=s3))
+    return config
 
 
 def load_config(path: Path) -> Config:
@@ -702,4 +736,14 @@ history:
   # Every new revision gets the tag `generic-TIME`, which clients can mount and which keeps it from
   # being collected: off, forever, or for how long, such as 30d or 12h.
   $automatic_tags
+
+# Every image is published as one file too, for nodes that CernVM-FS cannot serve.
+fallback:
+  # The folder of these files, which a web server serves, or s3://BUCKET/PREFIX (with an `s3:` like
+  # the repository's, if it differs).  One for each repository.
+  #store: fallback
+  # `sif`: Apptainer runs the file as it is.  `tar.gz`: nodes unpack it, for every runtime.
+  #format: sif
+  # An image whose file would be larger is refused.
+  #max_bytes: 20GiB
 """)

@@ -4,6 +4,9 @@ All images of a call become visible together.  An image that is published as its
 costs one HEAD request; one whose layers are known costs its manifest, its configuration and
 metadata work.  An image that fails is reported and leaves the others alone; what fails in the
 repository itself stops everything.
+
+Where images are published as single files too (`fallback`), the file comes first: no name leads to
+an image whose promised file could not be written.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Literal, Protocol
 
 from cvmfs_publish import __version__
 from cvmfs_publish.config import MAX_CATALOG_ENTRIES
+from cvmfs_publish.content.artefacts import ArtefactError
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError, exit_code_of
@@ -30,10 +34,24 @@ from cvmfs_publish.layers.record import LayerRecord, RecordStore
 from cvmfs_publish.layers.tree import Directory, Tree
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.repository.base import Repository, Transaction, View
-from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, Placement, place, place_name
-from cvmfs_publish.repository.names import publish_name, put_sandbox
-from cvmfs_publish.repository.records import Publication, SandboxRecord, read_publication
+from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
+from cvmfs_publish.repository.base import Repository, Transaction, View, Walkable
+from cvmfs_publish.repository.fallback import point_names
+from cvmfs_publish.repository.layouts import (
+    DEFAULT_PLATFORM,
+    Placement,
+    image_record_of,
+    place,
+    place_name,
+)
+from cvmfs_publish.repository.names import publish_name, put_sandbox, put_sandbox_record
+from cvmfs_publish.repository.records import (
+    Artefact,
+    Publication,
+    SandboxRecord,
+    read_publication,
+    read_sandbox,
+)
 from cvmfs_publish.sandbox.policy import SandboxPolicy, summarise
 from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
 from cvmfs_publish.sources.base import (
@@ -90,6 +108,7 @@ class ImageResult:
     status: Status
     platform: str
     publication: Publication | None = None
+    fallback: Artefact | None = None  # the image as one file
     layers_total: int = 0
     layers_reused: int = 0
     fetched_bytes: int = 0
@@ -119,6 +138,7 @@ class _Wish:
     result: ImageResult
     reference: Reference | None = None
     digest: Digest | None = None
+    present: Publication | None = None  # all that is missing is its artefact
     started: float = 0.0
 
     def fail(self, error: PublishError) -> None:
@@ -146,13 +166,16 @@ class Publisher:
         records: RecordStore,
         settings: PublishSettings,
         reporter: Reporter | None = None,
+        packer: Packer | None = None,
     ) -> None:
+        """Put the parts together; with a `packer` every image is published as a file too."""
         self._repository = repository
         self._source = source
         self._records = records
         self._settings = settings
         self._recipe = settings.recipe()
         self._reporter = reporter or Silent()
+        self._packer = packer
 
     def publish(
         self,
@@ -223,14 +246,33 @@ class Publisher:
         ):
             wish.stop()
             return True
+        return self._lacks_artefact(wish, view, found)
+
+    def _lacks_artefact(self, wish: _Wish, view: View, found: Publication) -> bool:
+        """Whether all that is missing of an image that is published is its artefact."""
         wish.result.status = "unchanged"
         wish.result.publication = found
         wish.result.layers_total = wish.result.layers_reused = len(found.layers)
+        try:
+            wish.result.fallback = self._known_artefact(view, found)
+        except ArtefactError as error:
+            wish.fail(error)
+            return False
+        if self._packer is not None and wish.result.fallback is None:
+            wish.present = found
         wish.stop()
-        return False
+        return wish.present is not None
+
+    def _known_artefact(self, view: View, found: Publication) -> Artefact | None:
+        """Return the artefact of a sandbox, if it is of the format that is wanted now."""
+        record = read_sandbox(view, image_record_of(Digest.parse(found.image_id)))
+        if record is None or record.tree_digest != found.tree_digest or record.fallback is None:
+            return None
+        is_wanted = self._packer is None or self._packer.has(record.fallback)
+        return record.fallback if is_wanted else None
 
     def _foresee(self, wish: _Wish, platform: Platform) -> None:
-        if wish.reference is None:
+        if wish.reference is None or wish.present is not None:
             return
         wish.start()
         try:
@@ -257,13 +299,50 @@ class Publisher:
             self._repository.transaction(int(now.timestamp()), step) as transaction,
             transaction.ingestor(READERS) as ingestor,
         ):
+            if self._packer is not None:
+                self._packer.store.sweep()
             for wish in due:
                 try:
-                    self._publish_one(wish, platform, transaction, ingestor, now, force=force)
+                    if wish.present is not None:
+                        self._complete(wish, wish.present, transaction)
+                    else:
+                        self._publish_one(wish, platform, transaction, ingestor, now, force=force)
+                except ArtefactError as error:
+                    wish.fail(error)
                 except RepositoryError:
                     raise
                 except PublishError as error:
                     wish.fail(error)
+            done = [wish.result for wish in due if wish.result.error is None]
+            point_names(
+                transaction, [image.publication for image in done if image.publication is not None]
+            )
+
+    def _complete(self, wish: _Wish, found: Publication, transaction: Transaction) -> None:
+        """Write the artefact of an image that is published; nothing is asked of the registry."""
+        wish.start()
+        known = self._known_artefact(transaction, found)
+        if known is None:  # no other image of the call has it
+            with self._repository.open() as view:
+                if self._packer is None or not isinstance(view, Walkable):
+                    raise TypeError("artefacts are wanted, but of this repository none are made")
+                self._reporter.phase(wish.result.reference, "fallback")
+                path = found.sandbox.lstrip("/")
+                root = view.node(path)
+                if root is None:
+                    raise RepositoryError(f"{found.sandbox} of {found.reference} is missing")
+                source = Source(
+                    lambda: view.walk(path),
+                    view.iter_content,
+                    root,
+                    Platform.parse(found.platform),
+                    found.tree_digest,
+                )
+                known = self._packer.pack(source, wish.result.reference)
+            record = SandboxRecord(found.recipe, found.tree_digest, known)
+            put_sandbox_record(transaction, image_record_of(Digest.parse(found.image_id)), record)
+        wish.result.fallback = known
+        wish.stop()
 
     def _publish_one(
         self,
@@ -288,18 +367,44 @@ class Publisher:
         size = summarise_tree(tree)
         self._check_size(size, name)
         _check_width(tree, size, name)
-        self._reporter.phase(name, "committing")
         placement = place(
             wish.reference, image.platform, image.config_digest, image.manifest_digest
         )
         publication = self._record(
             image, placement, records, size, prepared, findings, transaction, now
         )
+        wish.result.fallback = self._artefact(wish, publication, tree, transaction, force=force)
+        self._reporter.phase(name, "committing")
+        sandbox = SandboxRecord(publication.recipe, publication.tree_digest, wish.result.fallback)
         wish.result.publication = self._apply(
-            transaction, image, placement, publication, tree, force=force
+            transaction, image, placement, publication, sandbox, tree, force=force
         )
         wish.result.status = "published"
         wish.stop()
+
+    def _artefact(
+        self,
+        wish: _Wish,
+        publication: Publication,
+        tree: Tree,
+        transaction: Transaction,
+        *,
+        force: bool,
+    ) -> Artefact | None:
+        """Return the artefact of an image, written now unless it is known."""
+        if self._packer is None or not force:
+            known = self._known_artefact(transaction, publication)
+            if known is not None or self._packer is None:
+                return known
+        self._reporter.phase(wish.result.reference, "fallback")
+        source = Source(
+            lambda: walk_tree(tree),
+            transaction.iter_content,
+            tree.root.node,
+            Platform.parse(publication.platform),
+            publication.tree_digest,
+        )
+        return self._packer.pack(source, wish.result.reference)
 
     def _check_size(self, size: TreeSummary, name: str) -> None:
         settings = self._settings
@@ -352,12 +457,12 @@ class Publisher:
         image: ResolvedImage,
         placement: Placement,
         publication: Publication,
+        sandbox: SandboxRecord,
         tree: Tree,
         *,
         force: bool,
     ) -> Publication:
         """Write sandbox, records and names; the sandbox is left alone if it is the same."""
-        sandbox = SandboxRecord(publication.recipe, publication.tree_digest)
         is_new = put_sandbox(transaction, placement, sandbox, tree, force=force)
         digest = Digest.parse(publication.tree_digest)
         difference = transaction.tree_difference(placement.sandbox, tree, digest)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cvmfs_publish.config import Config, S3Config, S3Url
+from cvmfs_publish.content.artefacts import ArtefactStore
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import Compression
 from cvmfs_publish.content.store import ContentStore
-from cvmfs_publish.content.stores import open_store
+from cvmfs_publish.content.stores import open_artefacts, open_store
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.spool import Spool
@@ -40,12 +43,49 @@ def open_storage(storage: S3Url | Path, s3: S3Config) -> ContentStore:
     """
     if not isinstance(storage, S3Url):
         return LocalStore(storage)
+    return open_store(_describe(storage, s3, "repository.s3"), remember=True)
+
+
+def open_artefact_store(config: Config) -> ArtefactStore | None:
+    """Return the store of images as files; None if the configuration names none.
+
+    Nothing is read yet.
+
+    Raises:
+        InputError: it is inside the repository, or no keys are given for it.
+    """
+    fallback = config.fallback
+    if fallback is None:
+        return None
+    if _is_inside(fallback.store, config.repository.storage):
+        raise InputError(
+            f"fallback.store {fallback.store} is inside repository.storage"
+            f" {config.repository.storage}",
+            hint="keep them apart: what is in a repository's folder is its own",
+        )
+    if isinstance(fallback.store, S3Url):
+        description = _describe(fallback.store, fallback.s3 or S3Config(), "fallback.s3")
+    else:
+        description = {"kind": "local", "root": str(fallback.store)}
+    return open_artefacts(description, config.state / "fallback")
+
+
+def _is_inside(place: S3Url | Path, storage: S3Url | Path) -> bool:
+    if isinstance(place, S3Url) or isinstance(storage, S3Url):
+        return isinstance(place, S3Url) and f"{place}/".startswith(f"{storage}/")
+    with suppress(OSError):  # a circle of links, which whoever uses it will meet
+        return place.resolve().is_relative_to(storage.resolve())
+    return False
+
+
+def _describe(storage: S3Url, s3: S3Config, section: str) -> dict[str, Any]:
+    """Return what opens a store; `section` of the configuration is named in errors."""
     secret_key = s3.read_secret_key()
     if s3.access_key is None or secret_key is None:
         raise InputError(
             f"{storage}: no keys for the object store",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or `access_key` and"
-            " `secret_key_file` in `repository.s3`",
+            f" `secret_key_file` in `{section}`",
         )
     description = {
         "kind": "s3",
@@ -61,4 +101,4 @@ def open_storage(storage: S3Url | Path, s3: S3Config) -> ContentStore:
     }
     if s3.region is not None:
         description["region"] = s3.region
-    return open_store(description, remember=True)
+    return description

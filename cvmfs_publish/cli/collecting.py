@@ -9,6 +9,7 @@ import typer
 
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.fallback import open_own_store, tell_copy
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import (
     format_bytes,
@@ -89,13 +90,18 @@ def gc(
             else:
                 session.out.result({}, _text(session, plan))
 
-        collector = Collector(
-            repository, session.config.state, lambda what, count: status.show(f"{count:,} {what}")
-        )
-        if dry_run:
-            plan = collector.plan(now, retention, planned)
-        else:
-            plan = collector.collect(now, retention, planned)
+        with open_own_store(session.config) as artefacts:
+            collector = Collector(
+                repository,
+                session.config.state,
+                lambda what, count: status.show(f"{count:,} {what}"),
+                artefacts,
+            )
+            if dry_run:
+                plan = collector.plan(now, retention, planned)
+            else:
+                plan = collector.collect(now, retention, planned)
+                tell_copy(session, repository, artefacts)
     session.out.result(document, _end(plan, dry_run=dry_run))
 
 
@@ -133,6 +139,9 @@ def _document(plan: Plan, retention: Retention, *, dry_run: bool) -> dict[str, A
         },
         "kept": _total(plan.reachable),
         "kept_for_now": _total(plan.recent),
+        "fallback_removed": [
+            {"file": artefact.name, "size": artefact.size} for artefact in plan.artefacts
+        ],
         "strays": plan.strays,
         "stray_count": plan.stray_count,
     }
@@ -157,6 +166,8 @@ def _text(session: Session, plan: Plan) -> str:
         lines.append(
             f"revision {number}, {format_minute(_at(dropped.listed))}, {dropped.root_hash}"
         )
+    for artefact in plan.artefacts:
+        lines.append(f"fallback {artefact.name}, {format_bytes(artefact.size)}")
     if session.out.verbosity:
         lines += [f"object {name}" for name in plan.all_names()]
     fields = [
@@ -169,6 +180,9 @@ def _text(session: Session, plan: Plan) -> str:
         ("objects to remove", _amount(plan.total)),
     ]
     fields += [(f"  {_KINDS[kind]}", _amount(total)) for kind, total in _sorted(plan)]
+    if plan.artefacts:
+        size = sum(artefact.size for artefact in plan.artefacts)
+        fields.append(("fallback files", f"{len(plan.artefacts):,}, {format_bytes(size)}"))
     fields.append(("objects that stay", _amount(plan.reachable)))
     if plan.recent.objects:
         fields.append(("too young to remove", _amount(plan.recent)))
@@ -184,6 +198,8 @@ def _end(plan: Plan, *, dry_run: bool) -> str:
     if plan.is_empty:
         return "nothing to remove"
     what = f"{plural(plan.total.objects, 'object')}, {format_bytes(plan.total.bytes)}"
+    if plan.artefacts:
+        what += f", and {plural(len(plan.artefacts), 'fallback file')}"
     return f"dry run: would remove {what}" if dry_run else f"removed {what}"
 
 

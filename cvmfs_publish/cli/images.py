@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.fallback import artefact_document
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import FromOption, ImageArgument, KeyOption, PlatformOption
 from cvmfs_publish.cli.output import (
@@ -23,9 +24,10 @@ from cvmfs_publish.cli.reading import open_reading
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
+from cvmfs_publish.repository.fallback import names_of, read_lines
 from cvmfs_publish.repository.names import get_publication
 from cvmfs_publish.repository.native.repository import SnapshotView
-from cvmfs_publish.repository.records import Publication, iter_publications
+from cvmfs_publish.repository.records import Artefact, Publication, iter_publications
 from cvmfs_publish.sources.base import Platform
 
 SHOWN_DIGITS = 12  # of a digest in a table, as Docker shows them
@@ -100,8 +102,12 @@ def show(
     """
     session = session_of(context)
     with open_reading(session, location, keys) as snapshot:
-        record = find_publication(SnapshotView(snapshot), image, platform)
-    session.out.result(record_document(record), _show_text(record))
+        view = SnapshotView(snapshot)
+        record = find_publication(view, image, platform)
+        line = read_lines(view).get(names_of(record)[0])
+    artefact = line.artefact if line is not None else None
+    document = {**record_document(record), "fallback": artefact_document(artefact)}
+    session.out.result(document, _show_text(record, artefact))
 
 
 @app.command()
@@ -159,7 +165,7 @@ def record_document(record: Publication) -> dict[str, object]:
     return document
 
 
-def _show_text(record: Publication) -> str:
+def _show_text(record: Publication, artefact: Artefact | None) -> str:
     layers = record.layers
     text = format_fields(
         [
@@ -174,6 +180,7 @@ def _show_text(record: Publication) -> str:
             ("before", _past(record)),
             ("pinned", _pin(record)),
             ("content", f"{plural(record.entries, 'entry', 'entries')}, {_sizes(record)}"),
+            ("fallback", _artefact(artefact)),
             *(("layer" if number == 0 else "", layer) for number, layer in enumerate(layers)),
             ("roots added", " ".join(record.roots_added) or "none"),
             ("signature", record.signature or "not checked"),
@@ -189,6 +196,10 @@ def _show_text(record: Publication) -> str:
 
 def _sizes(record: Publication) -> str:
     return f"{format_bytes(record.content_bytes)}, {format_bytes(record.stored_bytes)} stored"
+
+
+def _artefact(artefact: Artefact | None) -> str:
+    return f"{artefact.file}, {format_bytes(artefact.size)}" if artefact is not None else "none"
 
 
 def _past(record: Publication) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.fallback import refresh
 from cvmfs_publish.cli.images import SHOWN_DIGITS, minute
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import ImageArgument, PlatformOption
@@ -42,6 +43,7 @@ def unpublish(
     result = names.unpublish_images(
         repository, images, now=datetime.now(UTC), platform=_platform(platform)
     )
+    refresh(session, repository)
     session.out.result(
         {
             **_revision_document(session, repository),
@@ -87,6 +89,7 @@ def rollback(
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
     with repository.transaction(int(now.timestamp())) as transaction:
         done = names.rollback(transaction, reference, chosen, now, to)
+    refresh(session, repository)
     record = done.publication
     word = "rolled back" if done.is_changed else "unchanged"
     session.out.result(

@@ -12,6 +12,7 @@ import typer
 
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
@@ -28,6 +29,7 @@ from cvmfs_publish.publish import (
     Silent,
 )
 from cvmfs_publish.reference import Reference
+from cvmfs_publish.repository.artefact import Packer
 from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
@@ -55,6 +57,15 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be published; write nothing.")
     ] = False,
+    fallback: Annotated[
+        bool | None,
+        typer.Option(
+            "--fallback/--no-fallback",
+            help="Publish as one file too, for nodes without CernVM-FS; default if `fallback` is"
+            " configured.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Publish images from registries.
 
@@ -66,13 +77,16 @@ def publish(
     """
     session = session_of(context)
     chosen = Platform.parse(platform) if platform else None
-    with (
-        open_reporter(session.out) as reporter,
-        open_publisher(session.config, session.environ, images, reporter) as publisher,
-    ):
-        result = publisher.publish(
-            images, now=datetime.now(UTC), platform=chosen, force=force, dry_run=dry_run
-        )
+    with open_packer(session.config, session.environ, wanted=fallback) as packer:
+        with (
+            open_reporter(session.out) as reporter,
+            open_publisher(session.config, session.environ, images, reporter, packer) as publisher,
+        ):
+            result = publisher.publish(
+                images, now=datetime.now(UTC), platform=chosen, force=force, dry_run=dry_run
+            )
+        if packer is not None and not dry_run:
+            tell_copy(session, open_repository(session.config), packer.store)
     name = session.config.repository.name
     session.out.result(publish_document(name, result, dry_run=dry_run), _text(result, dry_run))
     if not session.out.as_json:
@@ -90,7 +104,11 @@ def publish(
 
 @contextmanager
 def open_publisher(
-    config: Config, environ: Mapping[str, str], images: Sequence[str], reporter: Reporter
+    config: Config,
+    environ: Mapping[str, str],
+    images: Sequence[str],
+    reporter: Reporter,
+    packer: Packer | None = None,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
 
@@ -108,7 +126,7 @@ def open_publisher(
     settings = publish_settings(config)
     with open_source(config, environ, images) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, source, records, settings, reporter)
+        yield Publisher(repository, source, records, settings, reporter, packer)
 
 
 @contextmanager
@@ -228,6 +246,7 @@ def _image_document(image: ImageResult) -> dict[str, object]:
         },
         "roots_added": list(record.roots_added) if record else [],
         "findings": [finding._asdict() for finding in record.findings] if record else [],
+        "fallback": artefact_document(image.fallback),
         "seconds": round(image.seconds, 3),
         "error": error_document(image.error) if image.error is not None else None,
     }
@@ -240,7 +259,7 @@ def _text(result: PublishResult, dry_run: bool) -> str:
 def _line(image: ImageResult, dry_run: bool) -> str:
     record = image.publication
     if image.status == "unchanged" and record is not None:
-        return f"unchanged  {image.reference}  {record.path}"
+        return f"unchanged  {image.reference}  {record.path}{_fallback(image)}"
     layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
     if record is None or dry_run:
         return (
@@ -251,5 +270,10 @@ def _line(image: ImageResult, dry_run: bool) -> str:
     return (
         f"published  {image.reference}  {record.path}  "
         f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
-        f"{layers}{findings}; {image.seconds:.1f} s"
+        f"{layers}{findings}{_fallback(image)}; {image.seconds:.1f} s"
     )
+
+
+def _fallback(image: ImageResult) -> str:
+    artefact = image.fallback
+    return f"; {artefact.format} {format_bytes(artefact.size)}" if artefact is not None else ""

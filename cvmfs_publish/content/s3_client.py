@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import obstore
@@ -26,6 +27,8 @@ CONNECT_SECONDS = 10.0
 FIRST_PAUSE = timedelta(milliseconds=100)  # before the first repetition; then twice as long
 LONGEST_PAUSE = timedelta(seconds=5)
 REPETITIONS = 12  # at most; time ends them earlier unless answers come at once
+PART = 16 * 1024**2  # bytes of a large file sent in one request; Amazon takes 10,000 parts
+PARTS = 4  # sent at the same time
 BULK = 1000  # keys of one DeleteObjects request, at most
 SWAPS = 3  # times a conditional write is sent while it is known not to have arrived
 
@@ -215,6 +218,22 @@ class Bucket:
         """Write a file in one request, whatever was there."""
         with self._errors("writing", name):
             self._put(name, data, "overwrite")
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Write a file of any size, whatever was there: it appears complete or not at all.
+
+        Above `PART` bytes in several requests, a few parts in memory at a time.
+        """
+        with self._errors("writing", name):
+            obstore.put(
+                self._client,
+                name,
+                path,
+                attributes=_DATA_HEADERS,
+                use_multipart=path.stat().st_size > PART,
+                chunk_size=PART,
+                max_concurrency=PARTS,
+            )
 
     def put_if(self, name: str, data: bytes, expected: str | None) -> str:
         """Write a file if its version is `expected` (None: if there is none); return its version.

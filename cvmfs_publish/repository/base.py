@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.layers.tree import Content, RepoPath, Tree
+from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,26 @@ class Searchable(Protocol):
         """
 
 
+@runtime_checkable
+class Walkable(Protocol):
+    """A view that yields whole trees and what is in their files."""
+
+    def node(self, path: RepoPath) -> Node | None:
+        """Return the entry at `path`; None if there is none."""
+
+    def walk(self, path: RepoPath) -> Iterator[tuple[RepoPath, Node]]:
+        """Yield every entry below a directory that an image has, relative to the directory.
+
+        Each directory is followed by what is in it, in the byte order of names.
+        """
+
+    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
+        """Yield the content of a file in pieces; only after the last one it is verified.
+
+        Several threads may do so at once.  `path` is for messages.
+        """
+
+
 class Transaction(View, Protocol):
     """Changes that become visible together.  Paths are relative to the repository root.
 
@@ -80,6 +100,9 @@ class Transaction(View, Protocol):
 
     def store(self, data: bytes) -> Content:
         """Store the content of a small file; nothing names it yet."""
+
+    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
+        """Yield the content of a file whose content is stored; see `Walkable.iter_content`."""
 
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
         """Make a directory and its missing parents; idempotent.

@@ -23,6 +23,7 @@ from cvmfs_publish.errors import InputError, PublishError, RepositoryError, exit
 from cvmfs_publish.layers.tree import RepoPath, Tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository, Transaction, View
+from cvmfs_publish.repository.fallback import drop_names, names_of, point_names
 from cvmfs_publish.repository.layouts import (
     CATALOG_MARKER,
     DEFAULT_PLATFORM,
@@ -49,6 +50,7 @@ from cvmfs_publish.repository.records import (
     Unpublished,
     iter_publications,
     read_publication,
+    read_sandbox,
     read_unpublished,
 )
 from cvmfs_publish.settings import nearest
@@ -94,14 +96,19 @@ def put_sandbox(
 
     Returns whether it was put.
     """
-    data = record.to_json()
-    present = transaction.read_file(placement.image_record) == data
-    due = force or not present or not transaction.is_directory(placement.sandbox)
+    present = read_sandbox(transaction, placement.image_record)
+    is_there = present is not None and present.is_same(record)
+    due = force or not is_there or not transaction.is_directory(placement.sandbox)
     if due:
         _make_parents(transaction, placement.sandbox)
         transaction.put_tree(placement.sandbox, tree)
-    _put_file(transaction, placement.image_record, data)
+    put_sandbox_record(transaction, placement.image_record, record)
     return due
+
+
+def put_sandbox_record(transaction: Transaction, path: RepoPath, record: SandboxRecord) -> None:
+    """Write how a sandbox was made."""
+    _put_file(transaction, path, record.to_json())
 
 
 def publish_name(
@@ -236,6 +243,8 @@ def unpublish_images(
                     image.status = "unpublished"
                 except InputError as error:
                     image.error = error
+            pairs = [names_of(image.publication) for image in images if image.publication]
+            drop_names(transaction, [public for public, stays in pairs if public != stays])
     return UnpublishResult(tuple(images))
 
 
@@ -323,7 +332,9 @@ def rollback(
         revision=transaction.revision,
         what=ROLLED_BACK,
     )
-    return Rollback(publish_name(transaction, reference, publication, manifest), is_changed=True)
+    written = publish_name(transaction, reference, publication, manifest)
+    point_names(transaction, [written])
+    return Rollback(written, is_changed=True)
 
 
 def _check_sandbox(transaction: Transaction, record: Publication) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -127,23 +128,69 @@ _DEFAULTS = {"signature": "", "what": PUBLISHED, "history": [], "pinned_at": "",
 
 
 @dataclass(frozen=True, slots=True)
+class Artefact:
+    """An image as one file, for nodes that CernVM-FS cannot serve."""
+
+    format: str  # `sif` or `tar.gz`
+    sha256: str  # of the file, hexadecimal
+    size: int  # bytes
+    unpacked_size: int  # bytes of all files in it
+
+    def __post_init__(self) -> None:
+        if not (
+            self.format in ARTEFACT_FORMATS
+            and _SHA256.fullmatch(self.sha256)
+            and self.size > 0
+            and self.unpacked_size >= 0
+        ):
+            raise IntegrityError(f"{self} describes no artefact")
+
+    @property
+    def file(self) -> str:
+        """Its name in the store."""
+        return f"{self.sha256}.{self.format}"
+
+
+ARTEFACT_FORMATS = ("sif", "tar.gz")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ARTEFACT_TYPES = {name: str(field.type) for name, field in Artefact.__dataclass_fields__.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxRecord:
     """How one sandbox was made, whatever names lead to it."""
 
     recipe: str
     tree_digest: str
+    fallback: Artefact | None = None  # the same as one file, if there is one
+
+    def is_same(self, other: SandboxRecord) -> bool:
+        """Whether both tell of the same sandbox, made in the same way."""
+        return (self.recipe, self.tree_digest) == (other.recipe, other.tree_digest)
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self)) + "\n").encode("ascii")
+        document = asdict(self)
+        if self.fallback is None:
+            del document["fallback"]
+        return (json.dumps(document) + "\n").encode("ascii")
 
     @classmethod
     def from_json(cls, data: bytes) -> SandboxRecord:
         """Raise `IntegrityError` unless `data` is such a record."""
         try:
             document = json.loads(data)
-            return cls(*_texts([document["recipe"], document["tree_digest"]]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            recipe, tree_digest = _texts([document["recipe"], document["tree_digest"]])
+            return cls(recipe, tree_digest, _artefact(document.get("fallback")))
+        except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
             raise IntegrityError(f"malformed sandbox record: {error}") from error
+
+
+def _artefact(document: Any) -> Artefact | None:  # noqa: ANN401 - JSON
+    if document is None:
+        return None
+    values = {name: document[name] for name in _ARTEFACT_TYPES}
+    _check_types(_ARTEFACT_TYPES, values)
+    return Artefact(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +277,18 @@ def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
         return None
     with _naming(path):
         return Unpublished.from_json(data)
+
+
+def read_sandbox(view: View, path: RepoPath) -> SandboxRecord | None:
+    """Return the record in file `path`; None if there is none.
+
+    Raises `RepositoryError` if the file is damaged.
+    """
+    data = view.read_file(path)
+    if data is None:
+        return None
+    with _naming(path):
+        return SandboxRecord.from_json(data)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from itertools import zip_longest
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import MAX_LINKS, RepoPath
 from cvmfs_publish.repository.base import Dated, Transaction, View
+from cvmfs_publish.repository.fallback import drop_names
 from cvmfs_publish.repository.layouts import (
     FLAT,
     IMAGES,
@@ -96,6 +97,8 @@ def apply_removals(transaction: Transaction, plan: Iterable[Removal]) -> None:
         transaction.remove(path)
     for directory in sorted({posixpath.dirname(path) for path in paths}):
         remove_empty(transaction, directory)
+    if paths:
+        drop_names(transaction, paths)
 
 
 @dataclass(slots=True)

@@ -284,7 +284,8 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     login = RegistryConfig(username="bot", password_file=tmp_path / "token")
     assert shown.registries == {"ghcr.io": login}
     examples = (
-        "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool"
+        "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
+        "store|format|max_bytes"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)

@@ -65,6 +65,7 @@ HOMES: dict[str, set[str]] = {
         "content/ingest.py",  # worker processes of our own
         NATIVE + "check_process.py",  # likewise
         "repository/squashfs.py",  # sqfstar
+        "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
     },
     "typer": {"cli/"},

@@ -19,10 +19,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+from cvmfs_publish.content.artefacts import ArtefactStore
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import storage_errors
-from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId
+from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId, StoredObject
 from cvmfs_publish.errors import IntegrityError, RepositoryError
+from cvmfs_publish.repository.fallback import iter_artefacts, read_lines
+from cvmfs_publish.repository.native.catalog import CatalogRef
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.history import Tag
 from cvmfs_publish.repository.native.manifest import Manifest
@@ -33,8 +36,9 @@ from cvmfs_publish.repository.native.reachability import (
     object_key,
     root_facts,
 )
+from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.native.reflog import Ref, RefType
-from cvmfs_publish.repository.native.repository import Maintenance, NativeRepository
+from cvmfs_publish.repository.native.repository import Maintenance, NativeRepository, SnapshotView
 from cvmfs_publish.repository.removal import Removal, apply_removals, plan_removals
 
 DEFAULT_GRACE = timedelta(days=30)
@@ -110,6 +114,7 @@ class Plan:
     )  # what nothing names, but is younger than the grace
     strays: list[str] = field(default_factory=list)  # no names of objects; they are left alone
     stray_count: int = 0
+    artefacts: tuple[StoredObject, ...] = ()  # files of images, which no kept revision names
     catalogs: int = 0  # read
     folder: Path | None = None  # names by shard; there while the plan is being told or executed
 
@@ -120,7 +125,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.removals or self.refs or self.total.objects)
+        return not (self.removals or self.refs or self.total.objects or self.artefacts)
 
     def names(self, shard: str) -> list[str]:
         """Return the objects to remove from `data/<shard>`, sorted."""
@@ -145,10 +150,18 @@ class Collector:
     """Collects garbage in one repository."""
 
     def __init__(
-        self, repository: NativeRepository, scratch: Path, progress: Progress = ignore_progress
+        self,
+        repository: NativeRepository,
+        scratch: Path,
+        progress: Progress = ignore_progress,
+        artefacts: ArtefactStore | None = None,
     ) -> None:
-        """Keep lists of objects below `scratch`, which is made if there is none."""
+        """Keep lists of objects below `scratch`, which is made if there is none.
+
+        With `artefacts`, where images are kept as files, those that nobody may need go as well.
+        """
         self._repository = repository
+        self._artefacts = artefacts
         self._scratch = scratch / f"gc-{repository.name}"
         self._progress = progress
 
@@ -206,6 +219,10 @@ class Collector:
             work.publish()
             work.store.sweep()
             self._remove_objects(work, plan, step)
+            if self._artefacts is not None and plan.artefacts:
+                step("artefacts")
+                work.writer.lock.check()
+                self._artefacts.remove(artefact.name for artefact in plan.artefacts)
         return plan
 
     def _finds_sandboxes(self, now: int, retention: Retention) -> bool:
@@ -225,6 +242,8 @@ class Collector:
                 names = _find_garbage(plan, work.store, marks, shard, now, retention)
                 if names:
                     (plan.folder / shard).write_text("\n".join(sorted(names)), "ascii")
+        if self._artefacts is not None:
+            plan.artefacts = _find_artefacts(plan, work.store, self._artefacts, now, retention)
         return plan
 
     def _mark(self, plan: Plan, work: Maintenance, now: int, retention: Retention) -> Marks:
@@ -400,6 +419,37 @@ def _find_garbage(
             plan.objects.setdefault(kind_of(key), Total()).add(found.size)
             names.append(found.name)
     return names
+
+
+def _find_artefacts(
+    plan: Plan, store: ContentStore, artefacts: ArtefactStore, now: int, retention: Retention
+) -> tuple[StoredObject, ...]:
+    """Return the files of images that no kept revision lists and no sandbox is the origin of.
+
+    Those of sandboxes without a name stay, for `rollback`; the sandboxes go after the grace.
+    """
+    named: set[str] = set()
+    for kept in plan.kept:
+        try:
+            with Snapshot(store, plan.manifest, CatalogRef(kept.root_hash, 0)) as snapshot:
+                view = SnapshotView(snapshot)
+                named |= {line.artefact.file for line in read_lines(view).values()}
+                if kept.root_hash == plan.manifest.root_hash:
+                    named |= {artefact.file for artefact in iter_artefacts(view)}
+        except IntegrityError as error:
+            if kept.is_whole:
+                raise RepositoryError(
+                    f"nothing was removed, because the fallback images of {plan.manifest.name} "
+                    f"cannot be told: {error}",
+                    hint=error.hint or _DAMAGE_HINT,
+                ) from error
+    return tuple(
+        sorted(
+            found
+            for found in artefacts.artefacts()
+            if found.name not in named and not retention.protects(found.modified, now)
+        )
+    )
 
 
 def _subfolder(folder: Path, name: str) -> Path:

@@ -20,13 +20,11 @@ from cvmfs_publish.content.hashes import DIGEST_BYTES, ContentHash, HashAlgorith
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import decompress
 from cvmfs_publish.errors import InputError, IntegrityError
-from cvmfs_publish.layers.tree import MAX_LINKS, RepoPath
+from cvmfs_publish.layers.tree import MAX_LINKS, Node, RepoPath
 from cvmfs_publish.repository.native import manifest as manifests
 from cvmfs_publish.repository.native import whitelist as whitelists
 from cvmfs_publish.repository.native.catalog import (
-    FLAG_COMPRESSION_BITS,
     FLAG_EXTERNAL,
-    FLAG_UNCOMPRESSED,
     Catalog,
     CatalogRef,
     Row,
@@ -197,6 +195,37 @@ def read_object(
         if len(found) > limit:
             raise IntegrityError(f"object {content_hash.path(kind)} has more than {limit} bytes")
     return bytes(found)
+
+
+def iter_content(origin: Origin, path: RepoPath, node: Node) -> Iterator[bytes]:
+    """Yield the content of a file in pieces; only after the last one all of it is verified.
+
+    Several threads may do so at once.  `path` is for messages.
+
+    Raises:
+        IntegrityError: content is missing, damaged, or not as long as the entry says.
+    """
+    content = node.content
+    if content is None:
+        raise IntegrityError(f"/{path}: content is not stored in the repository")
+    compressed = content.compressed
+    position = 0
+    if content.chunks:
+        for chunk in content.chunks:
+            if chunk.offset != position:
+                raise IntegrityError(
+                    f"/{path}: chunk starts at {chunk.offset}, the last one ended at {position}"
+                )
+            pieces = iter_object(origin, chunk.hash, Suffix.CHUNK, compressed=compressed)
+            yield from _exactly(pieces, chunk.size, f"/{path}: chunk at {position}")
+            position += chunk.size
+        if position != node.size:
+            raise IntegrityError(f"/{path}: chunks end at {position} of {node.size} bytes")
+    elif content.hash is not None:
+        pieces = iter_object(origin, content.hash, Suffix.DATA, compressed=compressed)
+        yield from _exactly(pieces, node.size, f"/{path}")
+    else:
+        raise IntegrityError(f"/{path}: chunked file without chunks")
 
 
 class Snapshot:
@@ -403,27 +432,9 @@ class Snapshot:
         Raises:
             IntegrityError: as `iter_file`.
         """
-        path, content = row.path, row.node.content
-        if content is None or row.flags & FLAG_EXTERNAL:
-            raise IntegrityError(f"/{path}: content is not stored in the repository")
-        compressed = row.flags & FLAG_COMPRESSION_BITS != FLAG_UNCOMPRESSED
-        position = 0
-        if content.chunks:
-            for chunk in content.chunks:
-                if chunk.offset != position:
-                    raise IntegrityError(
-                        f"/{path}: chunk starts at {chunk.offset}, the last one ended at {position}"
-                    )
-                pieces = self.open_object(chunk.hash, Suffix.CHUNK, compressed=compressed)
-                yield from _exactly(pieces, chunk.size, f"/{path}: chunk at {position}")
-                position += chunk.size
-            if position != row.node.size:
-                raise IntegrityError(f"/{path}: chunks end at {position} of {row.node.size} bytes")
-        elif content.hash is not None:
-            pieces = self.open_object(content.hash, Suffix.DATA, compressed=compressed)
-            yield from _exactly(pieces, row.node.size, f"/{path}")
-        else:
-            raise IntegrityError(f"/{path}: chunked file without chunks")
+        if row.flags & FLAG_EXTERNAL:
+            raise IntegrityError(f"/{row.path}: content is not stored in the repository")
+        return iter_content(self.origin, row.path, row.node)
 
     def read_file(self, path: RepoPath, *, limit: int = MAX_FILE_BYTES) -> bytes:
         """Return a file's verified content; raise `InputError` if it is larger than `limit`."""

@@ -34,6 +34,7 @@ from cvmfs_publish.repository.native import whitelist as whitelists
 from cvmfs_publish.repository.native.build import store_catalog
 from cvmfs_publish.repository.native.catalog import (
     COUNTERS,
+    MARKER,
     Catalog,
     CatalogRef,
     Row,
@@ -56,7 +57,7 @@ from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.listing import list_stored
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
-from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot
+from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot, iter_content
 from cvmfs_publish.repository.native.reflog import Reflog
 from cvmfs_publish.repository.native.signing import (
     DEFAULT_KEY_BITS,
@@ -612,6 +613,25 @@ class SnapshotView:
     ) -> Iterator[tuple[RepoPath, bytes]]:
         return self._snapshot.find_files(top, name, excluded)
 
+    def node(self, path: RepoPath) -> Node | None:
+        """See `repository.base.Walkable`."""
+        row = self._snapshot.lookup(path)
+        return row.node if row is not None else None
+
+    def walk(self, path: RepoPath) -> Iterator[tuple[RepoPath, Node]]:
+        """See `repository.base.Walkable`; what a mark of a catalog is, no image has."""
+        stack = self._snapshot.listdir(path)[::-1]
+        while stack:
+            row = stack.pop()
+            if split_path(row.path)[1] == MARKER:
+                continue
+            yield row.path[len(path) + 1 :], row.node
+            if row.node.is_dir:
+                stack += self._snapshot.listdir(row.path)[::-1]
+
+    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
+        return iter_content(self._snapshot.origin, path, node)
+
 
 class NativeTransaction:
     """See `repository.base.Transaction`."""
@@ -675,6 +695,9 @@ class NativeTransaction:
     def store(self, data: bytes) -> Content:
         with self._writing():
             return self._editor.store(data)
+
+    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
+        return iter_content(self._store, path, node)
 
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
         with self._writing():
