@@ -41,6 +41,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "tag": ["a-tag"],
     "resign": ["--request", "file"],
     "serve": ["--listen", "127.0.0.1:0"],
+    "bench": None,
     "site": None,
 }
 USING = [name for name, arguments in COMMANDS.items() if arguments is not None]
