@@ -35,7 +35,7 @@ def render_kubernetes(site: Site, pages: Pages) -> Files:
         )
     resources = _RESOURCES | _parse_resources(site.batch.options.get("kubernetes", ()))
     plain = {name: amount for name, amount in resources.items() if name != _GPU}
-    shared: dict[str, object] = {"site": site.name, "namespace": settings.namespace}
+    shared: dict[str, object] = {"site": site.name, "pod_namespace": settings.namespace}
     return {
         "kubernetes/volume.yaml": pages.render(
             "kubernetes/volume.yaml", TEXT, storage_class=settings.storage_class, **shared
@@ -51,7 +51,7 @@ def _render_job(site: Site, resources: dict[str, str], pages: Pages, *, gpu: boo
         "kubernetes/job.yaml",
         TEXT,
         site=site.name,
-        namespace=site.batch.kubernetes.namespace,
+        pod_namespace=site.batch.kubernetes.namespace,
         pod_image=site.batch.kubernetes.image,
         install_dir=site.install_dir,
         program=f"{site.install_dir}/bin/cvmfs-run",

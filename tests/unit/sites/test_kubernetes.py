@@ -142,16 +142,19 @@ def test_the_script_brings_what_jobs_mount_into_the_cluster(tmp_path: Path) -> N
         capture_output=True,
         check=True,
     )
-    applied, created, volume = result.stdout.decode().splitlines()
+    applied, created, *_, volume = result.stdout.decode().splitlines()
     assert created.startswith("create|configmap|cvmfs-run|--namespace|default|")
     (job,) = documents("job.yaml")
     volumes = job["spec"]["template"]["spec"]["volumes"]
     (items,) = [entry["configMap"]["items"] for entry in volumes if "configMap" in entry]
     files = [word for word in created.split("|") if word.startswith("--from-file=")]
-    for item, word in zip(items, files, strict=True):
+    assert "|--from-literal=passwd=root:x:0:0:root:/root:/bin/sh\n" in result.stdout.decode()
+    *of_files, accounts = items
+    assert (accounts["key"], accounts["path"]) == ("passwd", "etc/passwd")
+    for item, word in zip(of_files, files, strict=True):
         path = Path(word.removeprefix("--from-file="))
         assert path.is_file()
         assert path.name == item["key"]
         assert path.resolve().relative_to(site).as_posix() == item["path"]
-    assert applied == "apply|--filename=-|--context|a b|"
+    assert applied == "apply|--server-side|--filename=-|--context|a b|"
     assert volume == f"apply|--filename={site}/kubernetes/volume.yaml|--context|a b|"
