@@ -14,6 +14,7 @@ from cvmfs_publish.sites.lsf import render_lsf
 from cvmfs_publish.sites.model import BatchSystem, Site
 from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
 from cvmfs_publish.sites.pbs import render_pbs
+from cvmfs_publish.sites.slurm import render_slurm
 
 Renderer = Callable[[Site, Pages], Files]
 
@@ -27,6 +28,7 @@ def render_batch(site: Site, pages: Pages) -> Files:
 
 
 SCHEDULERS: dict[BatchSystem, Renderer] = {
+    "slurm": render_slurm,
     "gridengine": render_gridengine,
     "pbs": render_pbs,
     "lsf": render_lsf,

@@ -1,0 +1,91 @@
+"""Files for Slurm: a submit template, prologs and epilog, the hook that runs scripts in images.
+
+Source: slurm.conf(5), the prolog and epilog guide and the job submit plugin guide of Slurm, and
+what Slurm 22.05 does (`tests/e2e/test_slurm.py`).
+"""
+
+from __future__ import annotations
+
+import re
+
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
+
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._+@/-]*")  # in slurm.conf and in a script's first line
+_DIR_LIMIT = 60  # bytes; leaves room for the interpreter in the 127 of a first line
+_BATCH_START = 10  # s, Slurm's own BatchStartTimeout, which includes the prolog
+
+
+def render_slurm(site: Site, pages: Pages) -> Files:
+    """Return the files below slurm/.
+
+    Raises `InputError` for an `install_dir` that Slurm or a script's first line cannot express.
+    """
+    here = f"{site.install_dir}/slurm"
+    wrapper = f"{here}/cvmfs-batch"
+    if not _PLAIN_PATH.fullmatch(here) or len(site.install_dir) > _DIR_LIMIT:
+        raise InputError(
+            f"install_dir {site.install_dir!r} cannot be written in the first line of scripts",
+            hint=f"choose a path of at most {_DIR_LIMIT} letters, digits, / . _ + @ and -",
+        )
+    program = f"{site.install_dir}/bin/cvmfs-run"
+    default_image = bool(site.images.cpu or site.images.gpu)
+    cache = plan_cache(site)
+    fill = int(site.fallback.download_timeout.total_seconds())
+    probe = int(site.probe_timeout.total_seconds())
+    bound = (probe + 1) * len(cache.places) + (fill + 1 if cache.fetch else 0) + _BATCH_START
+    scratch = [place for place in site.scratch if place.startswith("/")]
+    name = site.name
+    return {
+        "slurm/submit.sbatch": pages.render(
+            "slurm/submit.sbatch",
+            TEXT,
+            site=name,
+            program=program,
+            image=example_image(site),
+            options=site.batch.options.get("slurm", ()),
+        ),
+        "slurm/cvmfs-batch": pages.render(
+            "slurm/cvmfs-batch",
+            PROGRAM,
+            site=name,
+            program=program,
+            default_image=default_image,
+        ),
+        "slurm/prolog": pages.render(
+            "slurm/prolog",
+            PROGRAM,
+            site=name,
+            program=program,
+            required=[f"{site.cvmfs}/{entry}/." for entry in site.required_repositories],
+            repositories=[f"{site.cvmfs}/{entry.name}/." for entry in site.repositories],
+            # Where jobs may do without images, or get them in other ways, they judge themselves.
+            drain=bool(default_image or site.required_repositories) and not site.fallback.chain,
+            probe_timeout=probe,
+            fetch=cache.fetch,
+            fill_timeout=fill,
+            scratch=scratch,
+        ),
+        "slurm/epilog": pages.render("slurm/epilog", PROGRAM, site=name, scratch=scratch),
+        "slurm/task-prolog": pages.render("slurm/task-prolog", PROGRAM, site=name, scratch=scratch),
+        "slurm/health": pages.render(
+            "slurm/health", PROGRAM, site=name, check=f"{site.install_dir}/bin/node-check"
+        ),
+        "slurm/job_submit.lua": pages.render(
+            "slurm/job_submit.lua",
+            TEXT,
+            site=name,
+            wrapper=wrapper,
+            default_image=default_image,
+        ),
+        "slurm/slurm.conf": pages.render(
+            "slurm/slurm.conf",
+            TEXT,
+            site=name,
+            here=here,
+            prolog_timeout=bound,
+            start_timeout=bound + _BATCH_START,
+        ),
+    }
