@@ -353,7 +353,7 @@ class Kubernetes:
         default=ObjectName("default"), metadata=about("namespace of the pod")
     )
     image: ImageName = field(
-        default=ImageName("quay.io/apptainer/apptainer:latest"),
+        default=ImageName("ghcr.io/apptainer/apptainer:1.3.3"),
         metadata=about("image of the pod itself, with a runtime in it"),
     )
     storage_class: ObjectName = field(
