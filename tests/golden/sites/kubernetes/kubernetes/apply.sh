@@ -3,7 +3,9 @@
 # Rendered by cvmfs-publish.  Run it where this folder lies, with a kubectl that may do it; again
 # after a new rendering.
 #
-#   apply.sh [OPTION...]      options are handed to kubectl, as --context NAME or --dry-run=client
+#   apply.sh [OPTION...]      options are handed to kubectl, as --context NAME or --dry-run=server
+#
+# (server-side: the launcher is too long for the annotation in which kubectl keeps what it applied)
 
 set -eu
 accounts='root:x:0:0:root:/root:/bin/sh
@@ -15,5 +17,5 @@ kubectl create configmap cvmfs-run --namespace default \
   --from-file="$here/../bin/cvmfs-run" --from-file="$here/../bin/cvmfs-fetch" \
   --from-file="$here/../etc/site.conf" \
   --from-literal=passwd="$accounts" --dry-run=client --output=yaml |
-  kubectl apply --filename=- "$@"
+  kubectl apply --server-side --filename=- "$@"
 kubectl apply --filename="$here/volume.yaml" "$@"

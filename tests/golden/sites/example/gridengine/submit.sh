@@ -1,0 +1,18 @@
+#!/bin/sh
+# A job in a published image, for Grid Engine at the site example.  Rendered by cvmfs-publish.
+#
+# Copy it, name your image and command in the last line, and submit the copy: qsub submit.sh
+#$ -N cvmfs-run
+#$ -cwd
+#$ -j y
+#$ -S /bin/sh
+# The starter of the queue leaves this script on the host: it starts the image itself.
+#$ -v CVMFS_RUN_IMAGE=none
+#
+# With `qsub -notify` the command gets USR1 before it is suspended and USR2 before it is killed, as
+# long before as the queue's `notify` says.  Both end a command that does not handle them.
+
+# `exec`: signals reach the command, and its status is the job's.  A job that could not be started
+# is queued again (99) if another node may do better; else it is put in error state (100), which
+# `qmod -cj` clears.  For MPI started inside the image, show it the hosts: --bind "$PE_HOSTFILE"
+exec /opt/cvmfs-run/bin/cvmfs-run --exit-map 69=99,71=99,73=99,75=99,76=99,64=100,66=100,70=100,72=100,77=100,78=100 ghcr.io/example/base:1 -- cat /etc/os-release

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Bring the launcher and the volume of CernVM-FS into a cluster, for jobs of the site example.
+# Rendered by cvmfs-publish.  Run it where this folder lies, with a kubectl that may do it; again
+# after a new rendering.
+#
+#   apply.sh [OPTION...]      options are handed to kubectl, as --context NAME or --dry-run=server
+#
+# (server-side: the launcher is too long for the annotation in which kubectl keeps what it applied)
+
+set -eu
+accounts='root:x:0:0:root:/root:/bin/sh
+job:x:1000:1000:job:/scratch:/bin/sh
+'
+here=$(cd "$(dirname -- "$0")" && pwd -P)
+# Parts of the launcher, and the account of jobs, are one ConfigMap that job.yaml mounts.
+kubectl create configmap cvmfs-run --namespace jobs \
+  --from-file="$here/../bin/cvmfs-run" --from-file="$here/../bin/cvmfs-fetch" \
+  --from-file="$here/../etc/site.conf" \
+  --from-literal=passwd="$accounts" --dry-run=client --output=yaml |
+  kubectl apply --server-side --filename=- "$@"
+kubectl apply --filename="$here/volume.yaml" "$@"
