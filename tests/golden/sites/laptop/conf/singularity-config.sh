@@ -121,9 +121,7 @@ function key(line,  at, name) {
   at = index(line, "=")
   if (line ~ /^[ \t]*#/ || at == 0) return ""
   name = substr(line, 1, at - 1)
-  gsub(/[ \t]+/, " ", name)
-  sub(/^ /, "", name)
-  sub(/ $/, "", name)
+  gsub(/^[ \t]+|[ \t]+$/, "", name) # not inside: two blanks make another name, which nobody knows
   return name
 }
 function value(line) {
