@@ -229,7 +229,7 @@ def gridengine_cell(root: Path) -> Iterator[Cell]:
         try:
             yield cell
         finally:
-            words = [PROGRAMS / "qdel", "-f", "-u", "*"]  # what a failed test has left behind
+            words: list[str | Path] = [PROGRAMS / "qdel", "-f", "-u", "*"]  # what a failed test has left behind
             subprocess.run(words, env=dict(cell.env), capture_output=True, timeout=60, check=False)
 
 
