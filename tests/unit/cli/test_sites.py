@@ -26,7 +26,7 @@ def test_every_site_can_be_checked_and_shown(shell: Shell, name: str) -> None:
     assert shell.run("site", "check", name).out == f"{name}: valid, 0 remarks\n"
     shown = shell.json("site", "show", name)
     assert shown["values"]["name"] == name
-    assert shown["values"]["roots"]
+    assert shown["values"]["runtimes"]
     assert shown["origins"]["name"].startswith(f"{name}.yaml:")
     assert f"name: {name} " in shell.run("site", "show", name).out
 

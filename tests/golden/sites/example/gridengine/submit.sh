@@ -8,6 +8,7 @@
 #$ -S /bin/sh
 # The starter of the queue leaves this script on the host: it starts the image itself.
 #$ -v CVMFS_RUN_IMAGE=none
+#$ -l h_rt=3600
 #
 # With `qsub -notify` the command gets USR1 before it is suspended and USR2 before it is killed, as
 # long before as the queue's `notify` says.  Both end a command that does not handle them.
