@@ -414,6 +414,92 @@ def test_every_key_can_be_listed_for_the_manual() -> None:
     assert "computed" not in listed
 
 
+@dataclass(frozen=True)
+class Strict:
+    """Refuses single keys."""
+
+    limits: tuple[Range, ...] = ()
+    names: dict[str, str] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+
+    def __post_init__(self) -> None:
+        for number, limit in enumerate(self.limits):
+            if limit.low < 0:
+                raise settings.RefusedKeyError(
+                    ("limits", number, "low"), "is below 0", hint="raise"
+                )
+        if "x" in self.names:
+            raise settings.RefusedKeyError(("names", "x"), "is not wanted")
+        if self.inner.depth > 9:
+            raise settings.RefusedKeyError(("inner", "depth"), "is deep")
+        if not self.limits:
+            raise settings.RefusedKeyError(("limits",), "is empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("limits:\n- low: 1\n- low: -1\n", "a.yaml:3: limits[1].low: is below 0"),
+        ("limits: [{low: 1}]\nnames:\n  a: b\n  x: y\n", "a.yaml:4: names.x: is not wanted"),
+        ("limits: [{low: 1}]\ninner:\n  depth: 10\n", "a.yaml:3: inner.depth: is deep"),
+        ("\nnames: {a: b}\n", "a.yaml:2: limits: is empty"),  # where the section is
+        ("", "a.yaml: limits: is empty"),
+    ],
+)
+def test_a_section_that_refuses_a_key_names_the_line_of_it(text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings.parse(Strict, text, "a.yaml")
+    assert str(caught.value) == message
+
+
+def reading(text: str) -> settings.Reading[Everything]:
+    return settings.read_node(Everything, settings.compose(text, "a.yaml"), "a.yaml")
+
+
+def test_all_mistakes_of_a_file_are_found_in_one_go() -> None:
+    found = reading(
+        "cuont: 1\ncount: x\nrange: {low: a, hihg: 1}\nnumbers: [1, a, 2, b]\n"
+        "table: {a: b, c: 1}\nsize: [1]\neither: perhaps\nbackend: two\nlater: 1\n"
+    )
+    assert found.value is None
+    assert [str(error).split(": ")[0:2] for error in found.errors] == [
+        ["a.yaml:1", "unknown key 'cuont'; did you mean 'count'?"],
+        ["a.yaml:2", "count"],
+        ["a.yaml:3", "range.low"],
+        ["a.yaml:3", "unknown key 'hihg' in range; did you mean 'high'?"],
+        ["a.yaml:4", "numbers[1]"],
+        ["a.yaml:4", "numbers[3]"],
+        ["a.yaml:5", "table.a"],
+        ["a.yaml:6", "size"],
+        ["a.yaml:7", "either"],
+        ["a.yaml:8", "backend"],
+        ["a.yaml:9", "later"],
+        ["a.yaml:1", "required key 'name' missing"],
+    ]
+    with pytest.raises(InputError, match="cuont"):
+        found.get()
+
+
+def test_a_file_full_of_mistakes_is_not_read_to_its_end() -> None:
+    found = reading("name: x\nnumbers: [" + "a, " * 1000 + "]")
+    assert len(found.errors) == settings.MAX_ERRORS
+
+
+def test_every_key_that_is_given_has_its_line() -> None:
+    found = reading("name: x\nrange:\n  low: 1\nnames: [a,\n  b]\ntable:\n  k: 1\n")
+    assert found.get().range == Range(1)
+    assert found.origins == {
+        "name": "a.yaml:1",
+        "range": "a.yaml:3",
+        "range.low": "a.yaml:3",
+        "names": "a.yaml:4",
+        "names[0]": "a.yaml:4",
+        "names[1]": "a.yaml:5",
+        "table": "a.yaml:7",
+        "table.k": "a.yaml:7",
+    }
+
+
 def test_a_schema_that_cannot_be_read_is_a_bug_of_ours() -> None:
     @dataclass(frozen=True)
     class Odd:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import pytest
+import yaml
 
 from cvmfs_publish.sites.data import list_sites
 from tests.unit.cli.support import Shell
@@ -68,3 +72,91 @@ def test_site_alone_is_wrong_usage(shell: Shell) -> None:
     ran = shell.run("site")
     assert ran.code == 2
     assert ran.err.startswith("cvmfs-publish: error: missing command\n")
+
+
+def test_check_tells_every_mistake_with_file_line_key_and_remedy(shell: Shell) -> None:
+    path = shell.cwd / "own.yaml"
+    path.write_text("name: own\nhoem: none\nfallback:\n  cache_mb: -1\nroots: /nfs\ngpu: yes\n")
+    ran = shell.run("site", "check", str(path), "generic")
+    assert ran.code == 2
+    told = ran.err.replace(f"cvmfs-publish: error: {path}", "own.yaml").splitlines()
+    assert told[0] == "own.yaml:2: unknown key 'hoem'; did you mean 'home'?"
+    assert told[1].startswith("hint: known: name, inherits,")
+    assert told[2].startswith("own.yaml:4: fallback.cache_mb: -1 MB is not between 1 and ")
+    assert told[3:5] == [
+        "own.yaml:5: roots: wants a list, each item an absolute path, or the word"
+        " standard, found '/nfs'",
+        "hint: write [/nfs]",
+    ]
+    assert told[5] == "own.yaml:6: gpu: wants one of auto, nv, rocm, none, found 'yes'"
+    assert ran.out == f"{path}: 4 errors\ngeneric: valid, 0 remarks\n"
+
+
+def test_check_as_json_has_errors_and_remarks_of_all_sites(shell: Shell) -> None:
+    (shell.cwd / "bad.yaml").write_text("name: bad\ngpu: x\n")
+    (shell.cwd / "odd.yaml").write_text(
+        "name: odd\ninherits: [generic]\nbinds:\n- source: /a\n  read_only: true\n"
+    )
+    names = [str(shell.cwd / name) for name in ("bad.yaml", "odd.yaml")]
+    ran = shell.run("--json", "site", "check", *names)
+    assert ran.code == 2
+    bad, odd = ran.document["sites"]
+    assert (ran.document["valid"], bad["valid"], odd["valid"]) == (False, False, True)
+    assert "bad.yaml:2: gpu: wants one of" in bad["errors"][0]["message"]
+    (remark,) = odd["remarks"]
+    assert (remark["place"], remark["key"]) == (f"{names[1]}:5", "binds[0].read_only")
+    assert remark["remedy"] == "remove ch-run from runtimes, or read_only here"
+    assert ran.err == ""
+
+
+def test_check_strict_ends_with_2_for_a_remark(shell: Shell) -> None:
+    (shell.cwd / "odd.yaml").write_text("name: odd\n")
+    path = str(shell.cwd / "odd.yaml")
+    assert shell.run("site", "check", path).code == 0
+    ran = shell.run("site", "check", "--strict", path)
+    assert ran.code == 2
+    assert ran.out.startswith("remark: default: repositories: none: jobs can only name images by")
+    assert shell.run("site", "check", "--strict", "generic").code == 0
+
+
+def test_check_goes_on_after_a_site_that_does_not_exist(shell: Shell) -> None:
+    ran = shell.run("site", "check", "nowhere", "generic")
+    assert ran.code == 2
+    assert "no site 'nowhere'" in ran.err
+    assert ran.out == "nowhere: 1 error\ngeneric: valid, 0 remarks\n"
+
+
+@pytest.mark.parametrize("name", [*list_sites(), "example"])
+def test_show_is_yaml_with_an_origin_behind_every_value(shell: Shell, name: str) -> None:
+    shown = shell.json("site", "show", name)
+    text = shell.run("site", "show", name).out
+    assert dict(_leaves(yaml.safe_load(text), "")) == dict(_leaves(shown["values"], ""))
+    assert shown["origins"].keys() == dict(_leaves(shown["values"], "")).keys()
+    origins = re.findall(r"  # (\S+)$", text, re.MULTILINE)
+    assert sorted(origins) == sorted(shown["origins"].values())
+    assert all(re.fullmatch(r"default|[a-z0-9]+\.yaml:[1-9]\d*", place) for place in origins)
+
+
+def test_show_says_which_file_a_value_comes_from(shell: Shell) -> None:
+    (shell.cwd / "own.yaml").write_text(
+        "name: own\ninherits: [slac]\nfallback:\n  cache_mb: 30000\ndescription: '# not yaml: [x'\n"
+    )
+    shown = shell.json("site", "show", str(shell.cwd / "own.yaml"))
+    origins = shown["origins"]
+    assert origins["fallback.cache_mb"] == f"{shell.cwd}/own.yaml:4"
+    assert origins["client.quota_mb"].startswith("slac.yaml:")
+    assert origins["repositories[0].name"].startswith("generic.yaml:")
+    assert origins["mode"] == "default"
+    text = shell.run("site", "show", str(shell.cwd / "own.yaml")).out
+    assert yaml.safe_load(text)["description"] == "# not yaml: [x"
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{number}]")
+    else:
+        yield path, value.strip() if isinstance(value, str) else value
