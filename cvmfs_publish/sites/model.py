@@ -6,6 +6,7 @@ explains each for people, with unit and default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -80,6 +81,11 @@ KEPT_VARIABLES = (
 DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run", "podman")
 # Batch systems whose directives are options of their submit commands.
 DASHED = ("slurm", "gridengine", "pbs", "lsf")
+# What a container of a pod may ask for, and how much; Kubernetes' own words for both.
+_RESOURCE = re.compile(
+    r"(cpu|memory|ephemeral-storage|hugepages-[A-Za-z0-9]+|[a-z0-9.-]+/[A-Za-z0-9_.-]+)"
+    r"=[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?"
+)
 BatchSystem: TypeAlias = Literal["slurm", "htcondor", "gridengine", "pbs", "lsf", "kubernetes"]
 
 
@@ -364,6 +370,8 @@ class Kubernetes:
         if self.image.startswith("/"):
             what = f"{self.image!r} is a path; the pod's image is pulled from a registry"
             raise RefusedKeyError(("image",), what)
+        if "." in self.namespace:
+            raise RefusedKeyError(("namespace",), f"{self.namespace!r}: a namespace has no dots")
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +402,10 @@ class Batch:
                 if system == "htcondor" and "=" not in line:
                     what = f"{line!r} is not a line of a submit file: KEY = VALUE"
                     raise RefusedKeyError(("options", system, at), what)
+                if system == "kubernetes" and not _RESOURCE.fullmatch(line):
+                    what = f"{line!r} is not the quantity of a resource"
+                    hint = "write NAME=QUANTITY, as cpu=4, memory=8Gi or nvidia.com/gpu=2"
+                    raise RefusedKeyError(("options", system, at), what, hint=hint)
         if len(set(self.systems)) != len(self.systems):
             raise RefusedKeyError(("systems",), "names a batch system twice")
 
