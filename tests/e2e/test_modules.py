@@ -24,6 +24,7 @@ from tests.parts import missing, popen_as_test_user, require, run_as_test_user
 
 pytestmark = pytest.mark.parts
 
+SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
 LMOD = Path("/usr/share/lmod/lmod/init/sh")
 HOSTILE = """it's "q" $HOME ${x} [exit 3] ]] { }} \\n \\ `id` %d #c ; --"""
 SITE = """
@@ -140,6 +141,12 @@ def test_a_signal_reaches_the_command(software: Software) -> None:
         job.send_signal(signal.SIGTERM)
         assert job.stdout.read() == b"got it\n"
         assert job.wait(30) == 43
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_command_runs_under_every_shell(software: Software, shell: str) -> None:
+    result = software.run(*SHELLS[shell], software.command("cat"), "/marker")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"inside\n", b"")
 
 
 def test_a_command_is_found_through_links(software: Software) -> None:

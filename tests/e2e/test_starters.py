@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +19,20 @@ from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.e2e.test_launcher import build_image
-from tests.parts import require, run_as_test_user, test_user
+from tests.parts import require, run, run_as_test_user, test_user
+from tests.unit.sites.test_pbs import FAKE_PBS
 
 pytestmark = pytest.mark.parts
 
+# Two sites whose files differ wherever a template asks a question.
+VARIANTS = {
+    "plain": "",
+    "cached": (
+        "home: none\nimages: {cpu: 'debian:12', gpu: 'debian:13'}\n"
+        "repositories: [{name: a.example.org}]\n"
+        "fallback: {chain: [mirror], mirrors: ['http://m.example.org/x'], shared: true}\n"
+    ),
+}
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
 
 
@@ -89,6 +101,46 @@ def node() -> Iterator[Node]:
         )
         write_site(render_site(parse(Site, text, "test.yaml"), templates_dir()), root / "site")
         yield Node(root)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shellcheck_has_nothing_to_say(tmp_path: Path, variant: str) -> None:
+    text = (
+        f"name: test\nbatch: {{systems: [pbs, lsf, kubernetes]}}\n{VARIANTS[variant]}"
+        "software: [{name: a, version: '1', image: 'a/b:1', commands: [x]}]\n"
+    )
+    write_site(render_site(parse(Site, text, "test.yaml"), templates_dir()), tmp_path / "site")
+    folders = ("pbs", "lsf", "kubernetes", "software")
+    paths = [path for folder in folders for path in (tmp_path / "site" / folder).rglob("*")]
+    programs = [
+        path for path in paths if path.is_file() and path.read_bytes().startswith(b"#!/bin/sh\n")
+    ]
+    assert len(programs) == 10
+    run([require("shellcheck"), "-s", "sh", *programs])
+
+
+def test_what_the_hook_of_openpbs_puts_together_runs_in_the_image(node: Node) -> None:
+    folder, spool = node.folder(), node.folder()
+    (folder / "pbs.py").write_text(FAKE_PBS)
+    script = spool / "12.server.SC"
+    script.write_text("#!/bin/sh\ncat /marker; exit 6\n")
+    script.chmod(0o755)
+    env = {"CVMFS_RUN_IMAGE": str(node.image), "PBS_ENVIRONMENT": "PBS_BATCH", "A": "x,y z"}
+    env["TMPDIR"] = str(folder)
+    job = folder / "job.json"
+    job.write_text(json.dumps({"progname": "/bin/sh", "argv": ["-sh"], "env": env}))
+    hook = node.root / "site" / "pbs" / "execjob_launch.py"
+    run([sys.executable, "-B", hook, job], env={"PYTHONPATH": str(folder)})
+    launched = json.loads(job.read_text())
+    # pbs_mom executes progname with argv, in env, and writes the script's path to a pipe.
+    result = run_as_test_user(
+        launched["argv"],
+        executable=launched["progname"],
+        env=launched["env"],
+        cwd=node.root,
+        input=f"{script}\n".encode(),
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (6, b"inside\n", b"")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
