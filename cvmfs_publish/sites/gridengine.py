@@ -59,11 +59,10 @@ def render_gridengine(site: Site, pages: Pages) -> Files:
             required=[f"{site.cvmfs}/{entry}/." for entry in site.required_repositories],
             repositories=[f"{site.cvmfs}/{entry.name}/." for entry in site.repositories],
             probe_timeout=int(site.probe_timeout.total_seconds()),
-            fallback=bool(site.fallback.chain),
             fetch=cache.fetch,
             prefill=cache.prefill,
             download_timeout=int(site.fallback.download_timeout.total_seconds()),
-            fail_delay=int(site.fail_delay.total_seconds()),
+            give_back="" if site.fallback.chain else str(int(site.fail_delay.total_seconds())),
         ),
         "gridengine/queue.conf": pages.render(
             "gridengine/queue.conf",

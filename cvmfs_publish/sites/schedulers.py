@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cvmfs_publish.sites.gridengine import render_gridengine
+from cvmfs_publish.sites.htcondor import render_htcondor
 from cvmfs_publish.sites.kubernetes import render_kubernetes
 from cvmfs_publish.sites.lsf import render_lsf
 from cvmfs_publish.sites.model import BatchSystem, Site
@@ -30,6 +31,7 @@ def render_batch(site: Site, pages: Pages) -> Files:
 SCHEDULERS: dict[BatchSystem, Renderer] = {
     "slurm": render_slurm,
     "gridengine": render_gridengine,
+    "htcondor": render_htcondor,
     "pbs": render_pbs,
     "lsf": render_lsf,
     "kubernetes": render_kubernetes,
