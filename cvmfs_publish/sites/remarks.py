@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cvmfs_publish.sites.binds import WELL_KNOWN_ROOTS, plan_roots
 from cvmfs_publish.sites.model import KEPT_VARIABLES, Bind, Site
 from cvmfs_publish.sites.services import Client, Squid
-from cvmfs_publish.sites.values import ImageName, VariableName
+from cvmfs_publish.sites.values import HostPath, ImageName, VariableName
 
 # f.1: the client's limit is soft, and the file system wants a fifth and 1 GB more.
 PARTITION_FACTOR = 1.25
@@ -51,8 +51,14 @@ def _images(site: Site) -> Iterator[Remark]:
             "set images.cpu as well",
         )
     for at, repository in enumerate(site.repositories):
+        if repository.min_revision and not site.fail_delay:
+            yield Remark(
+                f"repositories[{at}].min_revision",
+                "a node that has not caught up ends job after job at once",
+                "set fail_delay to the minutes its client may take",
+            )
         if not site.images.allowed:
-            break
+            continue
         if not any(_is_below(f"{site.cvmfs}/{repository.name}", a) for a in site.images.allowed):
             yield Remark(
                 f"repositories[{at}].name",
@@ -116,17 +122,12 @@ def _binds(site: Site) -> Iterator[Remark]:
     every = [
         (f"{name}[{at}]", bind) for name, binds in lists.items() for at, bind in enumerate(binds)
     ]
-    for at, (key, bind) in enumerate(every):
+    for key, bind in every:
         yield from _by_runtime(site, key, bind)
         yield from _below_roots(site, key, bind)
-        for other_key, other in every[:at]:
-            if _is_below(other.destination, bind.destination):
-                yield Remark(
-                    key,
-                    f"{bind.destination} contains {other.destination}, which {other_key} mounts"
-                    " first: the mount point would be made in the node's own folder",
-                    f"write it before {other_key}, and see that the folder exists there",
-                )
+        for other_key, other in every:
+            if other is not bind and _is_below(bind.destination, other.destination):
+                yield from _nested(key, bind, other_key, other)
 
 
 def _by_runtime(site: Site, key: str, bind: Bind) -> Iterator[Remark]:
@@ -138,30 +139,39 @@ def _by_runtime(site: Site, key: str, bind: Bind) -> Iterator[Remark]:
                 f"{program.program} cannot mount {bind.source} read-only and {what}",
                 f"remove {program.program} from runtimes, or read_only here",
             )
-        if not program.odd_paths and set(",:") & set(bind.source + bind.destination):
+        if not program.odd_paths and ":" in bind.destination:
             yield Remark(
                 key,
-                f"{program.program} cannot mount {bind.source!r} at {bind.destination!r}",
-                f"remove {program.program} from runtimes, or the comma or colon from the path",
+                f"{program.program} cannot mount at {bind.destination!r}, because of the colon",
+                f"remove {program.program} from runtimes, or choose another target",
             )
 
 
 def _below_roots(site: Site, key: str, bind: Bind) -> Iterator[Remark]:
-    roots = [root for root in plan_roots(site) if _is_below(bind.destination, root)]
-    for root in roots:
-        if bind.required and bind.source == bind.destination:
+    for root in plan_roots(site):
+        if not _is_below(bind.destination, root):
+            continue
+        if bind.source != bind.destination:
+            yield from _nested(key, bind, "roots", Bind(source=HostPath(root)))
+        elif bind.required:
             yield Remark(
                 f"{key}.required",
                 f"{bind.source} is required, and the root {root} it lies in is not",
                 f"make {root} itself a required bind, if no job can do without it",
             )
-        elif bind.source != bind.destination:
-            yield Remark(
-                key,
-                f"{bind.destination} is in the root {root}: where the folder is missing there, it"
-                " is made on the node's own file system",
-                f"choose another target, or remove {root} from roots",
-            )
+
+
+def _nested(key: str, bind: Bind, outer_key: str, outer: Bind) -> Iterator[Remark]:
+    """A runtime would make a missing mount point on the node (X7), so the launcher does not."""
+    place = outer.source + bind.destination[len(outer.destination) :]
+    if bind.source != place:
+        what = "ends the job with 72" if bind.required else "leaves it out"
+        yield Remark(
+            key,
+            f"{bind.destination} lies in {outer.destination}, which {outer_key} mounts: a node"
+            f" without a folder {place} {what}",
+            f"make {place} on every node, or choose a target outside {outer.destination}",
+        )
 
 
 def _environment(site: Site) -> Iterator[Remark]:
