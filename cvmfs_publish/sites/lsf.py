@@ -43,10 +43,10 @@ def render_lsf(site: Site, pages: Pages) -> Files:
             "lsf/pre_exec",
             PROGRAM,
             site=name,
-            program=program,
             fetch=cache.fetch,
             prefill=cache.prefill,
-            check=not site.fallback.chain,
+            # With a way round CernVM-FS the node may be able to run what its probe would refuse.
+            probe="" if site.fallback.chain else program,
         ),
         "lsf/lsb.applications": pages.render("lsf/lsb.applications", TEXT, **parts),
         "lsf/lsb.queues": pages.render("lsf/lsb.queues", TEXT, **parts),
