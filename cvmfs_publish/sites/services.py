@@ -27,7 +27,6 @@ _SERVER = re.compile(r"https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?/[A-Za-z0-9._
 _PROXY = re.compile(
     r"DIRECT|auto|https?://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9a-fA-F:]+\])(:[0-9]+)?/?"
 )
-_UNQUOTABLE = frozenset("\"'`$\\")  # in the client's files, which shells and the client read
 OWN_KEYS = {
     "CVMFS_REPOSITORIES": "repositories",
     "CVMFS_HTTP_PROXY": "client.http_proxy",
@@ -138,15 +137,9 @@ def _check_proxy(value: str) -> None:
 
 
 def _check_parameters(key: Sequence[str], parameters: Mapping[VariableName, Line]) -> None:
-    for name, value in parameters.items():
+    for name in parameters:
         if not name.startswith("CVMFS_"):
             raise RefusedKeyError((*key, name), f"{name} does not start with CVMFS_")
-        if _UNQUOTABLE & set(value):
-            raise RefusedKeyError(
-                (*key, name),
-                f"{value!r} cannot be written into the client's files",
-                hint="it must do without quotes, $ and \\: programs read them by different rules",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,6 @@ def test_a_wrong_type_names_what_is_wanted_and_what_was_found() -> None:
         ("client: {partition_mb: 5}", "partition_mb: 5 MB is not between 1000 and"),
         ("client: {http_proxy: squid.a.org:3128}", "'squid.a.org:3128' is not a proxy"),
         ("client: {http_proxy: 'http://a:1 http://b:1'}", "is not a proxy"),
-        ("client: {parameters: {CVMFS_X: '$(id)'}}", "cannot be written into the client's files"),
         ("client: {repositories: {a.org: {X: y}}}", "a.org.X: X does not start with CVMFS_"),
         ("client: {cache_base: /a b}", "cannot be written in every file"),
         ("client: {quota_mb: -1}", "needs at least 1000"),
