@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def open_packer(
         if store is None or config.fallback is None:
             yield None
             return
-        program = shutil.which("sqfstar", path=environ.get("PATH", "") + ":/usr/bin:/usr/sbin")
+        program = shutil.which("sqfstar", path=environ.get("PATH") or os.defpath)
         yield Packer(
             store,
             config.fallback.format,

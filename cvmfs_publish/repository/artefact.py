@@ -138,6 +138,7 @@ class Packer:
             self._sqfstar,
             iter_tar(_clamped(source.entries()), source.contents),
             Path(file.name),
+            name=name,
             offset=DATA_OFFSET,
             root=source.root,
             newest=survey.newest,

@@ -18,6 +18,7 @@ from cvmfs_publish.layers.tree import Node
 MEMORY = "256M"  # of its caches; by default it takes a quarter of the machine
 MAX_TIME = 2**32 - 1  # seconds since 1970 that a squashfs can hold
 SAID = 500  # characters of its complaints that are shown
+_HARMLESS = ", ignoring"  # ends a complaint about a keyword of pax that it does not need
 
 
 def write_squashfs(
@@ -25,6 +26,7 @@ def write_squashfs(
     tar: Iterable[bytes],
     target: Path,
     *,
+    name: str,
     offset: int,
     root: Node,
     newest: int,
@@ -36,6 +38,7 @@ def write_squashfs(
         sqfstar: the program.
         tar: the stream, without an entry for the root; its times are those a squashfs can hold.
         target: the file.
+        name: of the image, for messages.
         offset: where in it the squashfs begins.
         root: the root directory, whose mode and owner are those of the squashfs.
         newest: the latest of all times (Unix seconds), which the root and the squashfs get.  The
@@ -67,9 +70,10 @@ def write_squashfs(
                 raise
         if process.returncode:
             complaints.seek(0)
-            said = " ".join(complaints.read().decode("utf-8", "replace").split())
+            lines = complaints.read().decode("utf-8", "replace").splitlines()
+            said = " ".join(line.strip() for line in lines if not line.endswith(_HARMLESS))
             raise ArtefactError(
-                f"{sqfstar} ended with status {process.returncode}: {said[-SAID:]}",
+                f"{name}: {sqfstar} ended with status {process.returncode}: {said[-SAID:]}",
                 hint="free some space if it says that none is left;"
                 " else set `fallback.format: tar.gz`",
             )

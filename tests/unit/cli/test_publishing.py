@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images"}
 IMAGE_KEYS = {
     *("reference", "status", "digest", "image_id", "platform", "path", "sandbox", "entries"),
-    *("bytes", "stored_bytes", "layers", "roots_added", "findings", "seconds", "error"),
+    *("bytes", "stored_bytes", "layers", "roots_added", "findings", "fallback", "seconds", "error"),
 }
 
 
@@ -166,6 +166,7 @@ def test_list_and_show_tell_what_is_published(home: Shell, registry: FakeRegistr
     assert lines[0].split() == ["IMAGE", "PLATFORM", "DIGEST", "PUBLISHED", "ENTRIES", "SIZE"]
     assert [line.split()[0] for line in lines[1:]] == [one, two]
     shown = home.json("show", one)
+    assert shown.pop("fallback") is None
     assert shown in home.json("list")["images"]
     assert (shown["reference"], shown["revision"]) == (one, 2)
     text = home.run("show", one).out
