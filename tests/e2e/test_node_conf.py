@@ -105,7 +105,7 @@ def test_apptainer_config_replaces_values_and_is_idempotent(folder: Path, method
     apptainer = require("apptainer")
     before = "mount slave = no\nsessiondir max size = 64\nbind path = /etc/hosts\n"
     conf = conf_in(folder, "apptainer", before)
-    words = ["--apptainer", apptainer, *(["--edit"] if method == "edit" else [])]
+    words: list[str | Path] = ["--apptainer", apptainer, *["--edit"] * (method == "edit")]
     dry = conf.apply(*words, "--dry-run")
     assert (dry.returncode, conf.file.read_text()) == (0, before)
     assert b"+bind path = /usr/share\n" in dry.stdout
@@ -148,7 +148,7 @@ def test_a_singularity_conf_is_changed_in_place_and_nothing_else_in_it(
     folder: Path, shell: str
 ) -> None:
     conf = conf_in(folder, "singularity", STOCK_LIKE)
-    words = [*SHELLS[shell], conf.script, "--edit", "--config", conf.file]
+    words: list[str | Path] = [*SHELLS[shell], conf.script, "--edit", "--config", conf.file]
     done = run_as_test_user(words)
     assert done.returncode == 0, done.stderr
     expected = STOCK_LIKE.replace("\tmount slave\t=   no", "mount slave = yes")
@@ -162,7 +162,7 @@ def test_a_singularity_conf_is_changed_in_place_and_nothing_else_in_it(
     assert b"'user bind control = no' drops" in done.stderr
     assert run_as_test_user(words).stderr.endswith(b"unchanged\n")
     # where names agree Apptainer reads the file, and takes the same lines for those that count
-    asked = [require("apptainer"), "-c", conf.file, "config", "global", "--get"]
+    asked: list[str | Path] = [require("apptainer"), "-c", conf.file, "config", "global", "--get"]
     assert run_as_test_user([*asked, "mount slave"], check=True).stdout == b"yes\n"
     assert run_as_test_user([*asked, "bind path"], check=True).stdout.replace(b" ", b"") == (
         b"/etc/localtime,/usr/lib,/etc/hosts,/usr/share\n"
@@ -607,6 +607,14 @@ def test_node_check_explains_itself_without_a_configuration(node: WorkerNode) ->
 def test_a_job_starts_with_each_complete_file(node: WorkerNode, path: str) -> None:
     apptainer = require("apptainer")
     image = node.repository / IMAGE
-    words = [apptainer, "-c", node.site / path, "exec", image, "cat", "/etc/os-release"]
+    words: list[str | Path] = [
+        apptainer,
+        "-c",
+        node.site / path,
+        "exec",
+        image,
+        "cat",
+        "/etc/os-release",
+    ]
     result = run_as_test_user(words, cwd="/")
     assert (result.returncode, result.stdout) == (0, b"NAME=a-job-image\n"), result.stderr
