@@ -6,7 +6,7 @@ REQUEUE_EXIT_VALUES).
 
 from __future__ import annotations
 
-from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.hosts import example_image
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -16,7 +16,6 @@ def render_lsf(site: Site, pages: Pages) -> Files:
     here = f"{site.install_dir}/lsf"
     program = f"{site.install_dir}/bin/cvmfs-run"
     options = site.batch.options.get("lsf", ())
-    cache = plan_cache(site)
     name = site.name
     parts: dict[str, object] = {
         "site": name,
@@ -43,8 +42,6 @@ def render_lsf(site: Site, pages: Pages) -> Files:
             "lsf/pre_exec",
             PROGRAM,
             site=name,
-            fetch=cache.fetch,
-            prefill=cache.prefill,
             # With a way round CernVM-FS the node may be able to run what its probe would refuse.
             probe="" if site.fallback.chain else program,
         ),

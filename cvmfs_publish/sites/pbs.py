@@ -47,6 +47,5 @@ def render_pbs(site: Site, pages: Pages) -> Files:
             site=name,
             places=cache.places,
             fetch=cache.fetch,
-            prefill=cache.prefill,
         ),
     }

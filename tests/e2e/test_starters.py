@@ -212,3 +212,31 @@ def test_a_job_that_names_a_missing_image_is_not_started_and_keeps_the_launchers
     assert node.job("pbs/job_starter", "true", env=env).returncode == 66
     pre_exec = node.job("lsf/pre_exec", env=env)
     assert (pre_exec.returncode, pre_exec.stdout) == (0, b"")  # no fault of the node
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"), [(0, 0), (66, 0), (72, 0), (69, 75), (71, 75), (75, 75)]
+)
+def test_a_sick_node_gives_a_job_of_lsf_back_before_it_starts(
+    node: Node, status: int, expected: int
+) -> None:
+    folder = node.folder()
+    (folder / "bin").mkdir()
+    launcher = folder / "bin" / "cvmfs-run"
+    launcher.write_text(
+        f'#!/bin/sh\n[ "$*" = "--wrap --dry-run -- true" ] || exit 1\nexit {status}\n'
+    )
+    launcher.chmod(0o755)
+    text = f"name: test\ninstall_dir: {folder}\nbatch: {{systems: [lsf]}}"
+    pre_exec = render_site(parse(Site, text, "test.yaml"), templates_dir())["lsf/pre_exec"]
+    result = run_as_test_user(["sh", "-s"], input=pre_exec.content)
+    assert (result.returncode, result.stdout, result.stderr) == (expected, b"", b"")
+
+
+def test_nothing_of_lsfs_pre_execution_is_done_as_root(node: Node) -> None:
+    pre_exec = (node.root / "site" / "lsf" / "pre_exec").read_text()
+    before, probe = pre_exec.split('[ "$(id -u)" != 0 ] || exit 0\n')
+    assert "cvmfs-run --wrap" in probe
+    assert "cvmfs-run" not in "".join(
+        line for line in before.splitlines() if not line.startswith("#")
+    )

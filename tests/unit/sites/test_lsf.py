@@ -118,23 +118,6 @@ def test_the_spool_directory_is_mounted_where_the_home_does_not_bring_it(
     assert words == ["--wrap", *bind, "--", "/bin/sh", "-c", "x"]
 
 
-@pytest.mark.parametrize(
-    ("status", "expected"), [(0, 0), (66, 0), (72, 0), (69, 75), (71, 75), (75, 75)]
-)
-def test_a_sick_node_gives_the_job_back_before_it_starts(
-    tmp_path: Path, status: int, expected: int
-) -> None:
-    launcher = tmp_path / "bin" / "cvmfs-run"
-    launcher.parent.mkdir()
-    launcher.write_text(
-        f'#!/bin/sh\n[ "$*" = "--wrap --dry-run -- true" ] || exit 1\nexit {status}\n'
-    )
-    launcher.chmod(0o755)
-    pre_exec = rendered(f"install_dir: {tmp_path}")["lsf/pre_exec"].content
-    result = subprocess.run(["sh", "-s"], input=pre_exec, capture_output=True, check=False)
-    assert (result.returncode, result.stdout) == (expected, b"")
-
-
 def test_a_site_with_a_fallback_leaves_the_decision_to_the_job(tmp_path: Path) -> None:
     text = f"install_dir: {tmp_path}\nfallback: {{chain: [host]}}"
     pre_exec = rendered(text)["lsf/pre_exec"].content

@@ -205,12 +205,11 @@ def test_the_prologue_fills_the_cache_only_where_root_owns_it_and_never_fails(
 ) -> None:
     text = (
         f"cvmfs: {tmp_path}/none\nrepositories: [{{name: a.example.org}}]\n"
-        "images: {cpu: 'debian:12', gpu: /cvmfs/a.example.org/x}\n"
         f"install_dir: {tmp_path}\n"
         f"fallback: {{chain: [mirror], mirrors: ['http://m/x'], shared: {str(shared).lower()}}}"
     )
     prologue = rendered(text)["pbs/prologue"].content
-    assert (f"{tmp_path}/bin/cvmfs-fetch --prefill debian:12 &\n".encode() in prologue) == shared
+    assert (f"{tmp_path}/bin/cvmfs-fetch --prefill &\n".encode() in prologue) == shared
     result = subprocess.run(["sh", "-s"], input=prologue, capture_output=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
