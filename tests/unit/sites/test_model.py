@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,18 @@ def test_the_example_is_a_valid_site_that_sets_every_key() -> None:
     example = load_site("example")
     unset = [entry.name for entry in dataclasses.fields(Site) if not getattr(example, entry.name)]
     assert unset == ["inherits"]  # so that its values are its own
+
+
+def test_the_manual_names_every_key_and_every_site_and_its_example_is_one(tmp_path: Path) -> None:
+    page = read_text(Path(__file__).parents[3] / "docs" / "site-config.md")
+    sections, sites = page.split("## The sections")[1].split("## Sites that came along")
+    named = {word.split(".")[0] for word in re.findall(r"`([a-z_.]+)`", sections)}
+    assert {entry.name for entry in dataclasses.fields(Site)} <= named
+    assert re.findall(r"^\| `([a-z0-9]+)` \|", sites, re.MULTILINE) != []
+    assert set(re.findall(r"^\| `([a-z0-9]+)` \|", sites, re.MULTILINE)) == set(list_sites())
+    example = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "mysite.yaml").write_text(example)
+    assert check_site(load_site(str(tmp_path / "mysite.yaml"))) == []
 
 
 def test_every_key_has_a_sentence_of_documentation() -> None:
