@@ -85,7 +85,7 @@ class Node:
         }
         told = line.format(path=escaped, dir=spool).encode()
         result = self.job("pbs/job_starter", "/bin/sh", env=environment, stdin=told, shell=shell)
-        return scratch / path.name, result
+        return scratch, result
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,9 @@ def test_what_the_hook_of_openpbs_puts_together_runs_in_the_image(node: Node) ->
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_batch_script_of_pbs_runs_in_the_image(node: Node, shell: str) -> None:
     script = '#!/bin/sh\ncat /marker; echo "$0:$#"; cat; exit 7\n'
-    copy, result = node.pbs(script, line="{path}\n", shell=shell)
+    scratch, result = node.pbs(script, line="{path}\n", shell=shell)
+    (copy,) = scratch.glob("cvmfs-run.*/12*.SC")
+    assert copy.parent.stat().st_mode & 0o777 == 0o700
     assert result.stdout.decode().splitlines() == ["inside", f"{copy}:0"]
     assert (result.returncode, result.stderr) == (7, b"")
 
@@ -158,10 +160,10 @@ def test_a_job_with_a_private_directory_begins_in_it(node: Node) -> None:
 
 
 def test_a_batch_script_without_an_image_runs_from_the_spool_on_the_host(node: Node) -> None:
-    copy, result = node.pbs('echo "$0"\n', line="{path}\n", CVMFS_RUN_IMAGE="none")
+    scratch, result = node.pbs('echo "$0"\n', line="{path}\n", CVMFS_RUN_IMAGE="none")
     assert result.returncode == 0
-    assert Path(result.stdout.decode().strip()).name == copy.name
-    assert not copy.exists()
+    assert Path(result.stdout.decode().strip()).parent.parent == node.root
+    assert not list(scratch.iterdir())
 
 
 def test_a_line_that_names_no_script_reaches_the_shell_as_it_is(node: Node) -> None:
