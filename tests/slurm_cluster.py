@@ -23,7 +23,6 @@ from tests.parts import describe, require, run_as_test_user, test_user
 START_SECONDS = 60.0  # all three answer within 2 s; a loaded machine gets time
 JOB_SECONDS = 120.0  # until a job that is awaited counts as lost
 CPUS = 16  # pretended, so that jobs of a test do not wait for each other
-NODE = "node1"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _options(root: Path) -> tuple[list[str], ...]:
     return (
         ["--foreground", "--force", "--num-threads=2", *(f"--{k}={v}" for k, v in munge.items())],
         ["-D", "-c", "-f", str(root / "slurm.conf")],
-        ["-D", "-c", "-N", NODE, "-f", str(root / "slurm.conf")],
+        ["-D", "-c", "-f", str(root / "slurm.conf")],
     )
 
 
@@ -150,8 +149,8 @@ def _settings(root: Path) -> list[str]:
         "AccountingStorageType=accounting_storage/none",
         "MpiDefault=none",
         "KillWait=2",
-        f"NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={CPUS} State=UNKNOWN",
-        f"PartitionName=test Nodes={NODE} Default=YES MaxTime=INFINITE OverSubscribe=NO",
+        f"NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} State=UNKNOWN",
+        f"PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE OverSubscribe=NO",
     ]
 
 

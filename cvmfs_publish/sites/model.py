@@ -78,6 +78,14 @@ KEPT_VARIABLES = (
     "XRD_*",
     "CVMFS_RUN_*",
 )
+# Ranks in containers of their own are in different user namespaces: they cannot read one another's
+# memory by process number, and Open MPI 4.1 hangs over large messages instead of doing without.
+# PMIx: the default store is a folder of the batch system's spool, which images do not show.
+RANK_VARIABLES = {
+    "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+    "UCX_POSIX_USE_PROC_LINK": "n",
+    "PMIX_MCA_gds": "hash",
+}
 DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run", "podman")
 # Batch systems whose directives are options of their submit commands.
 DASHED = ("slurm", "gridengine", "pbs", "lsf")
@@ -258,7 +266,10 @@ class Mpi:
         default=(), metadata=about("mounts of ranks only: the host's MPI or fabric libraries")
     )
     environment: Mapping[VariableName, Line] = field(
-        default_factory=dict, metadata=about("variables set for ranks only")
+        default_factory=lambda: {
+            VariableName(name): Line(text) for name, text in RANK_VARIABLES.items()
+        },
+        metadata=about("variables set for ranks only; the default lets them pass large messages"),
     )
 
     def __post_init__(self) -> None:

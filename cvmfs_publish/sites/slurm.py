@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.hosts import example_image
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -32,10 +32,14 @@ def render_slurm(site: Site, pages: Pages) -> Files:
         )
     program = f"{site.install_dir}/bin/cvmfs-run"
     default_image = bool(site.images.cpu or site.images.gpu)
-    cache = plan_cache(site)
+    fetch = ""
+    if site.repositories and site.fallback.shared and set(site.fallback.chain) - {"host"}:
+        fetch = f"{site.install_dir}/bin/cvmfs-fetch"
+    required = [f"{site.cvmfs}/{entry}/." for entry in site.required_repositories]
+    repositories = [f"{site.cvmfs}/{entry.name}/." for entry in site.repositories]
     fill = int(site.fallback.download_timeout.total_seconds())
     probe = int(site.probe_timeout.total_seconds())
-    bound = (probe + 1) * len(cache.places) + (fill + 1 if cache.fetch else 0) + _BATCH_START
+    bound = (probe + 1) * len(required + repositories) + (fill + 1 if fetch else 0) + _BATCH_START
     scratch = [place for place in site.scratch if place.startswith("/")]
     name = site.name
     return {
@@ -59,12 +63,12 @@ def render_slurm(site: Site, pages: Pages) -> Files:
             PROGRAM,
             site=name,
             program=program,
-            required=[f"{site.cvmfs}/{entry}/." for entry in site.required_repositories],
-            repositories=[f"{site.cvmfs}/{entry.name}/." for entry in site.repositories],
+            required=required,
+            repositories=repositories,
             # Where jobs may do without images, or get them in other ways, they judge themselves.
             drain=bool(default_image or site.required_repositories) and not site.fallback.chain,
             probe_timeout=probe,
-            fetch=cache.fetch,
+            fetch=fetch,
             fill_timeout=fill,
             scratch=scratch,
         ),
