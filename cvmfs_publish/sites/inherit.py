@@ -1,16 +1,16 @@
 """Put a site file and the files it inherits from together into one document.
 
-The files are laid over one another, parents before the file that names them in their order there,
-each file once.  Sections are merged key by key; a list or a scalar replaces what is below it as a
-whole, except that a list item `inherited` stands for the items it would replace.  An explicit
-`null` takes an inherited value back; a section without lines says nothing.  Every node keeps the
-file and line it was written in.
+The files are laid over one another and over the defaults, parents before the file that names them
+in their order there, each file once.  Sections are merged key by key; a list or a scalar replaces
+what is below it as a whole, except that a list item `inherited` stands for the items it would
+replace.  An explicit `null` takes an inherited value back; a section without lines says nothing.
+Every node keeps the file and line it was written in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import yaml
@@ -50,20 +50,19 @@ Finder = Callable[[str, SiteFile], SiteFile]
 def compose_site(file: SiteFile, find: Finder, schema: type) -> yaml.Node | None:
     """Return the document of `file` with all it inherits; None if it says nothing.
 
-    `schema` is the dataclass of a site: `inherited` stands for its defaults where no file gives the
-    list.  Raises `InputError` naming file and line for what cannot be put together.
+    `schema` is the dataclass of a site; its default lists and mappings of words lie below all.
+    Raises `InputError` naming file and line for what cannot be put together.
     """
     layers = _Layers(find)
     layers.add(file, ())
-    defaults = _default_lists(schema)
     *below, own = layers.documents
     if own is None or not isinstance(own, yaml.MappingNode):
         return own
-    merged: yaml.Node = _mapping(())
-    for document in below:
+    merged: yaml.Node = _defaults(schema)
+    for number, document in enumerate(below):
         if isinstance(document, yaml.MappingNode):
-            merged = _lay_over(merged, _without_own_keys(document), defaults)
-    return _lay_over(merged, own, defaults)
+            merged = _lay_over(merged, _without_own_keys(document), alone=number == 0)
+    return _lay_over(merged, own, alone=not below)
 
 
 @dataclass(slots=True)
@@ -115,9 +114,9 @@ def _check_size(document: yaml.Node) -> None:
             todo += [(item, depth + 1) for item in node.value]
 
 
-def _lay_over(far: yaml.Node, near: yaml.MappingNode, defaults: yaml.MappingNode) -> yaml.Node:
-    nothing_below = isinstance(far, yaml.MappingNode) and not far.value
-    return _merge(far, _splice(near, far, defaults, "", alone=nothing_below), "")
+def _lay_over(far: yaml.Node, near: yaml.MappingNode, *, alone: bool) -> yaml.Node:
+    """Lay a document over another; `alone`: no file lies below it."""
+    return _merge(far, _splice(near, far, "", alone=alone), "")
 
 
 def _inherits(document: yaml.Node | None) -> list[yaml.ScalarNode]:
@@ -146,29 +145,26 @@ def _merge(far: yaml.Node, near: yaml.Node, key: str) -> yaml.Node:
     """Return what holds where `far` and `near` both say something, and `near` is nearer."""
     if not isinstance(far, yaml.MappingNode) or not isinstance(near, yaml.MappingNode):
         return near
-    known = {name: (name_node, value) for name, name_node, value in pairs(far, key)}
+    below = {name: (name_node, value) for name, name_node, value in pairs(far, key)}
+    merged: list[tuple[yaml.Node, yaml.Node]] = []  # the nearer keys first, as they are written
     for name, name_node, value in pairs(near, key):
-        if name not in known:
-            known[name] = (name_node, value)
-            continue
-        other = known[name][1]
-        if _is_null(value) and value.value:  # `null` or `~`, spelled out
-            del known[name]
-        elif not (_is_null(value) and isinstance(other, yaml.MappingNode)):
-            known[name] = (name_node, _merge(other, value, join(key, name)))
-    return _mapping(list(known.values()), near)
+        other_name, other = below.pop(name, (None, None))
+        if other_name is None or other is None:
+            merged.append((name_node, value))
+        elif _is_null(value) and isinstance(other, yaml.MappingNode) and not value.value:
+            merged.append((other_name, other))
+        elif not (_is_null(value) and value.value):  # `null` or `~`, spelled out, takes it back
+            merged.append((name_node, _merge(other, value, join(key, name))))
+    return _mapping([*merged, *below.values()], near)
 
 
-def _splice(
-    node: yaml.Node, far: yaml.Node | None, default: yaml.Node | None, key: str, *, alone: bool
-) -> yaml.Node:
-    """Return `node` with the items of `far`, or else the default ones, for `inherited`."""
+def _splice(node: yaml.Node, far: yaml.Node | None, key: str, *, alone: bool) -> yaml.Node:
+    """Return `node` with the items of `far` in the place of `inherited`."""
     if isinstance(node, yaml.MappingNode):
         below = []
         for name, name_node, value in pairs(node, key):
-            inherited, usual = _child(far, name), _child(default, name)
-            value = _splice(value, inherited, usual, join(key, name), alone=alone)
-            below.append((name_node, value))
+            spliced = _splice(value, _child(far, name), join(key, name), alone=alone)
+            below.append((name_node, spliced))
         return _mapping(below, node)
     if not isinstance(node, yaml.SequenceNode):
         return node
@@ -179,8 +175,6 @@ def _splice(
             items.append(item)
         elif isinstance(far, yaml.SequenceNode):
             items += far.value
-        elif isinstance(default, yaml.SequenceNode):
-            items += default.value
         elif alone:
             hint = "name the sites to inherit from under `inherits`, or put the word in quotes"
             raise error_at(item, key, "nothing is inherited here", hint)
@@ -222,18 +216,21 @@ def _mapping(
     return yaml.MappingNode(_MAP, list(values), like.start_mark, like.end_mark)
 
 
-def _default_lists(schema: type) -> yaml.MappingNode:
-    """Return the lists of words that hold by default, as a document of no file."""
+def _defaults(schema: type) -> yaml.MappingNode:
+    """Return the lists and mappings of words that hold by default, as a document of no file."""
     found: list[tuple[yaml.Node, yaml.Node]] = []
     for entry in fields(schema):
-        value = entry.default
+        made = entry.default_factory
+        value = entry.default if made is MISSING else made()
+        node: yaml.Node | None = None
         if is_dataclass(value) and not isinstance(value, type):
-            below = _default_lists(type(value))
-            if below.value:
-                found.append((_scalar(entry.name), below))
-        elif isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
-            items = [_scalar(item) for item in value]
-            found.append((_scalar(entry.name), yaml.SequenceNode(_SEQUENCE, items)))
+            node = _defaults(type(value))
+        elif isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+            node = yaml.SequenceNode(_SEQUENCE, [_scalar(item) for item in value])
+        elif isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values()):
+            node = _mapping([(_scalar(key), _scalar(item)) for key, item in value.items()])
+        if node is not None and node.value:
+            found.append((_scalar(entry.name), node))
     return _mapping(found)
 
 

@@ -9,7 +9,7 @@ import pytest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.sites.data import list_sites, load_site, read_site
 from cvmfs_publish.sites.describe import effective_origins, effective_values, find_origin
-from cvmfs_publish.sites.model import DROPPED_VARIABLES, Site
+from cvmfs_publish.sites.model import DROPPED_VARIABLES, RANK_VARIABLES, Site
 
 
 @pytest.fixture
@@ -99,6 +99,12 @@ def test_inherited_stands_for_the_default_where_no_file_gives_the_list(folder: P
     mine = load(folder)
     assert mine.environment.drop == (*DROPPED_VARIABLES, "FOO")
     assert mine.roots == ("/x", "standard")
+
+
+def test_default_variables_stay_unless_they_are_taken_back(folder: Path) -> None:
+    name, *others = RANK_VARIABLES
+    write(folder, mine=f"name: mine\nmpi:\n  environment: {{A: b, {name}: null}}\n")
+    assert load(folder).mpi.environment == {**{n: RANK_VARIABLES[n] for n in others}, "A": "b"}
 
 
 def test_inherited_in_quotes_is_a_word_like_others(folder: Path) -> None:
