@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.repository.fallback import Line, format_list, parse_list
+from cvmfs_publish.repository.records import Artefact
 from cvmfs_publish.sites.client import render_client
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.fallback_list import FALLBACK_LIST, check_fallback_list
@@ -410,3 +412,24 @@ def test_a_wrong_line_is_named_with_its_number(changes: Mapping[str, str], said:
 def test_a_list_that_nodes_would_misread_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_fallback_list(data, "x")
+
+
+def test_the_publishers_list_is_one_that_sites_ship() -> None:
+    artefact = Artefact("tar.gz", ARTEFACT, 4096, 0)
+    names = ["docker.io/library/debian:12", f"docker.io/library/debian@{DIGEST}"]
+    data = format_list({name: Line(DIGEST, DIGEST, artefact) for name in names})
+    check_fallback_list(data, "fallback.txt")
+    assert parse_list(data).keys() == {*names}
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def test_every_rendered_file_is_documented_and_every_documented_one_rendered() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "site-files.md").read_text("utf-8")
+    table = page.split("## The files")[1].split("##")[0]
+    documented = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
+    paths = {path for site in every_site() for path in render_site(site, templates_dir(), b"")}
+    forms = {name: re.compile(re.sub("[A-Z]+(?!.*json)", "[^/]+", name)) for name in documented}
+    assert {path for path in paths if not any(f.fullmatch(path) for f in forms.values())} == set()
+    assert {name for name, f in forms.items() if not any(map(f.fullmatch, paths))} == set()
