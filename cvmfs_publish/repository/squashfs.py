@@ -1,7 +1,8 @@
 """Let `sqfstar` (squashfs-tools 4.5 or later) make a squashfs of a tar stream.
 
-gzip is the one compression that every kernel, squashfuse and old Singularity can read.  Neither
-its environment nor the hour changes a byte.
+Where there is a program of that name, `mksquashfs` can read a tar; both are one program, which goes
+by the name it is called.  gzip is the one compression that every kernel, squashfuse and old
+Singularity can read.  Neither its environment nor the hour changes a byte.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from cvmfs_publish.content.artefacts import ArtefactError
 from cvmfs_publish.layers.tree import Node
 
 MEMORY = "256M"  # of its caches; by default it takes a quarter of the machine
+LEVEL = "4"  # of gzip: a tenth of the work of its default 9, and 3 % larger
 MAX_TIME = 2**32 - 1  # seconds since 1970 that a squashfs can hold
 SAID = 500  # characters of its complaints that are shown
+_NAME = "mksquashfs"  # by which the same program takes a level, which it does not as sqfstar
 _HARMLESS = ", ignoring"  # ends a complaint about a keyword of pax that it does not need
 
 
@@ -49,15 +52,17 @@ def write_squashfs(
         ArtefactError: the program failed.
     """
     command = [
-        str(sqfstar), "-quiet", "-no-progress", "-force", "-reproducible", "-exit-on-error",
-        "-comp", "gzip", "-mem", MEMORY, "-root-mode", f"{stat.S_IMODE(root.mode):o}",
+        _NAME, "-", str(target), "-tar", "-noappend", "-offset", str(offset),
+        "-quiet", "-no-progress", "-reproducible", "-exit-on-error", "-mem", MEMORY,
+        "-comp", "gzip", "-Xcompression-level", LEVEL,
+        "-root-mode", f"{stat.S_IMODE(root.mode):o}",
         "-root-uid", str(root.uid), "-root-gid", str(root.gid),
-        "-offset", str(offset), str(target),
     ]  # fmt: skip
     environment = {"LC_ALL": "C", "PATH": "/usr/bin:/bin", "SOURCE_DATE_EPOCH": str(newest)}
     with tempfile.TemporaryFile() as complaints:
         with subprocess.Popen(  # noqa: S603 - a program that the caller found
             command,
+            executable=sqfstar,
             stdin=subprocess.PIPE,
             stdout=complaints,
             stderr=complaints,
