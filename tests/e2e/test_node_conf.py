@@ -186,6 +186,10 @@ def test_what_the_script_cannot_do_has_a_status_of_its_own(folder: Path) -> None
     assert conf.apply("--nonsense").returncode == 64
     assert conf.apply("--apptainer").returncode == 64
     assert conf.apply("--apptainer", "/nowhere/apptainer").returncode == 69
+    unwilling = folder / "unwilling"
+    unwilling.write_text("#!/bin/sh\n[ $1 != --version ] || echo apptainer version 1.0.0\n")
+    unwilling.chmod(0o755)
+    assert conf.apply("--apptainer", unwilling).returncode == 70
     assert run_as_test_user([conf.script, "--edit", "--config", "/nowhere"]).returncode == 66
     other = conf_in(folder, "singularity", "")
     assert other.apply("--singularity", apptainer).returncode == 64

@@ -175,7 +175,10 @@ edit() {
 }
 
 set_global() {
-  "$runtime" -c "$work/new" config global --set "$1" "$2"
+  if ! "$runtime" -c "$work/new" config global --set "$1" "$2"; then
+    say "$runtime refuses to set $1 to '$2'; nothing changed"
+    exit 70
+  fi
 }
 
 # set_value NAME VALUE: a setting with one value.
@@ -184,7 +187,7 @@ set_value() {
   case $method in
   global)
     set_global "$1" "$2"
-    found=$("$runtime" -c "$work/new" config global --get "$1")
+    found=$("$runtime" -c "$work/new" config global --get "$1") || found=
     ;;
   *)
     edit "$1" "$2" one
