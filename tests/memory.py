@@ -11,7 +11,7 @@ from typing import NoReturn
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import RepositoryError
-from cvmfs_publish.layers.tree import Content, Directory, Tree, encode_name, node_of
+from cvmfs_publish.layers.tree import Content, Directory, Node, Tree, encode_name, node_of
 from cvmfs_publish.layers.treedigest import summarise_tree
 from cvmfs_publish.repository.base import Revision
 
@@ -68,6 +68,9 @@ class MemoryTransaction:
 
     def ingestor(self, readers: int) -> NoReturn:
         raise NotImplementedError(readers)
+
+    def iter_content(self, path: str, node: Node) -> NoReturn:
+        raise NotImplementedError((path, node))
 
     def store(self, data: bytes) -> Content:
         return Content(ContentHash.of(data, HashAlgorithm.SHA1))

@@ -94,8 +94,10 @@ def artefact_errors(what: str) -> Iterator[None]:
 class Partials:
     """Partial files in a folder that is made when it is needed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, parents: bool = False) -> None:
+        """`parents`: folders above it are made too; else they may not be mounted."""
         self.folder = folder
+        self._parents = parents
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -103,7 +105,7 @@ class Partials:
         path = self.folder / f".cvmfs-publish-{secrets.token_hex(8)}.partial"
         with artefact_errors(f"writing to {self.folder}"):
             if not self.folder.is_dir():
-                self.folder.mkdir()
+                self.folder.mkdir(parents=self._parents)
                 self.folder.chmod(FOLDER_MODE)
             file = path.open("x+b")
         try:

@@ -33,7 +33,7 @@ class S3ArtefactStore:
         """Use a bucket; an artefact on its way is in the folder `spool`."""
         self.location = settings.location
         self._bucket = Bucket(settings)
-        self._partials = Partials(spool)
+        self._partials = Partials(spool, parents=True)
 
     @contextmanager
     def partial(self) -> Iterator[BinaryIO]:
