@@ -612,7 +612,12 @@ def test_a_gpu_that_is_not_there_is_76(bare_node: Node, device: str) -> None:
         ["--bind", "", "/image", "true"],
         ["--bind", ":/nfs", "/image", "true"],
         ["--", "true"],
-        ["../image", "true"],
+        ["a/../image", "true"],
+        ["debian@sha256:12", "true"],
+        ["--exit-map", "69=300", "/image", "true"],
+        ["--exit-map", "69", "/image", "true"],
+        ["--min-revision", "x", "/image", "true"],
+        ["--before", "relative", "/image", "true"],
         ["a b", "true"],
     ],
 )
