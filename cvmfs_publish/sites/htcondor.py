@@ -33,6 +33,7 @@ def render_htcondor(site: Site, pages: Pages) -> Files:
         )
     program = f"{site.install_dir}/bin/cvmfs-run"
     job, image = _native_job(site)
+    default_image = bool(site.images.cpu or site.images.gpu)
     name = site.name
     return {
         "htcondor/submit.sub": pages.render(
@@ -48,13 +49,14 @@ def render_htcondor(site: Site, pages: Pages) -> Files:
             PROGRAM,
             site=name,
             program=program,
-            default_image=bool(site.images.cpu or site.images.gpu),
+            default_image=default_image,
         ),
         "htcondor/prepare-hook": pages.render(
             "htcondor/prepare-hook",
             PROGRAM,
             site=name,
             program=program,
+            default_image=default_image,
             probe_timeout=_patience(site),
             fallback=bool(site.fallback.chain),
             fail_delay=int(site.fail_delay.total_seconds()),
