@@ -204,7 +204,7 @@ def render(
     if diff:
         _show_changes(session.out, configuration.name, folder, compare_site(files, folder))
         return
-    write_site(files, folder)
+    write_site(files, folder, durable=True)
     session.out.result(
         {"site": configuration.name, "out": str(folder), "files": sorted(files)},
         f"{folder}: {plural(len(files), 'file')} for {configuration.name}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from cvmfs_publish.errors import InputError
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
 from cvmfs_publish.sites.services import Client, Domain, Mirror, Squid
@@ -81,13 +80,8 @@ def _render_squid(site: Site, squid: Squid, pages: Pages) -> RenderedFile:
     ]
     hosts = {address.hostname for address in addresses if address.hostname} | {*squid.servers}
     ports = {address.port or (443 if address.scheme == "https" else 80) for address in addresses}
-    if squid.servers:
+    if squid.servers or not ports:
         ports |= {*STRATUM1_PORTS}
-    if not hosts:
-        raise InputError(
-            "squid: there is no server it may fetch from",
-            hint="name Stratum 1 servers in client.domains or squid.servers",
-        )
     # CONNECT is how a proxy passes on https, which it cannot cache.
     secure = any(address.scheme == "https" for address in addresses)
     return pages.render(

@@ -34,9 +34,11 @@ _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 _NO_LOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def write_site(files: Mapping[str, RenderedFile], out: Path) -> None:
+def write_site(files: Mapping[str, RenderedFile], out: Path, *, durable: bool = False) -> None:
     """Write `files` as the folder `out`, replacing an earlier rendering whole.
 
+    `durable`: wait until the disk has the new set before it takes the place of the old one, so that
+    a power failure cannot leave empty files.
     Raises `InputError` when `out` is a folder that holds something else than an earlier rendering,
     which is never deleted, and when it cannot be written; then what was there stays.
     """
@@ -47,7 +49,7 @@ def write_site(files: Mapping[str, RenderedFile], out: Path) -> None:
             if alone:
                 _recover(out)
             rendered_files(out)
-            _replace(files, out)
+            _replace(files, out, durable)
             if alone:
                 _tidy(out)
     except OSError as exc:
@@ -106,7 +108,11 @@ def _turn(parent: Path) -> Iterator[bool]:
     The folder itself is locked: a lock file would be left behind.  Where there are no locks nobody
     waits.  Changing places is safe all the same, but what looks left behind may be in use.
     """
-    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # one may write to a folder and not list it
+        yield False
+        return
     try:
         yield _lock(descriptor, parent)
     finally:
@@ -136,10 +142,12 @@ def _lock(descriptor: int, parent: Path) -> bool:
 # ---------------------------------------------------------------- writing beside, changing places
 
 
-def _replace(files: Mapping[str, RenderedFile], out: Path) -> None:
+def _replace(files: Mapping[str, RenderedFile], out: Path, durable: bool) -> None:
     work = Path(tempfile.mkdtemp(prefix=_prefix(out), dir=out.parent))
     try:
         _fill(work / "new", files)
+        if durable:
+            _sync(work / "new")
         if not os.path.lexists(out):
             (work / "new").rename(out)
         elif not _exchange(work / "new", out):
@@ -158,6 +166,15 @@ def _fill(folder: Path, files: Mapping[str, RenderedFile]) -> None:
             (folder / parent).chmod(0o755)  # whatever the umask: nodes read them as users
         path.write_bytes(file.content)
         path.chmod(file.mode)
+
+
+def _sync(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _exchange(new: Path, out: Path) -> bool:

@@ -328,6 +328,12 @@ def test_a_proxy_serves_the_servers_of_the_domains_on_their_ports() -> None:
     assert "collapsed_forwarding on" in lines
 
 
+def test_a_proxy_without_servers_fetches_nothing() -> None:
+    lines = assignments(client_files("squid: {clients: [10.0.0.0/8]}")["proxy/squid.conf"])
+    assert not [line for line in lines if "cvmfs_servers" in line]
+    assert "http_access deny all" in lines
+
+
 def test_a_proxy_passes_https_on_only_for_servers_that_want_it() -> None:
     text = domain_text("https://a.example.org/cvmfs/@fqrn@") + "squid: {clients: [10.0.0.0/8]}"
     lines = assignments(client_files(text)["proxy/squid.conf"])
@@ -338,7 +344,6 @@ def test_a_proxy_passes_https_on_only_for_servers_that_want_it() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("squid: {clients: [10.0.0.0/8]}", "no server it may fetch from"),
         ("squid: {clients: [], servers: [a.example.org]}", "nobody could use the proxy"),
         ("squid: {clients: [10.0.0.0/8], servers: [a], cache_dir: /a b}", "characters that cannot"),
         ("squid: {clients: [10.0.0.0/8], servers: [a], port: 70000}", "between 1 and 65535"),

@@ -93,6 +93,11 @@ def test_this_machine_exchanges_folders_in_one_step(tmp_path: Path) -> None:
     assert (tmp_path / "b").stat().st_ino == inode
 
 
+def test_a_set_can_wait_for_the_disk(tmp_path: Path) -> None:
+    write_site(NEW, tmp_path / "out", durable=True)
+    assert contents(tmp_path / "out") == NEW
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     write_site(NEW, tmp_path)
     assert contents(tmp_path) == NEW
@@ -171,7 +176,7 @@ def test_a_failed_write_leaves_the_earlier_set(
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot be written: (File exists|Not a dir)") as caught:
+    with pytest.raises(InputError, match=r"cannot be written: (File exists|Not a dir)") as caught:
         write_site(NEW, tmp_path / "file" / "out")
     assert "must be writable" in caught.value.hint
 
