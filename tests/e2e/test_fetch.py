@@ -28,7 +28,14 @@ from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.fakes.mirror import Mirror, running_mirror
-from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
+from tests.images import push, tiny_image
+from tests.parts import (
+    docker_registry,
+    popen_as_test_user,
+    require,
+    run_as_test_user,
+    test_user,
+)
 
 pytestmark = pytest.mark.parts
 
@@ -582,6 +589,49 @@ def test_a_running_job_holds_its_copy(node: Node, runtime: str) -> None:
         job.communicate()
     assert node.fetch("--collect").returncode == 0
     assert not node.tree.exists()
+
+
+# ---------------------------------------------------------------- SIF files and registries
+
+
+def test_a_sif_file_is_unpacked_where_it_cannot_be_mounted(node: Node) -> None:
+    require("unsquashfs")
+    source = node.root / "source"
+    with tarfile.open(fileobj=io.BytesIO(node.data)) as tar:
+        tar.extractall(source, filter="tar")
+    built = node.root / "cache" / "built.sif"
+    apptainer = require("apptainer")
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o755)
+    run_as_test_user([apptainer, "build", built, source], check=True)
+    data = built.read_bytes()
+    key = hashlib.sha256(data).hexdigest()
+    node.mirror.files[f"{key}.sif"] = data
+    node.configure(listed=line(data, kind="sif"))
+    assert node.fetch("--tell", IMAGE).stdout.decode() == f"mirror {node.cache}/{key}.sif\n"
+    for way in ("mirror", "cache"):
+        result = node.fetch("--tell", "--directory", IMAGE)
+        assert result.stdout.decode() == f"{way} {node.cache}/{key}.tree\n", result
+    assert (node.cache / f"{key}.tree" / "marker").read_text() == "inside\n"
+    assert node.mirror.asked == ["good"]
+    assert node.leftovers() == []
+
+
+def test_an_image_is_pulled_from_its_registry(node: Node) -> None:
+    require("mksquashfs")
+    require("apptainer")
+    node.configure(chain="[registry]", listed="")
+    with docker_registry(node.root) as registry:
+        digest = push(tiny_image(node.root / "layout"), f"{registry.host}/a/b:1")
+        env = {"APPTAINER_NOHTTPS": "1"}
+        name = f"{registry.host}/a/b@{digest}"
+        result = node.fetch("--directory", name, env=env)
+        copy = node.cache / f"oci-{digest.removeprefix('sha256:')}.tree"
+        assert result.stdout.decode() == f"{copy}\n", result
+        assert (copy / "bin" / "sh").exists()
+        assert failure(node.fetch(f"{registry.host}/a/none:1", env=env)) == (75, "pull-failed")
+    assert node.fetch("--directory", name).stdout.decode() == f"{copy}\n"
+    assert node.leftovers() == []
 
 
 # ---------------------------------------------------------------- what the job is told
