@@ -24,8 +24,8 @@ def render_slurm(site: Site, pages: Pages) -> Files:
     wrapper = f"{here}/cvmfs-batch"
     if len(site.install_dir) > _DIR_LIMIT:
         raise InputError(
-            f"install_dir {site.install_dir!r} has {len(site.install_dir)} characters; in the first "
-            f"line of batch scripts of Slurm is room for {_DIR_LIMIT}",
+            f"install_dir {site.install_dir!r} has {len(site.install_dir)} characters; in the "
+            f"first line of batch scripts of Slurm is room for {_DIR_LIMIT}",
             hint="choose a shorter path, or a link to this one",
         )
     program = f"{site.install_dir}/bin/cvmfs-run"
