@@ -112,6 +112,11 @@ def _check(name: str) -> _Checked:
     reading = read_site(name)
     if reading.value is None:
         return _Checked(name, reading.errors, ())
+    try:
+        render_site(reading.value, templates_dir())
+    except InputError as exc:  # what only the files themselves show
+        error = InputError(f"{name}: {exc}", hint=exc.hint)
+        return _Checked(reading.value.name, (error,), ())
     remarks = check_site(reading.value)
     placed = [(find_origin(reading.origins, remark.key), remark) for remark in remarks]
     return _Checked(reading.value.name, (), placed)

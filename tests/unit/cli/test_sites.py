@@ -119,6 +119,14 @@ def test_check_strict_ends_with_2_for_a_remark(shell: Shell) -> None:
     assert shell.run("site", "check", "--strict", "generic").code == 0
 
 
+def test_check_finds_what_only_the_rendered_files_show(shell: Shell) -> None:
+    (shell.cwd / "far.yaml").write_text(f"name: far\ninherits: [slac]\ninstall_dir: /{'x' * 300}\n")
+    ran = shell.run("site", "check", str(shell.cwd / "far.yaml"))
+    assert ran.code == 2
+    assert "far.yaml: install_dir '/xxx" in ran.err
+    assert "hint: choose a shorter path" in ran.err
+
+
 def test_check_goes_on_after_a_site_that_does_not_exist(shell: Shell) -> None:
     ran = shell.run("site", "check", "nowhere", "generic")
     assert ran.code == 2
