@@ -236,23 +236,25 @@ class Origin(http.server.BaseHTTPRequestHandler):
     """A Stratum 1 that counts what it is asked."""
 
     asked: list[str]
+    manifest = b""
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        body = self.manifest if self.path.endswith("/.cvmfspublished") else b"hello"
         self.send_response(200)
-        self.send_header("Content-Length", "5")
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "max-age=3600")
         self.end_headers()
-        self.wfile.write(b"hello")
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @contextmanager
-def origin() -> Iterator[tuple[int, list[str]]]:
+def origin(manifest: bytes = b"") -> Iterator[tuple[int, list[str]]]:
     asked: list[str] = []
-    handler = type("Handler", (Origin,), {"asked": asked})
+    handler = type("Handler", (Origin,), {"asked": asked, "manifest": manifest})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -481,11 +483,15 @@ def test_node_check_compares_the_revision_with_the_one_wanted(node: WorkerNode) 
     assert "3 I/O errors" in lines_of(lines, "io-errors")[0]
     os.setxattr(node.repository, "user.revision", b"42")
     assert check(node, env=wanted)[0] == 0
-    with origin() as (port, asked):  # it answers, and with no manifest
-        os.setxattr(node.repository, "user.host", f"http://127.0.0.1:{port}/cvmfs/x".encode())
-        _, lines = check(node, env=wanted)
-    assert asked == ["/cvmfs/x/.cvmfspublished"]
-    assert "not with a manifest" in lines_of(lines, "server")[0]
+    published = b"C%s\nS43\nT%d\n--\n\xff\0signature"
+    for since, said in ((1_700_000_000, "has had 43 for hours"), (2**33, "has revision 43")):
+        with origin(published % (b"ab" * 20, since)) as (port, asked):
+            os.setxattr(node.repository, "user.host", f"http://127.0.0.1:{port}/cvmfs/x".encode())
+            _, lines = check(node, env=wanted)
+        assert asked == ["/cvmfs/x/.cvmfspublished"]
+        assert said in lines_of(lines, "server")[0]
+    status, lines = check(node, env=wanted)  # nobody is there any more
+    assert (status, "does not answer" in lines_of(lines, "server")[0]) == (0, True)
     for name in ("revision", "nioerr", "host"):
         os.removexattr(node.repository, f"user.{name}")
 

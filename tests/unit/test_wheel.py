@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from cvmfs_publish.sites.data import load_site, templates_dir
+from cvmfs_publish.sites.render import render_site
 from tests import parts
 
 pytestmark = pytest.mark.slow
@@ -113,4 +115,10 @@ def test_the_installed_program_renders_a_site(installed: Path, tmp_path: Path) -
     out = tmp_path / "site"
     _run(installed / "cvmfs-publish", "site", "render", "generic", "--out", str(out), cwd=tmp_path)
     assert os.access(out / "bin/cvmfs-run", os.X_OK)
-    assert (out / "MANIFEST.json").is_file()
+    expected = render_site(load_site("generic"), templates_dir())
+    found = {
+        path.relative_to(out).as_posix(): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file()
+    }
+    assert found == {path: file.content for path, file in expected.items()}

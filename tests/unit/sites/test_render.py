@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,7 @@ from cvmfs_publish.repository.records import Artefact
 from cvmfs_publish.sites.client import render_client
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.fallback_list import FALLBACK_LIST, check_fallback_list
-from cvmfs_publish.sites.launcher import conf_values
-from cvmfs_publish.sites.model import Site
+from cvmfs_publish.sites.launcher import PROGRAMS, conf_values
 from cvmfs_publish.sites.pages import Files, Pages, RenderedFile
 from cvmfs_publish.sites.render import MANIFEST, render_site
 from cvmfs_publish.sites.runtime_conf import COMPLETE
@@ -34,8 +34,11 @@ def rendered(name: str) -> dict[str, RenderedFile]:
     return render_site(load_site(name), templates_dir())
 
 
-def every_site() -> list[Site]:
-    return [*map(load_site, SITES), parse_site(FULL)]
+@cache
+def every_site() -> Mapping[str, Mapping[str, RenderedFile]]:
+    """The files of every site by its name."""
+    sites = [*map(load_site, SITES), parse_site(FULL)]
+    return {site.name: render_site(site, templates_dir(), b"") for site in sites}
 
 
 @pytest.mark.parametrize("name", SITES)
@@ -102,13 +105,13 @@ def distinct_programs() -> dict[str, bytes]:
     """The shell programs of all sites; those that differ in the site's name alone only once."""
     found: dict[bytes, tuple[str, bytes]] = {}
     seen: set[bytes] = set()
-    for site in every_site():
-        for path, file in render_site(site, templates_dir()).items():
+    for site, files in every_site().items():
+        for path, file in files.items():
             if not file.content.startswith(b"#!/bin/sh") or file.content in seen:
                 continue
             seen.add(file.content)
-            plain = re.sub(rf"\b{re.escape(site.name)}\b".encode(), b"NAME", file.content)
-            found.setdefault(plain, (f"{site.name}-{path.replace('/', '_')}", file.content))
+            plain = re.sub(rf"\b{re.escape(site)}\b".encode(), b"NAME", file.content)
+            found.setdefault(plain, (f"{site}-{path.replace('/', '_')}", file.content))
     return dict(found.values())
 
 
@@ -141,8 +144,8 @@ def test_shellcheck_has_nothing_to_say_about_any_program(programs: list[Path]) -
 def test_no_program_wants_another_interpreter_than_every_node_has() -> None:
     first_lines = {
         file.content.split(b"\n", 1)[0]
-        for site in every_site()
-        for file in render_site(site, templates_dir()).values()
+        for files in every_site().values()
+        for file in files.values()
         if file.content.startswith(b"#!")
     }
     assert first_lines == {b"#!/bin/sh"}
@@ -175,11 +178,15 @@ def test_values_reach_the_shell_as_they_are(tmp_path: Path) -> None:
     assert read_by_a_shell(content, list(values), tmp_path) == values
 
 
-def test_the_launcher_and_the_renderer_agree_on_the_names_in_site_conf() -> None:
-    program = (templates_dir() / "launcher" / "cvmfs-run").read_text()
-    body = program.replace("cr_config_defaults() {", "").split("cr_find_config", 1)[1]
-    used = set(re.findall(r"cvmfs_site_([a-z_]+)", body))
-    assert used <= set(conf_values(load_site("generic")))
+def test_the_programs_and_the_renderer_agree_on_the_names_in_site_conf() -> None:
+    used = {
+        name
+        for template in PROGRAMS.values()
+        for name in re.findall(
+            r"cvmfs_site_([a-z_]*[a-z])", (templates_dir() / template).read_text("utf-8")
+        )
+    }
+    assert used == set(conf_values(load_site("generic")))
 
 
 def test_a_template_that_asks_for_an_unknown_value_is_an_error(tmp_path: Path) -> None:
@@ -434,7 +441,7 @@ def test_every_rendered_file_is_documented_and_every_documented_one_rendered() -
     page = (Path(__file__).parents[3] / "docs" / "site-files.md").read_text("utf-8")
     table = page.split("## The files")[1].split("##")[0]
     documented = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
-    paths = {path for site in every_site() for path in render_site(site, templates_dir(), b"")}
+    paths = {path for files in every_site().values() for path in files}
     forms = {name: re.compile(re.sub("[A-Z]+(?!.*json)", "[^/]+", name)) for name in documented}
     assert {path for path in paths if not any(f.fullmatch(path) for f in forms.values())} == set()
     assert {name for name, f in forms.items() if not any(map(f.fullmatch, paths))} == set()
