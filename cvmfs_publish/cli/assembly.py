@@ -60,7 +60,7 @@ def open_artefact_store(config: Config) -> ArtefactStore | None:
     if _is_inside(fallback.store, config.repository.storage):
         raise InputError(
             f"fallback.store {fallback.store} is inside repository.storage"
-            f" {config.repository.storage}",
+            f" {config.repository.storage}, or the other way round",
             hint="keep them apart: what is in a repository's folder is its own",
         )
     if isinstance(fallback.store, S3Url):
@@ -71,8 +71,11 @@ def open_artefact_store(config: Config) -> ArtefactStore | None:
 
 
 def _is_inside(place: S3Url | Path, storage: S3Url | Path) -> bool:
+    """Whether one would meet the files of the other; only folders are listed level by level."""
+    if isinstance(place, S3Url) and isinstance(storage, S3Url):
+        return f"{place}/".startswith(f"{storage}/") or f"{storage}/".startswith(f"{place}/")
     if isinstance(place, S3Url) or isinstance(storage, S3Url):
-        return isinstance(place, S3Url) and f"{place}/".startswith(f"{storage}/")
+        return False
     with suppress(OSError):  # a circle of links, which whoever uses it will meet
         return place.resolve().is_relative_to(storage.resolve())
     return False

@@ -85,8 +85,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except S3Error as error:
+        hint = error.hint.replace("repository.storage", "fallback.store")
         raise ArtefactError(
-            str(error), hint=error.hint.replace("repository.s", "fallback.s")
+            str(error), hint=hint.replace("repository.s3", "fallback.s3")
         ) from error
 
 

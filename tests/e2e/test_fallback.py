@@ -239,6 +239,25 @@ def test_gc_removes_the_files_that_nothing_may_need_any_more(made: Site) -> None
     made.judge()
 
 
+def test_each_platform_has_a_line_of_its_own(made: Site) -> None:
+    for architecture in ("amd64", "arm64"):
+        layer = Tar()
+        layer.file("content", architecture.encode())
+        made.registry.add_image(
+            "a/one", [layer.done()], tag=architecture, platform=f"linux/{architecture}"
+        )
+    amd64, arm64 = (made.registry.name("a/one", tag) for tag in ("amd64", "arm64"))
+    made.publish(amd64)
+    (image,) = made.publish(arm64, "--platform", "linux/arm64")
+    public = f".multiarch/arm64/{arm64}"
+    assert image["fallback"]["file"] == made.listed()[public]
+    assert made.listed()[amd64] != made.listed()[public]
+    assert len(made.listed()) == 4  # and two by digest
+    made.run("unpublish", arm64, "--platform", "linux/arm64")
+    assert public not in made.listed()
+    assert len(made.listed()) == 3
+
+
 # what goes wrong
 
 
@@ -331,7 +350,7 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_done(made: S
     refused("{store: repository/files}", "is inside repository.storage", "keep them apart")
     refused("{store: fallback, format: zip}", "fallback.format", "sif, tar.gz")
     refused("{format: sif}", "'store'")
-    refused("{store: s3://bucket/x}", "no keys", "`fallback.s3`")
+    refused("{store: s3://bucket/x, s3: {region: eu}}", "no keys", "`fallback.s3`")
     made.path = str(made.folder)
     refused("{store: fallback}", "sqfstar", "squashfs-tools", "tar.gz")
     made.store.mkdir()
