@@ -26,7 +26,7 @@ from tests.support import Site, site
 
 STEPS = ["catalogs", "history", "certificate", "reflog", "sync", "prepare"]
 STEPS += ["switch reflog", "switch", "done"]
-# In object storage a step is one PUT: before the lock is used, before each of the visible ones, after.
+# In object storage: before anything is written, and before and after what readers see.
 S3_STEPS = ["catalogs", "sync", "switch reflog", "switch", "done"]
 KILLS = 16
 
