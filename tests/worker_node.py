@@ -66,7 +66,10 @@ class WorkerNode:
 
 @contextmanager
 def worker_node(text: str, runtime: str = "apptainer") -> Iterator[WorkerNode]:
-    """Make a node whose site has `text` in addition to what every node here has."""
+    """Make a node whose site has `text` in addition to what every node here has.
+
+    `ROOT` in it stands for the node's folder.
+    """
     program = require(runtime)
     require("busybox")
     with tempfile.TemporaryDirectory(prefix="node-", dir="/var/tmp") as folder:
@@ -74,8 +77,8 @@ def worker_node(text: str, runtime: str = "apptainer") -> Iterator[WorkerNode]:
         root.chmod(0o755)
         node = WorkerNode(root)
         _build_image(node.repository / IMAGE)
-        whole = SITE.format(root=root, repository=REPOSITORY, image=IMAGE, runtime=program) + text
-        site = parse(Site, whole, "batch.yaml")
+        whole = SITE.format(root=root, repository=REPOSITORY, image=IMAGE, runtime=program)
+        site = parse(Site, whole + text.replace("ROOT", str(root)), "batch.yaml")
         write_site(render_site(site, templates_dir()), node.site)
         yield node
 
