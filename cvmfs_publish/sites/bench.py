@@ -21,7 +21,6 @@ from pathlib import Path
 
 from cvmfs_publish.errors import InputError, RemoteError
 from cvmfs_publish.sites.model import Site
-from cvmfs_publish.sites.pages import TEXT, RenderedFile
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.values import HostPath, ScratchPlace
 from cvmfs_publish.sites.writing import write_site
@@ -30,6 +29,7 @@ JOB = "true"  # looked up in the image: a start, and nothing else
 START_SECONDS = 3600  # a start that takes longer is given up; a download may take most of it
 FALLBACK_LIST = "share/cvmfs-publish/fallback.txt"
 _DESCRIPTOR = re.compile(r"[0-9]<")
+_TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # colours of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +92,43 @@ class Bench:
         self.launcher = self._render(site, work / "site") / "bin" / "cvmfs-run"
 
     def measure(self, plan: Plan, told: Callable[[str], None]) -> list[Row]:
-        """Return one row for every case; `told` hears what is begun."""
-        path = self.find(plan.image)
+        """Return one row for every case; `told` hears what is begun.
+
+        A case that fails has a row that says why, whatever it measured before.
+        """
+        path, why = self._find_or_why(plan)
         cases = [
             Case("bare process", (self._which(JOB),), plan.runs),
             *self._local_cases(path, plan, told),
-            *self._cvmfs_cases(path, plan),
+            *self._cvmfs_cases(path, plan, why),
             *self._fallback_cases(path, plan),
         ]
         seconds: dict[str, list[float]] = {case.name: [] for case in cases}
+        failed: dict[str, str] = {}
         for number in range(max(case.runs for case in cases)):
             for case in cases:
-                if number < case.runs:
-                    if number == 0:
-                        told(f"{case.name}: {case.runs} runs")
+                if number >= case.runs or case.name in failed:
+                    continue
+                if number == 0:
+                    told(f"{case.name}: {case.runs} runs")
+                try:
                     seconds[case.name].append(self._time(case))
-        return [Row(case.name, tuple(seconds[case.name]), case.note) for case in cases]
+                except RemoteError as exc:
+                    failed[case.name] = str(exc)
+                    seconds[case.name] = []
+        return [
+            Row(case.name, tuple(seconds[case.name]), failed.get(case.name, case.note))
+            for case in cases
+        ]
+
+    def _find_or_why(self, plan: Plan) -> tuple[str, str]:
+        """Return the image's folder, or "" and why there is none where a local copy will do."""
+        try:
+            return self.find(plan.image), ""
+        except RemoteError as exc:
+            if plan.local is None:
+                raise
+            return "", str(exc)
 
     def find(self, image: str) -> str:
         """Return the folder of an image, as a job finds it; the first start is made here."""
@@ -115,10 +136,9 @@ class Bench:
         argv = [str(self.launcher), "--no-fallback", image, "--", "sh", "-c", script]
         done = self._run(argv)
         if done.returncode:
-            said = done.stderr.strip().splitlines()
             kind = RemoteError if done.returncode in (69, 71, 75) else InputError
             raise kind(
-                f"{image}: no job can be started in it: {said[-1] if said else done.returncode}",
+                f"{image}: no job can be started in it: {_last_words(done)}",
                 hint="`bin/node-check IMAGE` of the rendered site says what this node lacks",
             )
         return done.stdout
@@ -128,25 +148,31 @@ class Bench:
         if local is None:
             local = self.work / "local"
             told(f"copying {path} to {local}")
-            shutil.copytree(path, local, symlinks=True)
+            try:
+                shutil.copytree(path, local, symlinks=True)
+            except OSError as exc:
+                why = exc.strerror or str(exc)[:300]  # every file of a tree, without an end
+                raise InputError(
+                    f"{path}: cannot be copied to {local}: {why}",
+                    hint="name another disk with --work, or a copy from `export` with --local",
+                ) from exc
         return [
             self._runtime_case(str(local), plan.runs),
             Case("cvmfs-run, local sandbox", self._launch(str(local)), plan.runs),
         ]
 
-    def _cvmfs_cases(self, path: str, plan: Plan) -> list[Case]:
+    def _cvmfs_cases(self, path: str, plan: Plan, why: str) -> list[Case]:
         warm, cold = "cvmfs-run, CVMFS warm", "cvmfs-run, CVMFS cold"
         base = f"{self.site.cvmfs}/"
         if not path.startswith(base):
-            note = f"{path} is not below {base}"
+            note = why or f"{path} is not below {base}"
             return [Case(warm, note=note), Case(cold, note=note)]
         repository = path.removeprefix(base).partition("/")[0]
         emptied = self._run(["cvmfs_talk", "-i", repository, "cleanup", "0"])
         if emptied.returncode:
-            why = (emptied.stderr or emptied.stdout).strip().splitlines()
-            note = f"the client's cache cannot be emptied: {why[-1] if why else 'no answer'}"
-            last = Case(cold, note=note)
+            last = Case(cold, note=f"the client's cache cannot be emptied: {_last_words(emptied)}")
         else:
+            self._run(self._launch(plan.image))  # the first run of the warm case is warm
             last = Case(
                 cold,
                 self._launch(plan.image),
@@ -181,7 +207,9 @@ class Bench:
         nowhere = HostPath(str(self.work / "no-cvmfs"))
         listed = self._fallback_list(path)
         folder = self._render(
-            replace(self.site, fallback=fallback, cvmfs=nowhere), self.work / "fallback", listed
+            replace(self.site, fallback=fallback, cvmfs=nowhere, required_repositories=()),
+            self.work / "fallback",
+            listed,
         )
         argv = (str(folder / "bin" / "cvmfs-run"), plan.image, "--", JOB)
 
@@ -209,10 +237,7 @@ class Bench:
         return None
 
     def _render(self, site: Site, out: Path, listed: bytes | None = None) -> Path:
-        files = render_site(site, self.templates)
-        if listed is not None:
-            files["etc/fallback.txt"] = RenderedFile(listed, TEXT)
-        write_site(files, out)
+        write_site(render_site(site, self.templates, listed), out)
         return out
 
     def _launch(self, image: str) -> tuple[str, ...]:
@@ -223,7 +248,7 @@ class Bench:
         argv = [str(self.launcher), "--no-fallback", "--dry-run", image, "--", JOB]
         done = self._run(argv)
         if done.returncode:
-            raise InputError(f"{image}: {done.stderr.strip()}")
+            raise InputError(f"{image}: no job can be started in it: {_last_words(done)}")
         variables = {}
         words = shlex.split(done.stdout.strip()[1:-1])
         for number, (word, following) in enumerate(itertools.pairwise(words)):
@@ -248,10 +273,7 @@ class Bench:
         done = self._run(case.argv, case.variables)
         took = time.perf_counter() - began
         if done.returncode:
-            said = done.stderr.strip().splitlines()
-            raise RemoteError(
-                f"{case.name}: ended with {done.returncode}: {said[-1] if said else 'no message'}"
-            )
+            raise RemoteError(f"ended with {done.returncode}: {_last_words(done)}")
         return took
 
     def _run(
@@ -260,7 +282,7 @@ class Bench:
         try:
             return subprocess.run(  # noqa: S603 - the launcher, the runtime, cvmfs_talk
                 list(argv),
-                cwd=self.work,
+                cwd="/",  # every image has it
                 env={**self.environ, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -275,3 +297,9 @@ class Bench:
             raise RemoteError(
                 f"{shlex.join(argv)}: did not end within {exc.timeout:.0f} s"
             ) from exc
+
+
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a program said, without colours."""
+    said = _TERMINAL.sub("", done.stderr or done.stdout).split("\n")
+    return next((line.strip() for line in reversed(said) if line.strip()), "no message")
