@@ -96,7 +96,7 @@ report_variables NONE
 
 PARALLEL = """\
 pe_name smp
-slots 8
+slots 16
 user_lists NONE
 xuser_lists NONE
 start_proc_args NONE
@@ -213,7 +213,7 @@ class Cell:
 def gridengine_cell(root: Path) -> Iterator[Cell]:
     """Run master and execution daemon with everything below `root`, which must exist.
 
-    The queue has 4 slots, hooks as the site sets them, 2 s between a notification and the kill.
+    The queue has 16 slots, and 2 s between a notification and the kill.
     """
     if not (PROGRAMS / "sge_execd").exists():
         missing("Grid Engine (gridengine-master, -exec and -client)")
@@ -229,7 +229,12 @@ def gridengine_cell(root: Path) -> Iterator[Cell]:
         try:
             yield cell
         finally:
-            words: list[str | Path] = [PROGRAMS / "qdel", "-f", "-u", "*"]  # what a failed test has left behind
+            words: list[str | Path] = [
+                PROGRAMS / "qdel",
+                "-f",
+                "-u",
+                "*",
+            ]  # what a failed test has left behind
             subprocess.run(words, env=dict(cell.env), capture_output=True, timeout=60, check=False)
 
 
@@ -293,7 +298,7 @@ def _configure(cell: Cell) -> None:
             "qname": QUEUE,
             "hostlist": HOST,
             "load_thresholds": "NONE",
-            "slots": "4",
+            "slots": "16",
             "pe_list": "smp",
             "notify": "00:00:02",
             "min_cpu_interval": "00:00:01",

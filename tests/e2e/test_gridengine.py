@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,49 +59,93 @@ def test_the_rendered_lines_of_the_queue_are_accepted(cell: Cell, node: WorkerNo
     assert queue["prolog"] == f"root@{node.site}/gridengine/prolog"
 
 
-def test_an_array_submitted_through_the_rendered_template_runs_from_the_tree(
-    cell: Cell, node: WorkerNode
-) -> None:
-    job = cell.submit("-q", QUEUE, "-t", "1-3", node.site / "gridengine/submit.sh")
-    for task in (1, 2, 3):
-        assert cell.ended(job, task) == Ended(0, INSIDE)
+PLAIN = """\
+#!/bin/sh
+cat /etc/os-release; echo "$SGE_TASK_ID $1"; echo x >"$TMPDIR/y" && cat "$TMPDIR/y"
+case $SGE_TASK_ID in 1) exit 0 ;; 2) exit 7 ;; 3) kill -TERM $$ ;; esac
+"""
+MODE = '#!/bin/sh\ncat /etc/os-release\necho "$1"\n'
+HOST = "test -e /etc/debian_version && echo host; echo $0 $1\n"
+PARALLEL = '#!/bin/sh\ncat /etc/os-release; echo "$NSLOTS"; cat "$PE_HOSTFILE"\n'
 
 
-def test_plain_scripts_of_an_array_run_in_the_image_and_their_statuses_arrive(cell: Cell) -> None:
-    text = (
-        "#!/bin/sh\n"
-        'cat /etc/os-release; echo "$SGE_TASK_ID $1"; echo x >"$TMPDIR/y" && cat "$TMPDIR/y"\n'
-        "case $SGE_TASK_ID in 1) exit 0 ;; 2) exit 7 ;; 3) kill -TERM $$ ;; esac\n"
+@dataclass(frozen=True)
+class Jobs:
+    """The numbers of jobs that have been submitted together."""
+
+    template: int
+    plain: int
+    scripts: list[int]  # one for each mode
+    programs: list[int]
+    host: list[int]
+    parallel: int
+    no_image: int
+
+
+@pytest.fixture(scope="module")
+def jobs(cell: Cell, node: WorkerNode) -> Jobs:
+    mode, host = script(cell, "mode.sh", MODE), script(cell, "host.sh", HOST)
+    none = "CVMFS_RUN_IMAGE=none"
+    return Jobs(
+        template=cell.submit("-q", QUEUE, "-t", "1-3", node.site / "gridengine/submit.sh"),
+        plain=cell.submit("-q", QUEUE, "-t", "1-3", script(cell, "plain.sh", PLAIN), "two words"),
+        scripts=[cell.submit("-q", f"{each}.q", mode, "an argument") for each in MODES],
+        # Grid Engine itself gives the shell a program's bytes in the third mode.
+        programs=[
+            cell.submit("-q", f"{each}.q", "-b", "y", "/bin/cat", "/etc/os-release")
+            for each in MODES[:2]
+        ],
+        host=[
+            cell.submit("-q", f"{each}.q", "-v", none, host, "x")
+            for each in ("posix_compliant", "script_from_stdin")
+        ],
+        parallel=cell.submit("-q", QUEUE, "-pe", "smp", "2", script(cell, "pe.sh", PARALLEL)),
+        no_image=cell.submit("-q", QUEUE, "-v", f"CVMFS_RUN_IMAGE={IMAGE}-no-such", mode),
     )
-    job = cell.submit("-q", QUEUE, "-t", "1-3", script(cell, "plain.sh", text), "two words")
+
+
+def test_an_array_submitted_through_the_rendered_template_runs_from_the_tree(
+    cell: Cell, jobs: Jobs
+) -> None:
+    for task in (1, 2, 3):
+        assert cell.ended(jobs.template, task) == Ended(0, INSIDE)
+
+
+def test_plain_scripts_of_an_array_run_in_the_image_and_their_statuses_arrive(
+    cell: Cell, jobs: Jobs
+) -> None:
     for task, status in ((1, 0), (2, 7), (3, 143)):
-        assert cell.ended(job, task) == Ended(status, f"{INSIDE}{task} two words\nx\n")
+        assert cell.ended(jobs.plain, task) == Ended(status, f"{INSIDE}{task} two words\nx\n")
 
 
-def test_every_shell_start_mode_runs_scripts_and_programs_in_the_image(cell: Cell) -> None:
-    path = script(cell, "mode.sh", '#!/bin/sh\ncat /etc/os-release\necho "$1"\n')
-    scripts = [cell.submit("-q", f"{mode}.q", path, "an argument") for mode in MODES]
-    # Grid Engine itself gives a program no arguments and the shell its bytes in the third mode.
-    programs = [
-        cell.submit("-q", f"{mode}.q", "-b", "y", "/bin/cat", "/etc/os-release")
-        for mode in MODES[:2]
-    ]
-    for job in scripts:
+def test_every_shell_start_mode_runs_scripts_and_programs_in_the_image(
+    cell: Cell, jobs: Jobs
+) -> None:
+    for job in jobs.scripts:
         assert cell.ended(job) == Ended(0, f"{INSIDE}an argument\n")
-    for job in programs:
+    for job in jobs.programs:
         assert cell.ended(job) == Ended(0, INSIDE)
 
 
-def test_a_job_that_wants_no_image_is_started_as_grid_engine_would(cell: Cell) -> None:
-    text = "test -e /etc/debian_version && echo host; echo $0 $1\n"
-    path = script(cell, "host.sh", text)
-    jobs = [
-        cell.submit("-q", f"{mode}.q", "-v", "CVMFS_RUN_IMAGE=none", path, "x")
-        for mode in ("posix_compliant", "script_from_stdin")
-    ]
+def test_a_job_that_wants_no_image_is_started_as_grid_engine_would(cell: Cell, jobs: Jobs) -> None:
+    posix, stdin = jobs.host
     spool = cell.root / "spool/execd/localhost/job_scripts"
-    assert cell.ended(jobs[0]) == Ended(0, f"host\n{spool}/{jobs[0]} x\n")
-    assert cell.ended(jobs[1]).output.startswith("host\n")
+    assert cell.ended(posix) == Ended(0, f"host\n{spool}/{posix} x\n")
+    assert cell.ended(stdin).output.startswith("host\n")
+
+
+def test_a_parallel_job_sees_its_slots_and_hosts_in_the_image(cell: Cell, jobs: Jobs) -> None:
+    ended = cell.ended(jobs.parallel)
+    assert ended.status == 0
+    assert ended.output.startswith(f"{INSIDE}2\nlocalhost 2 {QUEUE}@localhost")
+
+
+def test_a_job_whose_image_does_not_exist_is_put_in_error_state(cell: Cell, jobs: Jobs) -> None:
+    job = jobs.no_image
+    cell.wait_for(lambda: cell.state(job) == "Eqw", "the error state")
+    assert "class=noimage code=66" in cell.text(job)
+    assert "NAME=" not in cell.text(job)
+    cell.delete(job)
 
 
 def test_notifications_reach_the_command_in_the_image(cell: Cell) -> None:
@@ -119,44 +165,28 @@ def test_notifications_reach_the_command_in_the_image(cell: Cell) -> None:
     assert "got USR2" in ended.output
 
 
-def test_a_job_on_a_node_without_the_repository_is_queued_again_and_runs_later(
+def test_jobs_on_a_node_without_the_repository_are_queued_again_and_run_later(
     cell: Cell, node: WorkerNode
 ) -> None:
+    def tried_again(job: int) -> bool:
+        return "R" in cell.state(job)
+
+    def has_run(job: int) -> bool:
+        return cell.text(job).endswith(INSIDE)
+
     path = script(cell, "again.sh", "#!/bin/sh\ncat /etc/os-release\n")
     with node.without_repository():
-        job = cell.submit("-q", "unix_behavior.q", path)
-        cell.wait_for(lambda: "class=noservice code=69" in cell.text(job), "the launcher's message")
-        cell.wait_for(lambda: "R" in cell.state(job), "another try")
-    cell.wait_for(lambda: cell.text(job).endswith(INSIDE), "the job itself")
-
-
-def test_the_prolog_gives_a_job_back_before_it_starts(cell: Cell, node: WorkerNode) -> None:
-    path = script(cell, "prolog.sh", "#!/bin/sh\ncat /etc/os-release\n")
-    with node.without_repository():
-        job = cell.submit("-q", QUEUE, path)
-        cell.wait_for(lambda: "R" in cell.state(job), "another try")
+        by_starter = cell.submit("-q", "unix_behavior.q", path)
+        by_prolog = cell.submit("-q", QUEUE, path)
         # a job that needs no image does not suffer
         other = cell.submit("-q", QUEUE, "-v", "CVMFS_RUN_IMAGE=none", path)
+        for job in (by_starter, by_prolog):
+            cell.wait_for(partial(tried_again, job), "another try")
         assert cell.ended(other).status == 0
-    cell.wait_for(lambda: cell.text(job).endswith(INSIDE), "the job itself")
-    assert "cvmfs-run: class" not in cell.text(job)
-
-
-def test_a_job_whose_image_does_not_exist_is_put_in_error_state(cell: Cell) -> None:
-    path = script(cell, "error.sh", "#!/bin/sh\necho never\n")
-    job = cell.submit("-q", QUEUE, "-v", f"CVMFS_RUN_IMAGE={IMAGE}-no-such", path)
-    cell.wait_for(lambda: cell.state(job) == "Eqw", "the error state")
-    assert "class=noimage code=66" in cell.text(job)
-    assert "never" not in cell.text(job)
-    cell.delete(job)
-
-
-def test_a_parallel_job_sees_its_slots_and_hosts_in_the_image(cell: Cell) -> None:
-    text = '#!/bin/sh\ncat /etc/os-release; echo "$NSLOTS"; cat "$PE_HOSTFILE"\n'
-    job = cell.submit("-q", QUEUE, "-pe", "smp", "2", script(cell, "parallel.sh", text))
-    status, output = cell.ended(job).status, cell.ended(job).output
-    assert status == 0
-    assert output.startswith(f"{INSIDE}2\nlocalhost 2 {QUEUE}@localhost")
+    for job in (by_starter, by_prolog):
+        cell.wait_for(partial(has_run, job), "the job itself")
+    assert "class=noservice code=69" in cell.text(by_starter)
+    assert "cvmfs-run: class" not in cell.text(by_prolog)
 
 
 @pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"], ["busybox", "ash"]])
