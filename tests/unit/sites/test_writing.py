@@ -34,7 +34,7 @@ def file_set(mark: str, *extra: str) -> dict[str, RenderedFile]:
     return files
 
 
-OLD, NEW = file_set("old", "conf/only-old"), file_set("new", "conf/only-new", "client/x/y")
+OLD, NEW = file_set("old", "conf/only-old"), file_set("new", "client/only/new")
 
 
 def contents(folder: Path) -> dict[str, RenderedFile]:
@@ -301,7 +301,7 @@ def test_several_writers_at_once_leave_one_whole_set(
         monkeypatch.setattr(writing, "_lock", lambda _, __: False)
     out = tmp_path / "out"
     write_site(OLD, out)
-    writers = [FORK.Process(target=_write_often, args=(s, out, 15)) for s in (OLD, NEW, OLD)]
+    writers = [FORK.Process(target=_write_often, args=(s, out, 8)) for s in (OLD, NEW, OLD)]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
@@ -340,7 +340,7 @@ def test_the_same_set_makes_no_difference(tmp_path: Path) -> None:
 def test_a_difference_names_what_is_added_changed_and_removed(tmp_path: Path) -> None:
     write_site(OLD, tmp_path / "out")
     changes = compare_site({**NEW, "etc/site.conf": OLD["etc/site.conf"]}, tmp_path / "out")
-    assert changes.added == ("client/x/y", "conf/only-new")
+    assert changes.added == ("client/only/new",)
     assert changes.changed == (MANIFEST, "bin/run")
     assert changes.removed == ("conf/only-old",)
     assert "--- a/conf/only-old\n+++ /dev/null\n" in changes.text
