@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def pool(node: WorkerNode) -> Iterator[Pool]:
 def native(pool: Pool) -> Iterator[None]:
     """HTCondor starts the runtime itself; each starter reads the configuration anew."""
     file = pool.root / "config.d/40-native.conf"
-    file.write_text("CVMFS_PUBLISH_NATIVE = true\n")
+    # HTCondor mounts a job's own /var/tmp over the folder of this test, unless told not to.
+    file.write_text("CVMFS_PUBLISH_NATIVE = true\nMOUNT_UNDER_SCRATCH =\n")
     yield
     file.unlink()
 
@@ -58,32 +60,62 @@ def test_the_native_way_replaces_the_wrapper(pool: Pool, native: None, node: Wor
     assert image == f'TARGET.SingularityImage ?: "{node.repository}/{IMAGE}"'
 
 
-def test_jobs_of_the_rendered_submit_file_run_from_the_tree(pool: Pool, node: WorkerNode) -> None:
+PLAIN = (
+    "cat /etc/os-release; pwd; echo $_CONDOR_SCRATCH_DIR; test -r $_CONDOR_JOB_AD && echo ad; "
+    "echo $OMP_NUM_THREADS; echo $CUDA_VISIBLE_DEVICES; echo x >result; "
+)
+ENDS = {"zero": "exit 0", "seven": "exit 7", "term": "kill -TERM $$"}
+SIGNAL = (
+    "trap ''echo got USR1 >>rm.txt; exit 42'' USR1; cat /etc/os-release >rm.txt; "
+    "while :; do sleep 0.1; done"
+)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The numbers of jobs that have been submitted together."""
+
+    template: int
+    plain: dict[str, int]  # by the end they come to
+    signal: int
+    host: int
+    no_image: int
+
+
+@pytest.fixture(scope="module")
+def jobs(pool: Pool, node: WorkerNode) -> Jobs:
+    two = pool.root / "two.sub"
+    text = (node.site / "htcondor/submit.sub").read_text()
+    two.write_text(text.replace("\nqueue\n", "\nqueue 2\n"))
+    transfer = ["should_transfer_files = yes", "request_cpus = 3"]
+    none = 'environment = "CVMFS_RUN_IMAGE=none"'
+    wrong = f"environment = \"A='b c' CVMFS_RUN_IMAGE={IMAGE}-no-such B=1\""
+    return Jobs(
+        template=pool.submit(two),
+        plain={
+            name: pool.job(name, SHELL.format(PLAIN + end), *transfer) for name, end in ENDS.items()
+        },
+        signal=pool.job("rm", SHELL.format(SIGNAL), "remove_kill_sig = SIGUSR1"),
+        host=pool.job("host", SHELL.format("test -e /etc/debian_version"), none),
+        no_image=pool.job("held", SHELL.format("true"), wrong),
+    )
+
+
+def test_htcondor_understands_the_submit_file(pool: Pool, node: WorkerNode) -> None:
     dry = pool.command("condor_submit", "-dry-run", "-", node.site / "htcondor/submit.sub")
     assert f'Arguments="{IMAGE} -- cat /etc/os-release"' in dry
     assert 'Flavour="short"' in dry
-    copy = pool.root / "two.sub"
-    text = (node.site / "htcondor/submit.sub").read_text()
-    copy.write_text(text.replace("\nqueue\n", "\nqueue 2\n"))
-    cluster = pool.submit(copy)
+
+
+def test_jobs_of_the_rendered_submit_file_run_from_the_tree(pool: Pool, jobs: Jobs) -> None:
     for number in range(2):
-        assert pool.ended(f"{cluster}.{number}") == "0"
-        assert pool.text(f"cvmfs-run.{cluster}.{number}.out") == INSIDE
+        assert pool.ended(f"{jobs.template}.{number}") == "0"
+        assert pool.text(f"cvmfs-run.{jobs.template}.{number}.out") == INSIDE
 
 
-def test_plain_jobs_run_in_the_image_and_their_statuses_arrive(pool: Pool) -> None:
-    script = (
-        "cat /etc/os-release; pwd; echo $_CONDOR_SCRATCH_DIR; test -r $_CONDOR_JOB_AD && echo ad; "
-        "echo $OMP_NUM_THREADS; echo $CUDA_VISIBLE_DEVICES; echo x >result; "
-    )
-    transfer = ["should_transfer_files = yes", "request_cpus = 3"]
-    ends = {"zero": "exit 0", "seven": "exit 7", "term": "kill -TERM $$"}
-    jobs = {
-        name: pool.job(name, SHELL.format(script + end), *transfer) for name, end in ends.items()
-    }
-    assert {name: pool.ended(f"{job}.0") for name, job in jobs.items()} == {
-        "zero": "0", "seven": "7", "term": "-15"
-    }  # fmt: skip
+def test_plain_jobs_run_in_the_image_and_their_statuses_arrive(pool: Pool, jobs: Jobs) -> None:
+    ended = {name: pool.ended(f"{job}.0") for name, job in jobs.plain.items()}
+    assert ended == {"zero": "0", "seven": "7", "term": "-15"}
     os_release, directory, scratch, *rest = pool.text("zero.out").splitlines()
     assert f"{os_release}\n" == INSIDE
     assert directory == scratch
@@ -92,31 +124,28 @@ def test_plain_jobs_run_in_the_image_and_their_statuses_arrive(pool: Pool) -> No
     assert pool.text("result") == "x\n"
 
 
-def test_the_signal_of_condor_rm_reaches_the_command_in_the_image(pool: Pool) -> None:
-    script = (
-        "trap ''echo got USR1 >>rm.txt; exit 42'' USR1; cat /etc/os-release >rm.txt; "
-        "while :; do sleep 0.1; done"
-    )
-    job = pool.job("rm", SHELL.format(script), "remove_kill_sig = SIGUSR1")
+def test_the_signal_of_condor_rm_reaches_the_command_in_the_image(pool: Pool, jobs: Jobs) -> None:
     pool.wait_for(lambda: pool.text("rm.txt") == INSIDE, "the start")
-    pool.command("condor_rm", str(job), user=True)
+    pool.command("condor_rm", str(jobs.signal), user=True)
     pool.wait_for(lambda: pool.text("rm.txt") == f"{INSIDE}got USR1\n", "the signal")
 
 
-def test_a_job_that_wants_no_image_runs_on_the_host(pool: Pool) -> None:
-    job = pool.job(
-        "host", SHELL.format("test -e /etc/debian_version"), 'environment = "CVMFS_RUN_IMAGE=none"'
-    )
-    assert pool.ended(f"{job}.0") == "0"
+def test_a_job_that_wants_no_image_runs_on_the_host(pool: Pool, jobs: Jobs) -> None:
+    assert pool.ended(f"{jobs.host}.0") == "0"
 
 
-def test_a_job_whose_image_does_not_exist_is_held_with_the_reason(pool: Pool) -> None:
-    wanted = f"environment = \"A='b c' CVMFS_RUN_IMAGE={IMAGE}-no-such B=1\""
-    job = f"{pool.job('held', SHELL.format('true'), wanted)}.0"
+def test_a_job_whose_image_does_not_exist_is_held_with_the_reason(pool: Pool, jobs: Jobs) -> None:
+    job = f"{jobs.no_image}.0"
     pool.wait_for(lambda: pool.attribute(job, "JobStatus") == "5", "the hold")
     assert pool.attribute(job, "HoldReasonSubCode") == "66"
     assert "class=noimage code=66" in pool.attribute(job, "HoldReason")
-    pool.command("condor_rm", job)
+
+
+def test_the_state_of_the_node_is_an_attribute_of_its_slot(pool: Pool) -> None:
+    def said() -> str:
+        return pool.command("condor_status", "-af", "CvmfsRunStatus").split()[0]
+
+    assert pool.wait_for(lambda: said().removeprefix("undefined"), "node-check") == "0"
 
 
 def test_a_job_returns_to_the_queue_while_the_node_lacks_the_repository(
