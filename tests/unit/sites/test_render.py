@@ -210,7 +210,7 @@ OLD_NAMES = {
 }
 NEW_NAMES = OLD_NAMES | {
     *("enable fusemount", "allow container sif", "allow container encrypted"),
-    *("use nvidia-container-cli", "always use rocm", "systemd cgroups"),
+    *("use nvidia-container-cli", "always use rocm"),
 }
 KNOWN_NAMES = {
     "conf/apptainer.conf": NEW_NAMES,
