@@ -244,17 +244,23 @@ def waiting(lock: Path) -> int:
         return sum("->" in entry and wanted in entry for entry in locks)
 
 
-def test_jobs_that_start_together_share_one_download(node: Node) -> None:
+@pytest.mark.parametrize("kills", [0, 2])
+def test_jobs_that_start_together_share_one_download(node: Node, kills: int) -> None:
     node.configure("gate")
     runtime = str(require("ch-run"))
     job = ["site/bin/cvmfs-run", "--runtime", runtime, IMAGE, "/bin/busybox", "cat", "/marker"]
     with ExitStack() as stack:
         jobs = [stack.enter_context(node.start(*job, env={"TMPDIR": "/tmp"})) for _ in range(24)]
         until(lambda: waiting(node.cache / f"{node.key}.lock") == len(jobs) - 1)
+        for number in range(kills):
+            until(lambda: node.mirror.asked[number:])  # noqa: B023  # called now
+            for process in node.holder():
+                os.kill(process, signal.SIGKILL)
+        until(lambda: node.mirror.asked[kills:])
         node.mirror.gate.set()
         ends = [(*job.communicate(timeout=SECONDS), job.returncode) for job in jobs]
     assert ends == [(b"inside\n", b"", 0)] * len(jobs)
-    assert node.mirror.asked == ["gate"]
+    assert node.mirror.asked == ["gate"] * (kills + 1)
 
 
 def test_a_killed_downloader_is_replaced_by_one_that_waits(node: Node) -> None:
@@ -490,6 +496,17 @@ def test_a_cache_somebody_else_has_made_is_refused(node: Node) -> None:
         pytest.skip("only root can make files of others")
     node.cache.mkdir()
     assert failure(node.fetch()) == (77, "wrong-owner")
+
+
+def test_root_makes_the_cache_of_a_user_where_users_cannot(node: Node) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("--owner is for root")
+    node.top.chmod(0o755)
+    user = test_user()
+    root = [str(node.fetcher), "--refresh", "--owner", f"{user.uid}:{user.gid}"]
+    assert subprocess.run(root, check=False).returncode == 0
+    assert node.fetch().stdout.decode() == f"{node.tree}\n"
+    assert failure(node.fetch("--refresh", "--owner", "0")) == (77, "not-root")
 
 
 def test_root_fills_a_shared_cache_and_users_read_it_or_wait(node: Node) -> None:
