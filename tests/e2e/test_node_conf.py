@@ -194,9 +194,8 @@ def test_what_the_script_cannot_do_has_a_status_of_its_own(folder: Path) -> None
     other = conf_in(folder, "singularity", "")
     assert other.apply("--singularity", apptainer).returncode == 64
     folder.chmod(0o555)
-    os.chown(folder, 0, 0)
-    if os.geteuid() == 0:
-        assert conf.apply("--apptainer", apptainer).returncode == 73
+    assert conf.apply("--apptainer", apptainer).returncode == 73
+    folder.chmod(0o755)
     assert conf.file.read_text() == "mount slave = no\n"
 
 
