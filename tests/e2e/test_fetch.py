@@ -552,6 +552,16 @@ def test_lists_are_copied_while_repositories_answer(node: Node) -> None:
     assert b"cause=untrusted" in result.stderr
 
 
+def test_a_node_takes_the_image_of_its_own_platform_if_there_is_one(node: Node) -> None:
+    arm64 = tools_without(node.root / "arm64", curl='exec /usr/bin/curl "$@"', uname="echo aarch64")
+    both = line(b"of amd64") + line(node.data, f".multiarch/arm64/{IMAGE}")
+    node.configure(listed="".join(sorted(both.splitlines(keepends=True))))
+    assert node.fetch(env=arm64).stdout.decode() == f"{node.tree}\n"
+    node.configure(listed=line(node.data) + line(b"of s390x", f".multiarch/s390x/{IMAGE}"))
+    for env in (arm64, None):  # what has one platform only is for all nodes, as in CernVM-FS
+        assert node.fetch(env=env).stdout.decode() == f"{node.tree}\n"
+
+
 def test_a_repository_that_answers_comes_before_copies_of_its_list(node: Node) -> None:
     listed = node.root / "cvmfs/images.example.org/share/cvmfs-publish/fallback.txt"
     listed.parent.mkdir(parents=True)

@@ -378,7 +378,8 @@ def line(listed: str, **changes: str) -> str:
 
 
 def test_a_list_of_fallback_images_is_shipped_as_it_is() -> None:
-    text = "# Fallback images of x\n" + line("docker.io/library/debian:12") + "\n"
+    text = "# Fallback images of x\n" + line(".multiarch/arm:v7/docker.io/library/debian:12")
+    text += line("docker.io/library/debian:12") + "\n"
     text += line(f"docker.io/library/debian@{DIGEST}")
     check_fallback_list(text.encode(), "fallback.txt")
     site = parse_site("home: host")
