@@ -33,7 +33,10 @@ def node() -> Iterator[WorkerNode]:
 def pool(node: WorkerNode) -> Iterator[Pool]:
     root = node.root / "pool"
     root.mkdir()
-    with condor_pool(root, {CONF: (node.site / "htcondor" / CONF).read_text()}) as pool:
+    # HTCondor would mount a job's own /var/tmp over the folder of this test.
+    files = {"10-test.conf": "MOUNT_UNDER_SCRATCH =\n"}
+    files[CONF] = (node.site / "htcondor" / CONF).read_text()
+    with condor_pool(root, files) as pool:
         yield pool
 
 
@@ -41,8 +44,7 @@ def pool(node: WorkerNode) -> Iterator[Pool]:
 def native(pool: Pool) -> Iterator[None]:
     """HTCondor starts the runtime itself; each starter reads the configuration anew."""
     file = pool.root / "config.d/40-native.conf"
-    # HTCondor mounts a job's own /var/tmp over the folder of this test, unless told not to.
-    file.write_text("CVMFS_PUBLISH_NATIVE = true\nMOUNT_UNDER_SCRATCH =\n")
+    file.write_text("CVMFS_PUBLISH_NATIVE = true\n")
     yield
     file.unlink()
 
@@ -79,6 +81,7 @@ class Jobs:
     plain: dict[str, int]  # by the end they come to
     signal: int
     host: int
+    container: int
     no_image: int
 
 
@@ -88,6 +91,11 @@ def jobs(pool: Pool, node: WorkerNode) -> Jobs:
     text = (node.site / "htcondor/submit.sub").read_text()
     two.write_text(text.replace("\nqueue\n", "\nqueue 2\n"))
     transfer = ["should_transfer_files = yes", "request_cpus = 3"]
+    container = [
+        "universe = container",
+        f"container_image = {node.repository}/{IMAGE}",
+        "transfer_container = false",
+    ]
     none = 'environment = "CVMFS_RUN_IMAGE=none"'
     wrong = f"environment = \"A='b c' CVMFS_RUN_IMAGE={IMAGE}-no-such B=1\""
     return Jobs(
@@ -96,6 +104,7 @@ def jobs(pool: Pool, node: WorkerNode) -> Jobs:
             name: pool.job(name, SHELL.format(PLAIN + end), *transfer) for name, end in ENDS.items()
         },
         signal=pool.job("rm", SHELL.format(SIGNAL), "remove_kill_sig = SIGUSR1"),
+        container=pool.job("container", SHELL.format("cat /etc/os-release; exit 9"), *container),
         host=pool.job("host", SHELL.format("test -e /etc/debian_version"), none),
         no_image=pool.job("held", SHELL.format("true"), wrong),
     )
@@ -132,6 +141,11 @@ def test_the_signal_of_condor_rm_reaches_the_command_in_the_image(pool: Pool, jo
 
 def test_a_job_that_wants_no_image_runs_on_the_host(pool: Pool, jobs: Jobs) -> None:
     assert pool.ended(f"{jobs.host}.0") == "0"
+
+
+def test_a_job_of_universe_container_is_left_to_htcondor(pool: Pool, jobs: Jobs) -> None:
+    assert pool.ended(f"{jobs.container}.0") == "9"
+    assert pool.text("container.out") == INSIDE
 
 
 def test_a_job_whose_image_does_not_exist_is_held_with_the_reason(pool: Pool, jobs: Jobs) -> None:
