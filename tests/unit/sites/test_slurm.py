@@ -129,3 +129,31 @@ def test_a_folder_somebody_else_has_put_there_is_not_the_jobs(
 def test_a_folder_for_which_a_first_line_has_no_room_is_refused() -> None:
     with pytest.raises(InputError, match=r"has 61 characters; .* room for 60"):
         render_site(site(f"install_dir: /{'a' * 60}"), templates_dir())
+
+
+def test_a_prolog_knows_other_ways_to_images_when_a_repository_is_sick(
+    tmp_path: Path,
+) -> None:
+    require("dash")
+    base, cache = tmp_path / "cvmfs", tmp_path / "cache"
+    share = base / "a.example.org" / "share" / "cvmfs-publish"
+    share.mkdir(parents=True)
+    line = f"docker.io/library/debian:12 sha256:{'a' * 64} sha256:{'b' * 64} sif {'c' * 64} 5 5 "
+    (share / "fallback.txt").write_text(line + f"{'c' * 64}.sif\n", "utf-8")
+    program = prolog(
+        tmp_path,
+        f"cvmfs: {base}\nrepositories: [{{name: a.example.org}}]\nimages: {{cpu: 'debian:12'}}\n"
+        f"fallback: {{chain: [cache, mirror], mirrors: ['http://127.0.0.1:9/images'], shared: true,"
+        f" cache_dir: {cache}, jitter: 0s}}\n",
+    )
+    fetch = tmp_path / "site" / "bin" / "cvmfs-fetch"
+    text = program.read_text("utf-8").replace("/opt/cvmfs-run/bin/cvmfs-fetch", str(fetch))
+    program.write_text(text, "utf-8")
+    healthy = run(["dash"], program, SLURM_JOB_ID="1", SLURM_JOB_UID="0")
+    assert (healthy.returncode, healthy.stderr) == (0, "")
+    assert [line in path.read_text("utf-8") for path in cache.rglob("*.txt")] == [True]
+    (base / "a.example.org").rename(base / "away")
+    sick = run(["dash"], program, SLURM_JOB_ID="1", SLURM_JOB_UID="0")
+    assert sick.returncode == 0  # cvmfs-run judges
+    assert "code=75 step=mirror cause=no-mirror-has-it" in sick.stderr
+    assert "a.example.org/. does not answer" in sick.stderr
