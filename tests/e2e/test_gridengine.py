@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.gridengine_cell import QUEUE, Cell, Ended, gridengine_cell
+from tests.mpi_image import add_mpi
 from tests.worker_node import IMAGE, INSIDE, WorkerNode, worker_node
 
 pytestmark = pytest.mark.parts
@@ -24,6 +25,9 @@ batch: {systems: [gridengine], options: {gridengine: ["-l h_rt=0:5:0"]}}
 @pytest.fixture(scope="module")
 def node() -> Iterator[WorkerNode]:
     with worker_node(BATCH) as node:
+        image = node.repository / IMAGE
+        add_mpi(image)
+        (image / "bin/ssh").symlink_to("busybox")  # mpirun looks for it, and does not start it
         yield node
 
 
@@ -66,6 +70,11 @@ case $SGE_TASK_ID in 1) exit 0 ;; 2) exit 7 ;; 3) kill -TERM $$ ;; esac
 """
 MODE = '#!/bin/sh\ncat /etc/os-release\necho "$1"\n'
 HOST = "test -e /etc/debian_version && echo host; echo $0 $1\n"
+# On one node; Open MPI takes the slots from PE_HOSTFILE.
+MPI = {
+    "inside": "OMPI_MCA_plm=isolated exec mpirun /ring 1000",
+    "outside": "CVMFS_RUN_IMAGE= exec mpirun {program} {image} -- /ring 1000",
+}
 PARALLEL = '#!/bin/sh\ncat /etc/os-release; echo "$NSLOTS"; cat "$PE_HOSTFILE"\n'
 
 
@@ -79,6 +88,7 @@ class Jobs:
     programs: list[int]
     host: list[int]
     parallel: int
+    mpi: dict[str, int]
     no_image: int
 
 
@@ -86,6 +96,14 @@ class Jobs:
 def jobs(cell: Cell, node: WorkerNode) -> Jobs:
     mode, host = script(cell, "mode.sh", MODE), script(cell, "host.sh", HOST)
     none = "CVMFS_RUN_IMAGE=none"
+    program = node.site / "bin/cvmfs-run"
+    mpi = {
+        name: script(
+            cell, f"{name}.sh", f"#!/bin/sh\n{text.format(program=program, image=IMAGE)}\n"
+        )
+        for name, text in MPI.items()
+    }
+    slots = ("-q", QUEUE, "-pe", "smp", "4")
     return Jobs(
         template=cell.submit("-q", QUEUE, "-t", "1-3", node.site / "gridengine/submit.sh"),
         plain=cell.submit("-q", QUEUE, "-t", "1-3", script(cell, "plain.sh", PLAIN), "two words"),
@@ -100,6 +118,10 @@ def jobs(cell: Cell, node: WorkerNode) -> Jobs:
             for each in ("posix_compliant", "script_from_stdin")
         ],
         parallel=cell.submit("-q", QUEUE, "-pe", "smp", "2", script(cell, "pe.sh", PARALLEL)),
+        mpi={
+            "inside": cell.submit(*slots, mpi["inside"]),
+            "outside": cell.submit(*slots, "-v", none, mpi["outside"]),
+        },
         no_image=cell.submit("-q", QUEUE, "-v", f"CVMFS_RUN_IMAGE={IMAGE}-no-such", mode),
     )
 
@@ -138,6 +160,11 @@ def test_a_parallel_job_sees_its_slots_and_hosts_in_the_image(cell: Cell, jobs: 
     ended = cell.ended(jobs.parallel)
     assert ended.status == 0
     assert ended.output.startswith(f"{INSIDE}2\nlocalhost 2 {QUEUE}@localhost")
+
+
+@pytest.mark.parametrize("where", sorted(MPI))
+def test_ranks_pass_messages(cell: Cell, jobs: Jobs, where: str) -> None:
+    assert cell.ended(jobs.mpi[where]) == Ended(0, "4 ranks, sum 6, 1000 words\n")
 
 
 def test_a_job_whose_image_does_not_exist_is_put_in_error_state(cell: Cell, jobs: Jobs) -> None:
