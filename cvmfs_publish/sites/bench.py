@@ -178,7 +178,7 @@ class Bench:
                 self._launch(plan.image),
                 plan.cold_runs,
                 before=lambda: self._empty(repository),
-                note="the client's cache was emptied before each run, not the kernel's and the proxy's",
+                note="the client's cache was emptied before each run, no other one",
             )
         return [Case(warm, self._launch(plan.image), plan.runs), last]
 
