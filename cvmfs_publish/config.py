@@ -129,7 +129,10 @@ class SiteName(str):
     @classmethod
     def parse(cls, text: str) -> SiteName:
         if not _SITE.fullmatch(text):
-            raise InputError(f"{text[:100]!r} is not the name of a site")
+            raise InputError(
+                f"{text[:100]!r} is not the name of a site",
+                hint="use small letters, digits, - and _, a letter or digit first",
+            )
         return cls(text)
 
 

@@ -63,6 +63,11 @@ def open_artefact_store(config: Config) -> ArtefactStore | None:
             f" {config.repository.storage}, or the other way round",
             hint="keep them apart: what is in a repository's folder is its own",
         )
+    if _is_inside(config.repository.keys, fallback.store):
+        raise InputError(
+            f"repository.keys {config.repository.keys} is inside fallback.store {fallback.store}",
+            hint="give `fallback.store` a folder of its own: web servers give out what is in it",
+        )
     if isinstance(fallback.store, S3Url):
         description = _describe(fallback.store, fallback.s3 or S3Config(), "fallback.s3")
     else:

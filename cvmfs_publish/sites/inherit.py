@@ -92,9 +92,11 @@ class _Layers:
             raise error_at(entry, "inherits", str(exc), exc.hint) from exc
         if parent.identity in [each.identity for each in heirs]:
             names = " -> ".join([*(each.shown for each in heirs), parent.shown])
-            raise error_at(entry, "inherits", f"a file inherits from itself: {names}")
+            what = f"a file inherits from itself: {names}"
+            raise error_at(entry, "inherits", what, "remove one of them from its `inherits`")
         if len(self.seen) >= MAX_FILES:
-            raise error_at(entry, "inherits", f"more than {MAX_FILES} files make up the site")
+            what = f"more than {MAX_FILES} files make up the site"
+            raise error_at(entry, "inherits", what, "write what they say into fewer files")
         if parent.identity not in self.seen:
             self.add(parent, heirs)
 

@@ -87,8 +87,13 @@ RANK_VARIABLES = {
     "PMIX_MCA_gds": "hash",
 }
 DEFAULT_RUNTIMES = ("apptainer", "singularity", "ch-run", "podman")
-# Batch systems whose directives are options of their submit commands.
-DASHED = ("slurm", "gridengine", "pbs", "lsf")
+# Batch systems whose directives are options of their submit commands, with an example of each.
+DASHED = {
+    "slurm": "--partition=short",
+    "gridengine": "-l h_rt=3600",
+    "pbs": "-l walltime=1:00:00",
+    "lsf": "-W 1:00",
+}
 # What a container of a pod may ask for, and how much; Kubernetes' own words for both.
 _RESOURCE = re.compile(
     r"(cpu|memory|ephemeral-storage|hugepages-[A-Za-z0-9]+|[a-z0-9.-]+/[A-Za-z0-9_.-]+)"
@@ -241,7 +246,7 @@ class RuntimeConf:
 def _check_unique(key: str, names: Sequence[str]) -> None:
     for at, name in enumerate(names):
         if name in names[:at]:
-            raise RefusedKeyError((key, at), f"{name} is given twice")
+            raise RefusedKeyError((key, at), f"{name} is given twice", hint="remove one")
 
 
 def _check_destinations(lists: Mapping[str, Sequence[Bind]]) -> None:
@@ -344,7 +349,8 @@ class Fallback:
                 hint="give the addresses of what `publish --fallback` wrote under `mirrors`",
             )
         if len(set(self.chain)) != len(self.chain) or "host" in self.chain[:-1]:
-            raise RefusedKeyError(("chain",), "names a way twice, or host before another way")
+            what = "names a way twice, or host before another way"
+            raise RefusedKeyError(("chain",), what, hint="write each way once, and host last")
         check_number("cache_mb", self.cache_mb, 1, MAX_MB, "MB")
         check_number("image_mb", self.image_mb, 1, MAX_MB, "MB")
         if self.image_mb > self.cache_mb:
@@ -359,6 +365,7 @@ class Fallback:
                 f"{self.jitter.total_seconds():.0f} s is longer than lock_wait,"
                 f" {self.lock_wait.total_seconds():.0f} s: who waits would give up before"
                 " the download begins",
+                hint="lower jitter or raise lock_wait",
             )
 
 
@@ -380,9 +387,11 @@ class Kubernetes:
     def __post_init__(self) -> None:
         if self.image.startswith("/"):
             what = f"{self.image!r} is a path; the pod's image is pulled from a registry"
-            raise RefusedKeyError(("image",), what)
+            hint = "write its name, as registry.example.org/jobs:1"
+            raise RefusedKeyError(("image",), what, hint=hint)
         if "." in self.namespace:
-            raise RefusedKeyError(("namespace",), f"{self.namespace!r}: a namespace has no dots")
+            what = f"{self.namespace!r}: a namespace has no dots"
+            raise RefusedKeyError(("namespace",), what, hint="use letters, digits and -")
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,16 +418,19 @@ class Batch:
             for at, line in enumerate(lines):
                 if system in DASHED and not line.startswith("-"):
                     what = f"{line!r} is not an option of {system}: it does not begin with -"
-                    raise RefusedKeyError(("options", system, at), what)
+                    hint = f"write what its submit command takes, as {DASHED[system]}"
+                    raise RefusedKeyError(("options", system, at), what, hint=hint)
                 if system == "htcondor" and "=" not in line:
-                    what = f"{line!r} is not a line of a submit file: KEY = VALUE"
-                    raise RefusedKeyError(("options", system, at), what)
+                    what = f"{line!r} is not a line of a submit file"
+                    hint = "write KEY = VALUE, as +Flavour = short"
+                    raise RefusedKeyError(("options", system, at), what, hint=hint)
                 if system == "kubernetes" and not _RESOURCE.fullmatch(line):
                     what = f"{line!r} is not the quantity of a resource"
                     hint = "write NAME=QUANTITY, as cpu=4, memory=8Gi or nvidia.com/gpu=2"
                     raise RefusedKeyError(("options", system, at), what, hint=hint)
         if len(set(self.systems)) != len(self.systems):
-            raise RefusedKeyError(("systems",), "names a batch system twice")
+            what = "names a batch system twice"
+            raise RefusedKeyError(("systems",), what, hint="write each once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,9 +450,11 @@ class Software:
     def __post_init__(self) -> None:
         if not self.commands:
             what = f"{self.name}/{self.version} offers no commands"
-            raise RefusedKeyError(("commands",), what)
+            hint = "name the programs that users call, as commands: [samtools]"
+            raise RefusedKeyError(("commands",), what, hint=hint)
         if len(set(self.commands)) != len(self.commands):
-            raise RefusedKeyError(("commands",), f"{self.name}: names a command twice")
+            what = f"{self.name}: names a command twice"
+            raise RefusedKeyError(("commands",), what, hint="write each once")
 
 
 @dataclass(frozen=True, slots=True)

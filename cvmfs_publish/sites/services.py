@@ -51,7 +51,10 @@ class Domain:
 
     def __post_init__(self) -> None:
         if not self.servers or not self.public_keys:
-            raise InputError("a domain needs at least one server and one public key")
+            raise InputError(
+                "a domain needs at least one server and one public key",
+                hint="give both, or remove the domain if the stock client knows it",
+            )
         for at, server in enumerate(self.servers):
             hint = "as in http://stratum1.example.org/cvmfs/@fqrn@"
             if not _SERVER.fullmatch(server):
@@ -63,7 +66,8 @@ class Domain:
         for name, key in self.public_keys.items():
             if not _KEY_FILE.fullmatch(name):
                 what = f"{name!r} is not a file name of the form NAME.pub"
-                raise RefusedKeyError(("public_keys", name), what)
+                hint = "name it like the repository or its domain, as example.org.pub"
+                raise RefusedKeyError(("public_keys", name), what, hint=hint)
             if not _PEM.fullmatch(key):
                 raise RefusedKeyError(
                     ("public_keys", name),
@@ -121,7 +125,7 @@ class Client:
         for name in self.parameters:
             if name in OWN_KEYS:
                 what = f"has a key of its own: {OWN_KEYS[name]}"
-                raise RefusedKeyError(("parameters", name), what)
+                raise RefusedKeyError(("parameters", name), what, hint="write it there")
         for repository, parameters in self.repositories.items():
             _check_parameters(("repositories", repository), parameters)
 
@@ -139,7 +143,8 @@ def _check_proxy(value: str) -> None:
 def _check_parameters(key: Sequence[str], parameters: Mapping[VariableName, Line]) -> None:
     for name in parameters:
         if not name.startswith("CVMFS_"):
-            raise RefusedKeyError((*key, name), f"{name} does not start with CVMFS_")
+            what = f"{name} does not start with CVMFS_"
+            raise RefusedKeyError((*key, name), what, hint="name a parameter of the client")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,10 @@ class HostPath(str):
                 hint="without //, ., .. and without a slash at the end",
             )
         if len(text) > MAX_PATH:
-            raise InputError(f"a path of {len(text)} characters; at most {MAX_PATH} are possible")
+            raise InputError(
+                f"a path of {len(text)} characters; at most {MAX_PATH} are possible",
+                hint="name a shorter one; a link on the nodes can lead from it",
+            )
         return cls(text)
 
 
@@ -80,7 +83,10 @@ class VariableName(str):
     @classmethod
     def parse(cls, text: str) -> VariableName:
         if not _VARIABLE.fullmatch(text) or text.startswith(("cr_", "cvmfs_site_")):
-            raise InputError(f"{text[:100]!r} cannot be used as the name of a variable")
+            raise InputError(
+                f"{text[:100]!r} cannot be used as the name of a variable",
+                hint="use letters, digits and _, no digit first; cr_… and cvmfs_site_… are taken",
+            )
         return cls(text)
 
 
@@ -134,9 +140,15 @@ class Line(str):
     @classmethod
     def parse(cls, text: str) -> Line:
         if not text.isprintable():
-            raise InputError(f"{text[:200]!r} has a line break or another control character")
+            raise InputError(
+                f"{text[:200]!r} has a line break or another control character",
+                hint="write it on one line of printable characters",
+            )
         if len(text) > MAX_LINE:
-            raise InputError(f"a line of {len(text)} characters; at most {MAX_LINE} are possible")
+            raise InputError(
+                f"a line of {len(text)} characters; at most {MAX_LINE} are possible",
+                hint="shorten it, or put it into a file on the nodes",
+            )
         return cls(text)
 
 
@@ -212,6 +224,7 @@ def check_number(key: str, value: int, low: int, high: int, unit: str = "") -> N
         raise RefusedKeyError(
             (key,),
             f"{value}{unit and ' '}{unit} is not between {low} and {high}{unit and ' '}{unit}",
+            hint="write a whole number in this range",
         )
 
 
@@ -220,7 +233,8 @@ def check_duration(key: str, value: timedelta, low: int, high: int) -> None:
     seconds = value.total_seconds()
     if not low <= seconds <= high:
         wanted = f"between {format_seconds(low)} and {format_seconds(high)}"
-        raise RefusedKeyError((key,), f"{format_seconds(int(seconds))} is not {wanted}")
+        what = f"{format_seconds(int(seconds))} is not {wanted}"
+        raise RefusedKeyError((key,), what, hint="write a duration in this range, as 45s or 15m")
 
 
 def format_seconds(seconds: int) -> str:

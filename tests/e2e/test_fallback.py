@@ -348,6 +348,8 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_done(made: S
             assert word in said
 
     refused("{store: repository/files}", "is inside repository.storage", "keep them apart")
+    for store in (".", "keys"):
+        refused(f"{{store: {store}}}", "repository.keys", "is inside fallback.store", "web servers")
     refused("{store: fallback, format: zip}", "fallback.format", "sif, tar.gz")
     refused("{format: sif}", "'store'")
     refused("{store: s3://bucket/x, s3: {region: eu}}", "no keys", "`fallback.s3`")

@@ -153,9 +153,10 @@ def test_a_wrong_type_names_what_is_wanted_and_what_was_found() -> None:
         ("binds: [{source: /a, target: /x}, {source: /b, target: /x}]", "both mounted at /x"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_a_value_that_cannot_work_is_refused_with_a_remedy(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
         site(text)
+    assert refused.value.hint or "wants one of" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +170,9 @@ def test_a_value_that_cannot_work_is_refused(text: str, message: str) -> None:
     ],
 )
 def test_a_domain_that_cannot_work_is_refused(domain: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as refused:
         site(f"client: {{domains: {{example.org: {domain}}}}}")
+    assert refused.value.hint
 
 
 def test_the_example_explains_every_key_right_above_it() -> None:
