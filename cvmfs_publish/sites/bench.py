@@ -11,6 +11,7 @@ import itertools
 import re
 import shlex
 import shutil
+import stat
 import statistics
 import subprocess
 import time
@@ -149,7 +150,7 @@ class Bench:
             local = self.work / "local"
             told(f"copying {path} to {local}")
             try:
-                shutil.copytree(path, local, symlinks=True)
+                shutil.copytree(path, local, symlinks=True, ignore=_special_files)
             except OSError as exc:
                 why = exc.strerror or str(exc)[:300]  # every file of a tree, without an end
                 raise InputError(
@@ -297,6 +298,12 @@ class Bench:
             raise RemoteError(
                 f"{shlex.join(argv)}: did not end within {exc.timeout:.0f} s"
             ) from exc
+
+
+def _special_files(folder: str, names: Sequence[str]) -> list[str]:
+    """Return the pipes and sockets among the files of a folder: there is nothing to copy."""
+    modes = ((name, Path(folder, name).lstat().st_mode) for name in names)
+    return [name for name, mode in modes if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)]
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
