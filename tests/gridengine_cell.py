@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,15 @@ from typing import TypeVar
 
 import pytest
 
-from tests.parts import describe, missing, run, run_as_test_user
+from tests.parts import (
+    User,
+    describe,
+    missing,
+    require,
+    run,
+    test_user,
+    user_environment,
+)
 
 PROGRAMS = Path("/usr/lib/gridengine")
 SHARE = Path("/usr/share/gridengine")
@@ -135,16 +143,11 @@ class Cell:
 
     def command(self, *words: str | Path) -> str:
         """Run a command of the administrator; return what it says."""
-        return run([PROGRAMS / words[0], *words[1:]], env=self.env, timeout=60).stdout.decode()
+        return run(named(*words), env=self.env, timeout=60).stdout.decode()
 
     def submit(self, *words: str | Path, env: Mapping[str, str] | None = None) -> int:
         """Submit as the test user, `qsub` style; return the number of the job."""
-        done = run_as_test_user(
-            [PROGRAMS / "qsub", "-terse", "-j", "y", "-o", self.output, *words],
-            cwd=self.output,
-            env={**self.env, **(env or {})},
-            check=True,
-        )
+        done = self._as_user("qsub", "-terse", "-j", "y", "-o", self.output, *words, env=env)
         return int(done.stdout.decode().strip().partition(".")[0])
 
     def add_queue(self, name: str, **changes: str) -> None:
@@ -155,7 +158,14 @@ class Cell:
         self.command("qconf", "-Aq", file)
 
     def delete(self, job: int) -> None:
-        run_as_test_user([PROGRAMS / "qdel", str(job)], env=self.env, check=True)
+        self._as_user("qdel", str(job))
+
+    def _as_user(
+        self, *words: str | Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        user = test_user()
+        environment = {**user_environment(user), **self.env, **(env or {})}
+        return run(named(*words, user=user), env=environment, cwd=self.output, timeout=60)
 
     def ended(self, job: int, task: int | None = None) -> Ended:
         """Wait for the end of a job (or one task of an array)."""
@@ -209,6 +219,20 @@ class Cell:
         return None
 
 
+def named(*words: str | Path, user: User | None = None) -> list[str | Path]:
+    """Return the command of a program of Grid Engine, on a host called localhost.
+
+    A name of its own in a namespace: whatever this machine is called may resolve to anything.
+    """
+    naming = f'echo {HOST} >/proc/sys/kernel/hostname && exec "$@"'
+    account: list[str | Path] = []
+    if user is not None:
+        numbers = ["--reuid", str(user.uid), "--regid", str(user.gid)]
+        account = [require("setpriv"), *numbers, "--clear-groups"]
+    start = [require("unshare"), "--uts", "/bin/sh", "-c", naming, "sh", *account]
+    return [*start, PROGRAMS / words[0], *words[1:]]
+
+
 @contextmanager
 def gridengine_cell(root: Path) -> Iterator[Cell]:
     """Run master and execution daemon with everything below `root`, which must exist.
@@ -229,12 +253,7 @@ def gridengine_cell(root: Path) -> Iterator[Cell]:
         try:
             yield cell
         finally:
-            words: list[str | Path] = [
-                PROGRAMS / "qdel",
-                "-f",
-                "-u",
-                "*",
-            ]  # what a failed test has left behind
+            words = named("qdel", "-f", "-u", "*")  # what a failed test has left behind
             subprocess.run(words, env=dict(cell.env), capture_output=True, timeout=60, check=False)
 
 
@@ -269,8 +288,6 @@ def _lay_out(cell: Cell) -> None:
     spooling = f"{common};{spool}/qmaster"
     (common / "bootstrap").write_text(BOOTSTRAP.format(spooling=spooling, spool=spool))
     (common / "act_qmaster").write_text(f"{HOST}\n")
-    # whatever this machine is called, it is the one host of the cell
-    (common / "host_aliases").write_text(f"{HOST} {socket.gethostname()}\n")
     changes = {
         "execd_spool_dir": f"{spool}/execd",
         "load_report_time": "00:00:01",
@@ -281,14 +298,14 @@ def _lay_out(cell: Cell) -> None:
     (cell.root / "configuration").write_text(configuration)
     libraries = {**cell.env, "LD_LIBRARY_PATH": str(PROGRAMS)}
     resources = SHARE / "util/resources"
-    run([PROGRAMS / "spoolinit", "classic", "libspoolc", spooling, "init"], env=libraries)
+    run([*named("spoolinit"), "classic", "libspoolc", spooling, "init"], env=libraries)
     for words in (
         ["configuration", cell.root / "configuration"],
         ["complexes", resources / "centry"],
         ["usersets", resources / "usersets"],
         ["managers", "root"],
     ):
-        run([PROGRAMS / "spooldefaults.bin", *words], env=libraries)
+        run([*named("spooldefaults.bin"), *words], env=libraries)
 
 
 def _configure(cell: Cell) -> None:
@@ -329,7 +346,7 @@ def _daemon(cell: Cell, name: str) -> Iterator[None]:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [PROGRAMS / name],
+            named(name),
             env=dict(cell.env),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -345,7 +362,7 @@ def _daemon(cell: Cell, name: str) -> Iterator[None]:
 
 def _wait_until_it_answers(cell: Cell) -> None:
     deadline = time.monotonic() + START_SECONDS
-    words: Sequence[str | Path] = [PROGRAMS / "qconf", "-sh"]
+    words = named("qconf", "-sh")
     while True:
         result = subprocess.run(
             words, env=dict(cell.env), capture_output=True, timeout=60, check=False
