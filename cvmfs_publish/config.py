@@ -140,7 +140,7 @@ class S3Url(str):
     """A place in an S3-compatible object store: `s3://bucket/prefix`."""
 
     __slots__ = ()
-    WANTED = "s3://BUCKET/PREFIX"
+    WANTED = "s3://BUCKET/PREFIX (plain names; a bucket's has three characters and more)"
 
     @classmethod
     def parse(cls, text: str) -> S3Url:

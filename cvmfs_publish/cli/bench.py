@@ -43,9 +43,9 @@ def bench(
         int, typer.Option(min=1, max=100, help="Runs of the cases that transfer data.")
     ] = 3,
 ) -> None:
-    """Measure how long a job takes to start on this node, for every way to get the image.
+    """Measure how long a job takes to start here.
 
-    Rows: a bare process, the runtime on a local sandbox, cvmfs-run on the same, CernVM-FS warm
+    For every way to get the image: a bare process, a local sandbox, cvmfs-run, CernVM-FS warm
     and cold, and the site's fallback.  Cold needs the right to empty the client's cache
     (`cvmfs_talk`, usually root).  What cannot be measured is listed with the reason.
 
