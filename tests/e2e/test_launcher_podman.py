@@ -20,7 +20,7 @@ import pytest
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import MODES, Node, build_image, failure
+from tests.e2e.test_launcher import Node, build_image, failure
 from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
 
 pytestmark = pytest.mark.parts
@@ -74,9 +74,8 @@ def test_the_status_is_the_jobs_own(node: Node, script: str, expected: int) -> N
     assert b"cvmfs-run: class" not in result.stderr
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["TERM"])
-def test_signals_reach_the_job(node: Node, mode: str, name: str) -> None:  # g.7-2
+def test_signals_reach_the_job(node: Node, name: str) -> None:  # g.7-2
     script = (
         f"trap 'echo got {name}; exit 42' {name}; echo ready; for i in 1 2 3 4 5; do sleep 1; done"
     )
@@ -85,7 +84,7 @@ def test_signals_reach_the_job(node: Node, mode: str, name: str) -> None:  # g.7
             "timeout",
             "--foreground",
             "20",
-            *node.words("--mode", mode, node.image, "sh", "-c", script),
+            *node.words(node.image, "sh", "-c", script),
         ],
         cwd=node.root,
         stdin=subprocess.DEVNULL,
@@ -101,18 +100,17 @@ def test_signals_reach_the_job(node: Node, mode: str, name: str) -> None:  # g.7
 def test_the_job_sees_what_other_runtimes_show(node: Node) -> None:
     folder = node.folder("a b,c:d")
     (folder / "data").write_text("odd\n")
-    scratch = node.folder("scratch")
     spec = str(folder).replace(":", "\\:")
     script = (
         'cat; pwd; id -u; umask; cat /nfs/data; echo "$ODD"; echo "$PATH"; echo "$IMAGE_SAYS"\n'
-        'touch /nfs/new; touch "$TMPDIR/x"; echo "${PYTHONPATH-unset}"; ls -d /made/here\n'
+        'touch /nfs/new; test -w "$TMPDIR"; echo "${PYTHONPATH-unset}"; ls -d /made/here\n'
         "touch /marker 2>/dev/null || echo read-only"
     )
     odd = "$(id) 'q' \"x\"\nsecond line"
     result = node.run(
         "--bind", f"{spec}:/nfs", "--bind", "/usr/share:/made", node.image, "sh", "-c",
         script.replace("/made/here", "/made"),
-        env={"ODD": odd, "TMPDIR": str(scratch), "PYTHONPATH": "/x"}, cwd=folder, input=b"in\n",
+        env={"ODD": odd, "PYTHONPATH": "/x"}, cwd=folder, input=b"in\n",
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, b""), result
     assert result.stdout.decode() == (
@@ -120,9 +118,7 @@ def test_the_job_sees_what_other_runtimes_show(node: Node) -> None:
         "unset\n/made\nread-only\n"
     )
     assert (folder / "new").stat().st_uid == test_user().uid
-    assert [path.name for path in scratch.iterdir()] == ["x"]  # its own directory is removed
     shutil.rmtree(folder)
-    shutil.rmtree(scratch)
 
 
 def test_contain_and_read_only_mounts(node: Node) -> None:
@@ -130,7 +126,8 @@ def test_contain_and_read_only_mounts(node: Node) -> None:
     (home / "secret").touch()
     result = node.run(
         "--contain", "--bind", f"{source}:/nfs:ro", node.image, "sh", "-c",
-        'ls -A "$HOME"; ls -A /tmp | grep -v -e home -e var_tmp; touch /nfs/x', env={"HOME": str(home)},
+        'ls -A "$HOME"; ls -A /tmp | grep -v -e home -e var_tmp; touch /nfs/x',
+        env={"HOME": str(home)},
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (1, b""), result
     assert b"Read-only file system" in result.stderr
