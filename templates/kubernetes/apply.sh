@@ -23,3 +23,9 @@ kubectl create configmap cvmfs-run --namespace {{ pod_namespace | sh }} \
   --from-literal=passwd="$accounts" --dry-run=client --output=yaml |
   kubectl apply --server-side --filename=- "$@"
 kubectl apply --filename="$here/volume.yaml" "$@"
+# Last, because a ConfigMap has 1 MiB at the most, and jobs start without.
+if [ -f "$here/../etc/fallback.txt" ]; then
+  kubectl create configmap cvmfs-run-list --namespace {{ pod_namespace | sh }} \
+    --from-file="$here/../etc/fallback.txt" --dry-run=client --output=yaml |
+    kubectl apply --server-side --filename=- "$@"
+fi

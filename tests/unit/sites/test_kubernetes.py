@@ -138,19 +138,20 @@ def test_the_script_brings_what_jobs_mount_into_the_cluster(tmp_path: Path) -> N
     fake.write_text('#!/bin/sh\nprintf "%s|" "$@"; echo; case "$*" in *=-*) cat ;; esac\n')
     fake.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        ["sh", site / "kubernetes" / "apply.sh", "--context", "a b"],
-        env=env,
-        capture_output=True,
-        check=True,
-    )
-    applied, created, *_, volume = result.stdout.decode().splitlines()
+
+    def run() -> str:
+        argv = ["sh", site / "kubernetes" / "apply.sh", "--context", "a b"]
+        return subprocess.run(argv, env=env, capture_output=True, check=True).stdout.decode()
+
+    told = run()
+    applied, created, *_, volume = told.splitlines()
     assert created.startswith("create|configmap|cvmfs-run|--namespace|default|")
     (job,) = documents("job.yaml")
     volumes = job["spec"]["template"]["spec"]["volumes"]
-    (items,) = [entry["configMap"]["items"] for entry in volumes if "configMap" in entry]
+    (sources,) = [entry["projected"]["sources"] for entry in volumes if "projected" in entry]
+    items, (listed,) = (source["configMap"]["items"] for source in sources)
     files = [word for word in created.split("|") if word.startswith("--from-file=")]
-    assert "|--from-literal=passwd=root:x:0:0:root:/root:/bin/sh\n" in result.stdout.decode()
+    assert "|--from-literal=passwd=root:x:0:0:root:/root:/bin/sh\n" in told
     *of_files, accounts = items
     assert (accounts["key"], accounts["path"]) == ("passwd", "etc/passwd")
     for item, word in zip(of_files, files, strict=True):
@@ -160,3 +161,9 @@ def test_the_script_brings_what_jobs_mount_into_the_cluster(tmp_path: Path) -> N
         assert path.resolve().relative_to(site).as_posix() == item["path"]
     assert applied == "apply|--server-side|--filename=-|--context|a b|"
     assert volume == f"apply|--filename={site}/kubernetes/volume.yaml|--context|a b|"
+    (site / listed["path"]).write_text("# a list of fallback images\n")
+    *_, applied, created = run().splitlines()
+    name, file = sources[1]["configMap"]["name"], f"{site}/kubernetes/../etc/{listed['key']}"
+    assert created.startswith(f"create|configmap|{name}|--namespace|default|--from-file={file}|")
+    assert applied == "apply|--server-side|--filename=-|--context|a b|"
+    assert sources[1]["configMap"]["optional"]
