@@ -1,5 +1,8 @@
 """Real jobs through `cvmfs-run`, as an unprivileged user, with a real Apptainer and a real ch-run.
 
+A comment `g.7-N` marks the acceptance test N of the launcher facts; 8 is tested with
+`cvmfs-fetch`, 14 also in `test_launcher_nodes.py`.
+
 The image is a small tree around a static busybox, with what a published sandbox has: standard
 roots, `.singularity.d`, `/ch/environment`.
 """
@@ -170,20 +173,24 @@ def status(returncode: int) -> int:
         ("exec /marker", 126),
     ],
 )
-def test_the_status_is_the_jobs_own(node: Node, mode: str, script: str, expected: int) -> None:
+def test_the_status_is_the_jobs_own(
+    node: Node, mode: str, script: str, expected: int
+) -> None:  # g.7-1
     result = node.run("--mode", mode, node.image, "--", "sh", "-c", script)
     assert status(result.returncode) == expected
     assert b"cvmfs-run: class" not in result.stderr
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_command_that_does_not_exist_is_127(node: Node, mode: str) -> None:
+def test_a_command_that_does_not_exist_is_127(node: Node, mode: str) -> None:  # g.7-1
     assert node.run("--mode", mode, node.image, "no-such-command").returncode == 127
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["TERM", "INT", "USR1", "USR2", "HUP"])
-def test_signals_reach_the_job_and_its_status_comes_back(node: Node, mode: str, name: str) -> None:
+def test_signals_reach_the_job_and_its_status_comes_back(
+    node: Node, mode: str, name: str
+) -> None:  # g.7-2
     script = f"trap 'echo got {name}; exit 42' {name}; echo ready; while :; do sleep 0.05; done"
     with popen_as_test_user(
         node.words("--mode", mode, node.image, "sh", "-c", script),
@@ -211,7 +218,9 @@ def test_a_job_without_a_handler_dies_of_term(node: Node, mode: str) -> None:
         assert status(job.wait(30)) == 143
 
 
-def test_a_contained_job_leaves_no_process_when_the_launcher_is_killed(bare_node: Node) -> None:
+def test_a_contained_job_leaves_no_process_when_the_launcher_is_killed(
+    bare_node: Node,
+) -> None:  # g.7-3
     node = Node(bare_node.root, str(require("apptainer")))
     flag = node.folder("kill") / "alive"
     script = 'while :; do echo x >>"$1"; sleep 0.05; done & echo ready; wait'
@@ -274,7 +283,7 @@ def test_a_root_where_the_image_has_files_is_left_to_the_image(node: Node) -> No
     assert node.output(node.image, "cat", "/marker", env=env) == "inside\n"
 
 
-def test_required_and_optional_mounts_of_the_site(node: Node) -> None:
+def test_required_and_optional_mounts_of_the_site(node: Node) -> None:  # g.7-5
     source = node.folder("software")
     (source / "version").write_text("1\n")
     env = node.configure(
@@ -293,7 +302,7 @@ def test_required_and_optional_mounts_of_the_site(node: Node) -> None:
 @pytest.mark.parametrize(
     "name", ["a b", "c,d", "e:f", 'g"h', "i'j", "k\\l", "$(id)", "*", "-n", "mn;o"]
 )
-def test_odd_paths_work_as_bind_working_directory_and_image(node: Node, name: str) -> None:
+def test_odd_paths_work_as_bind_working_directory_and_image(node: Node, name: str) -> None:  # g.7-4
     folder = node.folder(f"odd/{name}")
     (folder / "data").write_text("odd\n")
     image = folder / "image"
@@ -386,13 +395,13 @@ def test_the_working_directory_is_kept(node: Node) -> None:
     shutil.rmtree(folder)
 
 
-def test_a_working_directory_that_cannot_be_shown_ends_the_job(node: Node) -> None:
+def test_a_working_directory_that_cannot_be_shown_ends_the_job(node: Node) -> None:  # g.7-9
     assert failure(node.run(node.image, "true", cwd=Path("/usr/share"))) == (
         72, "bind", "cwd", "missing-in-image",
     )  # fmt: skip
 
 
-def test_the_home_of_the_host_is_there(node: Node) -> None:
+def test_the_home_of_the_host_is_there(node: Node) -> None:  # g.7-9
     home = node.folder("home of user")
     (home / "file").write_text("mine\n")
     script = 'echo "$HOME"; cat "$HOME/file"'
@@ -405,7 +414,7 @@ def test_the_home_of_the_host_is_there(node: Node) -> None:
 
 
 @pytest.mark.parametrize("home", ["/does/not/exist", "", "/", "relative"])
-def test_a_home_that_cannot_be_used_becomes_an_empty_one(node: Node, home: str) -> None:
+def test_a_home_that_cannot_be_used_becomes_an_empty_one(node: Node, home: str) -> None:  # g.7-9
     scratch = node.folder("scratch")
     script = 'cd "$HOME" && ls -A && touch x && stat -c %a .'
     env = {"HOME": home, "TMPDIR": str(scratch)}
@@ -452,7 +461,7 @@ def test_contain_hides_tmp_and_home(node: Node) -> None:
     shutil.rmtree(home)
 
 
-def test_the_environment_arrives_and_the_images_own_is_applied(node: Node) -> None:
+def test_the_environment_arrives_and_the_images_own_is_applied(node: Node) -> None:  # g.7-10
     script = 'echo "$ODD"; echo "$PATH"; echo "$IMAGE_SAYS"; echo "${PYTHONPATH-unset}"'
     odd = "$(id) `id` 'q' = \"x\"\nsecond line"
     lines = node.output(
@@ -464,7 +473,7 @@ def test_the_environment_arrives_and_the_images_own_is_applied(node: Node) -> No
     assert (image_says, dropped) == ("a b", "unset")
 
 
-def test_a_thousand_variables_arrive(node: Node) -> None:
+def test_a_thousand_variables_arrive(node: Node) -> None:  # g.7-10
     env = {f"MANY_{number}": f"value {number}" for number in range(1000)}
     output = node.output(node.image, "env", env=env)
     assert {f"{name}={value}" for name, value in env.items()} <= set(output.splitlines())
@@ -484,7 +493,7 @@ def test_an_empty_user_name_is_filled_in(node: Node) -> None:
 # ---------------------------------------------------------------- images by name, CVMFS
 
 
-def test_an_image_is_found_by_name_and_resolved_once(node: Node) -> None:
+def test_an_image_is_found_by_name_and_resolved_once(node: Node) -> None:  # g.7-6
     base = node.folder("cvmfs")
     real = base / "c.example.org" / ".flat" / "ab" / "abc"
     real.parent.mkdir(parents=True)
@@ -508,7 +517,7 @@ def test_an_image_is_found_by_name_and_resolved_once(node: Node) -> None:
     shutil.rmtree(base)
 
 
-def test_a_loop_of_links_is_temporary(node: Node) -> None:
+def test_a_loop_of_links_is_temporary(node: Node) -> None:  # g.7-7
     base = node.folder("cvmfs")
     (base / "c.example.org").symlink_to("c.example.org")
     env = node.configure(f"cvmfs: {base}\nrepositories: [{{name: c.example.org}}]")
@@ -519,7 +528,7 @@ def test_a_loop_of_links_is_temporary(node: Node) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a FUSE file system for all users")
-def test_a_hung_repository_is_75_in_time_and_so_is_a_dead_one(bare_node: Node) -> None:
+def test_a_hung_repository_is_75_in_time_and_so_is_a_dead_one(bare_node: Node) -> None:  # g.7-7
     for program in ("mksquashfs", "squashfuse", "umount"):
         require(program)
     node = bare_node
@@ -588,7 +597,7 @@ def test_an_image_outside_the_permitted_paths_is_77(bare_node: Node) -> None:
 
 
 @pytest.mark.parametrize("device", ["nv", "rocm"])
-def test_a_gpu_that_is_not_there_is_76(bare_node: Node, device: str) -> None:
+def test_a_gpu_that_is_not_there_is_76(bare_node: Node, device: str) -> None:  # g.7-11
     if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists():
         pytest.skip("this machine has a GPU")
     assert failure(bare_node.run(f"--gpu={device}", bare_node.image, "true")) == (
@@ -719,7 +728,7 @@ def test_every_start_leaves_one_line_of_metrics(node: Node) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_launcher_runs_under_every_posix_shell(node: Node, shell: str) -> None:
+def test_the_launcher_runs_under_every_posix_shell(node: Node, shell: str) -> None:  # g.7-12
     require(SHELLS[shell][0])
     source = node.folder("shells")
     (source / "x,y z").touch()
