@@ -79,22 +79,22 @@ class _Shelf:
         if _is_path(name_or_path):
             path = base / name_or_path
             return SiteFile(path, self.shown(path), read_text(path))
-        path = self.folder / f"{name_or_path}.yaml"
-        if not path.is_file():
-            known = list_sites(self.folder)
+        known = list_sites(self.folder)
+        if name_or_path not in (*known, EXAMPLE):
             meant = nearest(name_or_path, known)
             guess = f"; did you mean {meant!r}?" if meant else ""
             raise InputError(
-                f"no site {name_or_path!r}{guess}",
+                f"no site {name_or_path[:100]!r}{guess}",
                 hint=f"known: {', '.join(known)}; a file is given by its path, as ./my-site.yaml",
             )
+        path = self.folder / f"{name_or_path}.yaml"
         return SiteFile(path, path.name, read_text(path))
 
     def shown(self, path: Path) -> str:
         """What came along is shown by its name alone, which no other file is."""
         if path.parent.resolve() == self.folder.resolve():
             return path.name
-        is_ambiguous = str(path) == path.name and (self.folder / path).exists()
+        is_ambiguous = str(path) in {each.name for each in self.folder.glob("*.yaml")}
         return f"./{path}" if is_ambiguous else str(path)
 
 

@@ -140,7 +140,7 @@ def test_the_script_brings_what_jobs_mount_into_the_cluster(tmp_path: Path) -> N
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
     def run() -> str:
-        argv = ["sh", site / "kubernetes" / "apply.sh", "--context", "a b"]
+        argv = ["sh", str(site / "kubernetes" / "apply.sh"), "--context", "a b"]
         return subprocess.run(argv, env=env, capture_output=True, check=True).stdout.decode()
 
     told = run()

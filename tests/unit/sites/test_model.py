@@ -58,6 +58,12 @@ def test_an_unknown_site_is_answered_with_the_nearest_name() -> None:
         load_site("generik")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + ".yaml"])
+def test_a_name_that_no_file_can_have_is_an_unknown_site(name: str) -> None:
+    with pytest.raises(InputError, match=r"no site 'aaa|cannot be read: File name too long"):
+        load_site(name)
+
+
 def test_a_file_whose_name_differs_from_the_sites_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("name: b\n")
     with pytest.raises(InputError, match=r"name is 'b', the file's is 'a'"):
