@@ -383,10 +383,14 @@ def test_an_image_above_the_limit_is_not_downloaded(node: Node) -> None:
 
 @contextmanager
 def small_disk(node: Node, size: int) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Mount a file system of `size` bytes at the cache, for what the yielded function starts."""
+    """Mount a file system of `size` bytes at the cache and /tmp, for what the function starts.
+
+    The function takes further variables of the environment.
+    """
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
-    script = f'mount -t tmpfs -o size={size},mode=1777 none "$1" && echo mounted && exec sleep 600'
+    script = f'mount -t tmpfs -o size={size},mode=1777 none "$1" && mount --bind "$1" /tmp && '
+    script += "echo mounted && exec sleep 600"
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-c", script, "sh", str(node.top)], stdout=subprocess.PIPE
     ) as keeper:
@@ -397,9 +401,10 @@ def small_disk(node: Node, size: int) -> Iterator[Callable[..., subprocess.Popen
             enter = ["nsenter", "-t", str(keeper.pid), "-m", f"--wd={node.root}", "setpriv"]
             enter += [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--"]
 
-            def start() -> subprocess.Popen[bytes]:
+            def start(**env: str | Path) -> subprocess.Popen[bytes]:
                 return subprocess.Popen(
                     [*enter, str(node.fetcher), IMAGE],
+                    env={**os.environ, "TMPDIR": "/tmp", **env},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                 )
@@ -440,6 +445,34 @@ def test_a_disk_that_fills_up_is_told_and_blames_no_mirror(node: Node) -> None:
 
         filler.unlink()
         assert end_of(start()).stdout.decode() == f"{node.tree}\n"
+
+
+def test_a_copy_without_room_in_the_cache_goes_to_the_next_place(node: Node) -> None:
+    node.configure("half")
+    other = own_folder(node)
+    with small_disk(node, (len(node.data) + 4_000_000) * 11 // 10 + (1 << 20)) as start:
+        disk: Path = start.disk  # type: ignore[attr-defined]
+        jobs = [start(TMPDIR=other) for _ in range(4)]
+        until(lambda: node.mirror.asked)
+        with (disk / "filler").open("wb", buffering=0) as stream, pytest.raises(OSError, match="No"):
+            while True:
+                stream.write(bytes(1 << 12))
+        node.mirror.gate.set()
+        copy = other / f"cvmfs-run-{test_user().uid}" / node.tree.name
+        ends = [end_of(job) for job in jobs]
+        assert {(end.stdout.decode(), end.stderr) for end in ends} == {(f"{copy}\n", b"")}, ends
+        (disk / "filler").unlink()
+        assert end_of(start(TMPDIR=other)).stdout.decode() == f"{copy}\n"  # it is there already
+    assert node.mirror.asked == ["half", "half"]
+
+
+def own_folder(node: Node) -> Path:
+    """Return a new folder of the test user."""
+    folder = node.root / "own"
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, test_user().uid, test_user().gid)
+    return folder
 
 
 # ---------------------------------------------------------------- without flock
@@ -485,17 +518,46 @@ def test_the_lock_of_another_host_is_not_broken(node: Node) -> None:
         ('mkdir -m 777 "$1"', "writable-for-others"),
     ],
 )
-def test_a_cache_that_others_could_write_to_is_refused(node: Node, script: str, cause: str) -> None:
+def test_a_cache_that_others_could_write_to_is_not_used(
+    node: Node, script: str, cause: str
+) -> None:
     run_as_test_user(["sh", "-c", script, "sh", node.cache], check=True)
-    assert failure(node.fetch()) == (77, cause)
-    assert node.mirror.asked == []
+    passed_over(node, cause)
 
 
-def test_a_cache_somebody_else_has_made_is_refused(node: Node) -> None:
+def passed_over(node: Node, cause: str) -> None:
+    """Assert that the copy is made in the next place, with a message."""
+    other = own_folder(node)
+    result = node.fetch(env={"TMPDIR": str(other)})
+    assert result.stdout.decode() == f"{other}/cvmfs-run-{test_user().uid}/{node.tree.name}\n"
+    assert f"cause={cause}".encode() in result.stderr, result
+    assert list(node.cache.iterdir()) == []
+
+
+def test_a_cache_somebody_else_has_made_is_not_used(node: Node) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can make files of others")
     node.cache.mkdir()
-    assert failure(node.fetch()) == (77, "wrong-owner")
+    passed_over(node, "wrong-owner")
+
+
+def test_a_cache_in_a_folder_of_somebody_else_is_not_used(node: Node) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make files of others")
+    run_as_test_user(["mkdir", "-m", "700", node.cache], check=True)
+    os.chown(node.top, 12345, -1)
+    other = own_folder(node)
+    assert node.fetch(env={"TMPDIR": str(other)}).stdout.startswith(os.fsencode(other))
+    assert list(node.cache.iterdir()) == []
+
+
+def test_where_every_place_is_taken_by_others_there_is_no_copy(node: Node) -> None:
+    with small_disk(node, 1 << 24) as start:
+        disk: Path = start.disk  # type: ignore[attr-defined]
+        for name in (node.cache.name, f"cvmfs-run-{node.cache.name}"):
+            (disk / name).symlink_to("/var/tmp")
+        assert failure(end_of(start())) == (77, "not-a-directory")
+    assert node.mirror.asked == []
 
 
 def test_root_makes_the_cache_of_a_user_where_users_cannot(node: Node) -> None:
@@ -517,8 +579,10 @@ def test_root_fills_a_shared_cache_and_users_read_it_or_wait(node: Node) -> None
     assert failure(node.fetch()) == (69, "not-in-cache")
     assert failure(node.fetch("--prefill", IMAGE)) == (77, "not-root")
     with subprocess.Popen([node.fetcher, "--prefill", IMAGE]) as root:
-        lock = node.top / f"{node.key}.lock"
+        lock = node.top / f"{node.key}.wait"
         until(lambda: node.mirror.asked)
+        # What a user can read he can lock, and keep root waiting.
+        assert lock.with_suffix(".lock").stat().st_mode & 0o777 == 0o600
         with node.start() as user:
             until(lambda: waiting(lock) == 1)
             node.mirror.gate.set()
