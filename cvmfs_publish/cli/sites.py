@@ -14,6 +14,7 @@ import yaml
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import Output, error_document, format_table, plural
+from cvmfs_publish.content.artefacts import MAX_LIST_BYTES
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import join
 from cvmfs_publish.sites.changes import Changes, compare_site
@@ -218,9 +219,13 @@ def render(
 
 def _read_fallback_list(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_LIST_BYTES)
     except OSError as exc:
-        raise InputError(f"{path}: {exc.strerror or exc}") from exc
+        raise InputError(
+            f"{path}: {exc.strerror or exc}",
+            hint="name share/cvmfs-publish/fallback.txt of the repository, or a copy of it",
+        ) from exc
     check_fallback_list(data, str(path))
     return data
 

@@ -25,7 +25,7 @@ FIELDS = (
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 _FORMS = (  # of the fields, in their order; the file name is compared with what it must be
-    re.compile(r"(\.multiarch/[a-z0-9][a-z0-9_.:-]*/)?[A-Za-z0-9][A-Za-z0-9._:@/+-]*"),
+    re.compile(r"(\.multiarch/[a-z0-9][a-z0-9_.:-]*/)?[\[A-Za-z0-9][\[\]A-Za-z0-9._:@/+-]*"),
     _DIGEST,
     _DIGEST,
     re.compile(r"sif|tar\.gz"),

@@ -378,8 +378,7 @@ def line(listed: str, **changes: str) -> str:
 
 
 def test_a_list_of_fallback_images_is_shipped_as_it_is() -> None:
-    text = "# Fallback images of x\n" + line(".multiarch/arm:v7/docker.io/library/debian:12")
-    text += line("docker.io/library/debian:12") + "\n"
+    text = "# Fallback images of x\n" + line("docker.io/library/debian:12") + "\n"
     text += line(f"docker.io/library/debian@{DIGEST}")
     check_fallback_list(text.encode(), "fallback.txt")
     site = parse_site("home: host")
@@ -427,7 +426,12 @@ def test_a_list_that_nodes_would_misread_is_refused(data: bytes, said: str) -> N
 
 def test_the_publishers_list_is_one_that_sites_ship() -> None:
     artefact = Artefact("tar.gz", ARTEFACT, 4096, 0)
-    names = ["docker.io/library/debian:12", f"docker.io/library/debian@{DIGEST}"]
+    names = [
+        "docker.io/library/debian:12",
+        f"docker.io/library/debian@{DIGEST}",
+        ".multiarch/arm:v7/docker.io/library/debian:12",
+        "[::1]:5000/a/b:1",
+    ]
     data = format_list({name: Line(DIGEST, DIGEST, artefact) for name in names})
     check_fallback_list(data, "fallback.txt")
     assert parse_list(data).keys() == {*names}
