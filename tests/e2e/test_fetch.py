@@ -454,7 +454,10 @@ def test_a_copy_without_room_in_the_cache_goes_to_the_next_place(node: Node) -> 
         disk: Path = start.disk  # type: ignore[attr-defined]
         jobs = [start(TMPDIR=other) for _ in range(4)]
         until(lambda: node.mirror.asked)
-        with (disk / "filler").open("wb", buffering=0) as stream, pytest.raises(OSError, match="No"):
+        with (
+            (disk / "filler").open("wb", buffering=0) as stream,
+            pytest.raises(OSError, match="No"),
+        ):
             while True:
                 stream.write(bytes(1 << 12))
         node.mirror.gate.set()
@@ -594,7 +597,56 @@ def test_root_fills_a_shared_cache_and_users_read_it_or_wait(node: Node) -> None
     assert {path.stat().st_mode & 0o022 for path in found} == {0}
 
 
+def archive_of(*entries: tuple[str, bytes, str]) -> bytes:
+    """Return an archive of names, types and what they link to."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, kind, link in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.mode = kind, link, 0o6666
+            entry.devmajor, entry.devminor = 1, 3
+            tar.addfile(entry)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("program", ["tar", "busybox"])
+def test_what_root_unpacks_touches_nothing_outside_and_has_no_devices(
+    node: Node, program: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a shared cache is root's")
+    secret = node.root / "secret"
+    secret.touch(0o600)
+    linked = archive_of(("folder", tarfile.SYMTYPE, str(node.root)), ("x", b"1", "folder/secret"))
+    device = archive_of(("null", tarfile.CHRTYPE, ""), ("pipe", tarfile.FIFOTYPE, ""))
+    files = {hashlib.sha256(data).hexdigest(): data for data in (linked, device)}
+    node.mirror.files |= {f"{key}.tar.gz": data for key, data in files.items()}
+    listed = [line(data, f"docker.io/library/{n}:1") for n, data in enumerate(files.values())]
+    node.configure(shared="true", listed="".join(listed))
+    node.top.chmod(0o755)
+    others = {name: f'exec {require(name)} "$@"' for name in ("curl", "flock", "busybox")}
+    word = f"{require('busybox')} tar" if program == "busybox" else str(require("tar"))
+    env = tools_without(node.root / "tools", "tar", **others, tar=f'exec {word} "$@"')
+    for number, status in ((0, 75), (1, 0)):
+        words = [str(node.fetcher), "--prefill", f"{number}:1"]
+        assert subprocess.run(words, env=env, check=False).returncode == status
+    assert secret.stat().st_mode & 0o7777 == 0o600
+    assert [list(tree.iterdir()) for tree in node.top.glob("*.tree")] == [[]]
+    assert list(node.top.glob(".*")) == []
+
+
 # ---------------------------------------------------------------- lists
+
+
+def test_a_line_that_means_no_good_is_not_followed(node: Node) -> None:
+    good = line(node.data).split()
+    for field, value in ((7, "../../../etc/passwd"), (5, "0"), (5, "9" * 19), (4, "A" * 64)):
+        fields = [*good[:field], value, *good[field + 1 :]]
+        node.configure(listed=" ".join(fields) + "\n")
+        result = node.fetch()
+        assert failure(result) == (66, "not-listed")
+        assert b"cause=bad-entry" in result.stderr
+    assert node.mirror.asked == []
 
 
 def test_lists_are_copied_while_repositories_answer(node: Node) -> None:
