@@ -16,6 +16,7 @@ def render_lsf(site: Site, pages: Pages) -> Files:
     here = f"{site.install_dir}/lsf"
     program = f"{site.install_dir}/bin/cvmfs-run"
     options = site.batch.options.get("lsf", ())
+    default_image = bool(site.images.cpu or site.images.gpu)
     name = site.name
     parts: dict[str, object] = {
         "site": name,
@@ -36,14 +37,17 @@ def render_lsf(site: Site, pages: Pages) -> Files:
             PROGRAM,
             site=name,
             program=program,
+            default_image=default_image,
             home_visible=site.home == "host",
         ),
         "lsf/pre_exec": pages.render(
             "lsf/pre_exec",
             PROGRAM,
             site=name,
+            program=program,
+            default_image=default_image,
             # With a way round CernVM-FS the node may be able to run what its probe would refuse.
-            probe="" if site.fallback.chain else program,
+            probe=not site.fallback.chain,
         ),
         "lsf/lsb.applications": pages.render("lsf/lsb.applications", TEXT, **parts),
         "lsf/lsb.queues": pages.render("lsf/lsb.queues", TEXT, **parts),

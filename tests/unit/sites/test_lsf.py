@@ -90,7 +90,7 @@ def run_starter(folder: Path, *words: str, home: str = "host", **env: str) -> li
     result = subprocess.run(
         ["sh", "-s", "--", *words],
         input=starter,
-        env={"PATH": "/usr/bin:/bin", **env},
+        env={"PATH": "/usr/bin:/bin", "CVMFS_RUN_IMAGE": "a/b:1", **env},
         capture_output=True,
         check=True,
     )
@@ -119,7 +119,31 @@ def test_the_spool_directory_is_mounted_where_the_home_does_not_bring_it(
 
 
 def test_a_site_with_a_fallback_leaves_the_decision_to_the_job(tmp_path: Path) -> None:
-    text = f"install_dir: {tmp_path}\nfallback: {{chain: [host]}}"
+    launcher = tmp_path / "bin" / "cvmfs-run"
+    launcher.parent.mkdir()
+    launcher.write_text("#!/bin/sh\nexit 69\n")
+    launcher.chmod(0o755)
+    text = f"install_dir: {tmp_path}\nimages: {{cpu: a/b:1}}\nfallback: {{chain: [host]}}"
     pre_exec = rendered(text)["lsf/pre_exec"].content
     result = subprocess.run(["sh", "-s"], input=pre_exec, capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("image", "default", "status"),
+    [("", "", 7), ("none", "cpu: a/b:1", 7), ("", "cpu: a/b:1", 127)],
+)
+def test_a_job_without_an_image_does_not_need_the_launcher(
+    tmp_path: Path, image: str, default: str, status: int
+) -> None:
+    files = rendered(f"install_dir: {tmp_path}/nowhere\nimages: {{{default}}}")
+
+    def status_of(name: str) -> int:
+        program = tmp_path / name
+        program.write_bytes(files[f"lsf/{name}"].content)
+        env = {"PATH": "/usr/bin:/bin", "CVMFS_RUN_IMAGE": image}
+        argv = ["sh", str(program), "exit 7"]
+        return subprocess.run(argv, env=env, stderr=subprocess.DEVNULL, check=False).returncode
+
+    assert status_of("job_starter") == status
+    assert status_of("pre_exec") == (0 if status == 7 else 75)  # a node without it keeps no job
