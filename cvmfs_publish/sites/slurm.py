@@ -7,7 +7,7 @@ what Slurm 22.05 does (`tests/e2e/test_slurm.py`).
 from __future__ import annotations
 
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.sites.hosts import example_image
+from cvmfs_publish.sites.hosts import example_image, plan_cache
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -30,9 +30,7 @@ def render_slurm(site: Site, pages: Pages) -> Files:
         )
     program = f"{site.install_dir}/bin/cvmfs-run"
     default_image = bool(site.images.cpu or site.images.gpu)
-    fetch = ""
-    if site.repositories and site.fallback.shared and set(site.fallback.chain) - {"host"}:
-        fetch = f"{site.install_dir}/bin/cvmfs-fetch"
+    fetch = plan_cache(site).fetch
     required = [f"{site.cvmfs}/{entry}/." for entry in site.required_repositories]
     repositories = [f"{site.cvmfs}/{entry.name}/." for entry in site.repositories]
     fill = int(site.fallback.download_timeout.total_seconds())

@@ -38,11 +38,14 @@ end
 local function named_image(job_desc)
   local comment = job_desc.comment or ""
   local image = (" " .. comment):match("[%s,;]cvmfs%-run=([^%s,;]+)")
+  if not job_desc.environment then
+    return image -- Slurm will refuse a script without environment, with a message of its own
+  end
   if image then
     job_desc.environment["CVMFS_RUN_IMAGE"] = image
     return image
   end
-  image = job_desc.environment and job_desc.environment["CVMFS_RUN_IMAGE"]
+  image = job_desc.environment["CVMFS_RUN_IMAGE"]
   if image ~= "" then
     return image
   end
