@@ -93,12 +93,12 @@ class ByteSize(int):
     def parse(cls, text: str) -> ByteSize:
         match = _SIZE.fullmatch(text)
         if match is None:
-            raise InputError(f"{text[:100]!r} is not a size", hint=f"write {cls.WANTED[2:]}")
+            raise InputError(f"{text[:100]!r} is not a size", hint=f"write {cls.WANTED}")
         unit = match[2] or "B"
         factor = 1 if unit == "B" else (1024 if "i" in unit else 1000) ** _POWERS[unit[0]]
         size = int(match[1]) * factor
         if not 0 < size < 2**63:
-            raise InputError(f"{text[:100]!r} is not a possible size")
+            raise InputError(f"{text[:100]!r} is not a possible size", hint=f"write {cls.WANTED}")
         return cls(size)
 
 
