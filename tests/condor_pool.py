@@ -7,19 +7,18 @@ them, run in a mount namespace where its /usr is in the place of this machine's.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from tests.parts import PARTS, describe, missing, require, test_user
+from tests.own_node import OwnNode, free_ports, own_node
+from tests.parts import PARTS, describe, missing, test_user
 
 USR = PARTS / "condor" / "usr"
 PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
@@ -68,6 +67,7 @@ PREEMPT = false
 KILL = false
 NUM_CPUS = 8
 MEMORY = 8192
+BASE_CGROUP =
 RunBenchmarks = false
 NEGOTIATOR_INTERVAL = 1
 NEGOTIATOR_MIN_INTERVAL = 1
@@ -89,7 +89,7 @@ class Pool:
     """A running pool."""
 
     root: Path
-    pid: int  # of the master, whose mount namespace is the pool's
+    node: OwnNode
 
     @property
     def jobs(self) -> Path:
@@ -105,18 +105,21 @@ class Pool:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command of HTCondor, as root or the test user, whatever comes of it."""
         account = test_user()
-        identity = ["-S", str(account.uid), "-G", str(account.gid)] if user else []
         name, home = (account.name, account.home) if user else ("root", self.root)
         result = subprocess.run(
-            [require("nsenter"), "-t", str(self.pid), "-m", *identity, "--",
-             "/bin/sh", "-c", 'cd "$0" && exec "$@"', self.jobs, *words],
-            env={"PATH": PATH, "USER": name, "LOGNAME": name, "HOME": str(home),
-                 "CONDOR_CONFIG": str(self.root / "condor_config")},
+            self.node.inside(self.jobs, *words, user=account if user else None),
+            env={
+                "PATH": PATH,
+                "USER": name,
+                "LOGNAME": name,
+                "HOME": str(home),
+                "CONDOR_CONFIG": str(self.root / "condor_config"),
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=60,
             check=False,
-        )  # fmt: skip
+        )
         if check and result.returncode:
             pytest.fail(f"{describe(result)}\n{self.messages()}")
         return result
@@ -181,34 +184,23 @@ def condor_pool(root: Path, configuration: Mapping[str, str]) -> Iterator[Pool]:
 
     `configuration`: further files of configuration, by name.
     """
-    if os.geteuid() != 0:
-        pytest.skip("starting jobs of other users takes root")
     if not (USR / "sbin/condor_master").exists():
         missing("HTCondor (.parts/condor)")
-    _lay_out(root, configuration)
-    with (
-        (root / "master.log").open("wb") as log,
-        subprocess.Popen(
-            [require("unshare"), "-m", "--propagation", "private", "/bin/sh", "-c",
-             'mount --bind "$0" /usr && exec /usr/sbin/condor_master -f', USR],
+    with own_node(USR) as node, (root / "master.log").open("wb") as log:
+        _lay_out(root, configuration)
+        with subprocess.Popen(
+            node.inside(root, "condor_master", "-f"),
             env={"PATH": PATH, "CONDOR_CONFIG": str(root / "condor_config")},
-            cwd=root,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
-    ):  # fmt: skip
-        pool = Pool(root, process.pid)
-        try:
-            _wait_for_the_slot(pool, process)
-            yield pool
-        finally:
-            process.send_signal(signal.SIGQUIT)  # the master's fast shutdown
+        ) as process:
+            pool = Pool(root, node)
             try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                _wait_for_the_slot(pool, process)
+                yield pool
+            finally:
+                process.kill()  # the daemons end with the node
 
 
 def _lay_out(root: Path, configuration: Mapping[str, str]) -> None:
@@ -218,9 +210,7 @@ def _lay_out(root: Path, configuration: Mapping[str, str]) -> None:
     for name in ("config.d", "jobs"):
         (root / name).mkdir()
     os.chown(root / "jobs", test_user().uid, test_user().gid)
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     text = CONFIGURATION.format(root=root, port=port, condor=CONDOR_ID)
     (root / "condor_config").write_text(text)
     for name, text in configuration.items():

@@ -5,34 +5,23 @@ Debian's packages bring the programs; nothing of the machine's own cell is read 
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from tests.parts import (
-    User,
-    describe,
-    missing,
-    require,
-    run,
-    test_user,
-    user_environment,
-)
+from tests.own_node import HOST, OwnNode, free_ports, own_node
+from tests.parts import User, describe, missing, run, test_user, user_environment
 
 PROGRAMS = Path("/usr/lib/gridengine")
 SHARE = Path("/usr/share/gridengine")
 QUEUE = "main.q"
-HOST = "localhost"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 START_SECONDS = 30.0  # the daemons answer within a second; a loaded machine gets time
 
@@ -135,6 +124,7 @@ class Cell:
 
     root: Path
     env: Mapping[str, str]
+    node: OwnNode
 
     @property
     def output(self) -> Path:
@@ -143,7 +133,12 @@ class Cell:
 
     def command(self, *words: str | Path) -> str:
         """Run a command of the administrator; return what it says."""
-        return run(named(*words), env=self.env, timeout=60).stdout.decode()
+        return run(self.argv(*words), env=self.env, timeout=60).stdout.decode()
+
+    def argv(self, *words: str | Path, user: User | None = None) -> list[str]:
+        """Return the command that runs a program of Grid Engine on the node of the cell."""
+        folder = self.output if user else self.root
+        return self.node.inside(folder, PROGRAMS / words[0], *words[1:], user=user)
 
     def submit(self, *words: str | Path, env: Mapping[str, str] | None = None) -> int:
         """Submit as the test user, `qsub` style; return the number of the job."""
@@ -165,7 +160,7 @@ class Cell:
     ) -> subprocess.CompletedProcess[bytes]:
         user = test_user()
         environment = {**user_environment(user), **self.env, **(env or {})}
-        return run(named(*words, user=user), env=environment, cwd=self.output, timeout=60)
+        return run(self.argv(*words, user=user), env=environment, timeout=60)
 
     def ended(self, job: int, task: int | None = None) -> Ended:
         """Wait for the end of a job (or one task of an array)."""
@@ -219,20 +214,6 @@ class Cell:
         return None
 
 
-def named(*words: str | Path, user: User | None = None) -> list[str | Path]:
-    """Return the command of a program of Grid Engine, on a host called localhost.
-
-    A name of its own in a namespace: whatever this machine is called may resolve to anything.
-    """
-    naming = f'echo {HOST} >/proc/sys/kernel/hostname && exec "$@"'
-    account: list[str | Path] = []
-    if user is not None:
-        numbers = ["--reuid", str(user.uid), "--regid", str(user.gid)]
-        account = [require("setpriv"), *numbers, "--clear-groups"]
-    start = [require("unshare"), "--uts", "/bin/sh", "-c", naming, "sh", *account]
-    return [*start, PROGRAMS / words[0], *words[1:]]
-
-
 @contextmanager
 def gridengine_cell(root: Path) -> Iterator[Cell]:
     """Run master and execution daemon with everything below `root`, which must exist.
@@ -241,24 +222,18 @@ def gridengine_cell(root: Path) -> Iterator[Cell]:
     """
     if not (PROGRAMS / "sge_execd").exists():
         missing("Grid Engine (gridengine-master, -exec and -client)")
-    if os.geteuid() != 0:
-        pytest.skip("starting jobs of other users takes root")
-    cell = Cell(root, _environment(root))
-    _lay_out(cell)
-    with ExitStack() as daemons:
+    with own_node() as node, ExitStack() as daemons:
+        cell = Cell(root, _environment(root), node)
+        _lay_out(cell)
         daemons.enter_context(_daemon(cell, "sge_qmaster"))
         _wait_until_it_answers(cell)
         _configure(cell)
         daemons.enter_context(_daemon(cell, "sge_execd"))
-        try:
-            yield cell
-        finally:
-            words = named("qdel", "-f", "-u", "*")  # what a failed test has left behind
-            subprocess.run(words, env=dict(cell.env), capture_output=True, timeout=60, check=False)
+        yield cell
 
 
 def _environment(root: Path) -> dict[str, str]:
-    master, execution = _free_ports(2)
+    master, execution = free_ports(2)
     return {
         "PATH": PATH,
         "LANG": "C.UTF-8",
@@ -268,14 +243,6 @@ def _environment(root: Path) -> dict[str, str]:
         "SGE_EXECD_PORT": str(execution),
         "SGE_ND": "1",  # the daemons stay in the foreground
     }
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _lay_out(cell: Cell) -> None:
@@ -298,14 +265,14 @@ def _lay_out(cell: Cell) -> None:
     (cell.root / "configuration").write_text(configuration)
     libraries = {**cell.env, "LD_LIBRARY_PATH": str(PROGRAMS)}
     resources = SHARE / "util/resources"
-    run([*named("spoolinit"), "classic", "libspoolc", spooling, "init"], env=libraries)
+    run(cell.argv("spoolinit", "classic", "libspoolc", spooling, "init"), env=libraries)
     for words in (
         ["configuration", cell.root / "configuration"],
         ["complexes", resources / "centry"],
         ["usersets", resources / "usersets"],
         ["managers", "root"],
     ):
-        run([*named("spooldefaults.bin"), *words], env=libraries)
+        run(cell.argv("spooldefaults.bin", *words), env=libraries)
 
 
 def _configure(cell: Cell) -> None:
@@ -346,23 +313,22 @@ def _daemon(cell: Cell, name: str) -> Iterator[None]:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            named(name),
+            cell.argv(name),
             env=dict(cell.env),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         ) as process,
     ):
         try:
             yield
         finally:
-            os.killpg(process.pid, signal.SIGKILL)  # to stop in order takes it seconds
+            process.kill()  # the daemon ends with the node; to stop in order takes it seconds
 
 
 def _wait_until_it_answers(cell: Cell) -> None:
     deadline = time.monotonic() + START_SECONDS
-    words = named("qconf", "-sh")
+    words = cell.argv("qconf", "-sh")
     while True:
         result = subprocess.run(
             words, env=dict(cell.env), capture_output=True, timeout=60, check=False

@@ -36,9 +36,9 @@ REGISTRY_PASSWORD = 'p@ss: "w$rd\\%'
 _BCRYPT = "$2y$05$V0UH2sTuzZF4sOdH0gEmO.IzwqpHSkmqzug3xH9.kXEhYh4.ofWki"
 
 
-def missing(what: str) -> NoReturn:
+def missing(what: str, remedy: str = "`make test` (tools/install-parts) installs it") -> NoReturn:
     """End the test because the machine lacks `what`: fail in CI, else skip with the remedy."""
-    message = f"{what} is missing; `make test` (tools/install-parts) installs it"
+    message = f"{what} is missing; {remedy}"
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
