@@ -326,8 +326,11 @@ class Fallback:
         ),
     )
     lock_wait: timedelta = field(
-        default=timedelta(minutes=10),
-        metadata=about("how long to wait for another job's download of the same image"),
+        default=timedelta(minutes=40),
+        metadata=about(
+            "how long to wait for another job's download of the same image; below download_timeout "
+            "jobs give up while the image arrives"
+        ),
     )
     download_timeout: timedelta = field(
         default=timedelta(minutes=30), metadata=about("how long one download may take")
