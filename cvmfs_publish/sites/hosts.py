@@ -14,8 +14,9 @@ class CachePlan:
     """What root does on a node before a job."""
 
     places: tuple[str, ...]  # looked at, so that automount mounts them
-    fetch: str  # absolute path of cvmfs-fetch; empty: root fills no cache
-    prefill: tuple[str, ...]  # images it brings into the cache
+    fetch: str  # absolute path of cvmfs-fetch, which copies lists of images; empty: no use for them
+    fills: bool  # whether root fills the cache with it, too
+    prefill: tuple[str, ...]  # images it brings into the cache then
 
 
 def plan_cache(site: Site) -> CachePlan:
@@ -23,11 +24,14 @@ def plan_cache(site: Site) -> CachePlan:
     names = [entry.name for entry in site.repositories]
     names += [name for name in site.required_repositories if name not in names]
     places = tuple(f"{site.cvmfs}/{name}/." for name in names)
-    if not site.fallback.shared or not set(site.fallback.chain) - {"host"}:
-        return CachePlan(places, "", ())
+    if not set(site.fallback.chain) - {"host"}:
+        return CachePlan(places, "", False, ())
+    fetch = f"{site.install_dir}/bin/cvmfs-fetch"
+    if not site.fallback.shared:
+        return CachePlan(places, fetch, False, ())
     defaults = (site.images.cpu, site.images.gpu)
     wanted = dict.fromkeys(str(name) for name in defaults if name and not name.startswith("/"))
-    return CachePlan(places, f"{site.install_dir}/bin/cvmfs-fetch", tuple(wanted))
+    return CachePlan(places, fetch, True, tuple(wanted))
 
 
 def example_image(site: Site) -> str:

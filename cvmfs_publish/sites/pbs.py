@@ -47,5 +47,6 @@ def render_pbs(site: Site, pages: Pages) -> Files:
             site=name,
             places=cache.places,
             fetch=cache.fetch,
+            fills=cache.fills,
         ),
     }

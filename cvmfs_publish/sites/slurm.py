@@ -12,6 +12,7 @@ from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
 _DIR_LIMIT = 60  # bytes; leaves room for the interpreter in the 127 of a first line
+_LIST = 3  # s, beyond a probe: to end `cat` of a list and to put the copy in place
 _BATCH_START = 10  # s, Slurm's own BatchStartTimeout, which includes the prolog
 
 
@@ -30,12 +31,15 @@ def render_slurm(site: Site, pages: Pages) -> Files:
         )
     program = f"{site.install_dir}/bin/cvmfs-run"
     default_image = bool(site.images.cpu or site.images.gpu)
-    fetch = plan_cache(site).fetch
+    cache = plan_cache(site)
     required = [f"{site.cvmfs}/{entry}/." for entry in site.required_repositories]
     repositories = [f"{site.cvmfs}/{entry.name}/." for entry in site.repositories]
-    fill = int(site.fallback.download_timeout.total_seconds())
     probe = int(site.probe_timeout.total_seconds())
-    bound = (probe + 1) * len(required + repositories) + (fill + 1 if fetch else 0) + _BATCH_START
+    fill = (probe + _LIST) * len(repositories)
+    if cache.fills:
+        fill = int(site.fallback.download_timeout.total_seconds())
+    bound = (probe + 1) * len(required + repositories) + _BATCH_START
+    bound += fill + 1 if cache.fetch else 0
     scratch = [place for place in site.scratch if place.startswith("/")]
     name = site.name
     return {
@@ -64,7 +68,8 @@ def render_slurm(site: Site, pages: Pages) -> Files:
             # Where jobs may do without images, or get them in other ways, they judge themselves.
             drain=bool(default_image or site.required_repositories) and not site.fallback.chain,
             probe_timeout=probe,
-            fetch=fetch,
+            fetch=cache.fetch,
+            fills=cache.fills,
             fill_timeout=fill,
             scratch=scratch,
         ),

@@ -210,6 +210,7 @@ def test_the_prologue_fills_the_cache_only_where_root_owns_it_and_never_fails(
     )
     prologue = rendered(text)["pbs/prologue"].content
     assert (f"{tmp_path}/bin/cvmfs-fetch --prefill &\n".encode() in prologue) == shared
+    assert f"{tmp_path}/bin/cvmfs-fetch --refresh\n".encode() in prologue
     result = subprocess.run(["sh", "-s"], input=prologue, capture_output=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 

@@ -424,6 +424,27 @@ def test_a_list_that_nodes_would_misread_is_refused(data: bytes, said: str) -> N
         check_fallback_list(data, "x")
 
 
+@pytest.mark.parametrize("path", ["slurm/prolog", "gridengine/prolog", "pbs/prologue"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("chain: [host]", set()),
+        ("chain: [cache, registry]", {"--refresh"}),
+        ("chain: [cache, registry], shared: true", {"--refresh", "--prefill"}),
+    ],
+)
+def test_root_copies_lists_for_all_caches_and_images_for_its_own(
+    path: str, settings: str, words: set[str]
+) -> None:
+    site = parse_site(
+        f"repositories: [{{name: a.org}}]\nimages: {{cpu: 'a/b:1'}}\nfallback: {{{settings}}}\n"
+        f"batch: {{systems: [{path.partition('/')[0]}]}}"
+    )
+    text = render_site(site, templates_dir())[path].content.decode()
+    code = " ".join(line for line in text.splitlines() if not line.startswith("#"))
+    assert {"--refresh", "--prefill"} & set(code.split()) == words
+
+
 def test_the_publishers_list_is_one_that_sites_ship() -> None:
     artefact = Artefact("tar.gz", ARTEFACT, 4096, 0)
     names = [
