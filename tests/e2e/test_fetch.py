@@ -372,6 +372,17 @@ def test_wget_does_where_there_is_no_curl(node: Node, client: str) -> None:
     assert [word.split()[0] for word in node.mirror.asked] == ["wrong", "short", "gone", "good"]
 
 
+@pytest.mark.parametrize("name", ["id", "sha256sum", "gzip", "curl"])
+def test_a_program_that_is_missing_is_named_before_anything_is_asked_for(
+    node: Node, name: str
+) -> None:
+    others = {"curl": f'exec {require("curl")} "$@"'} if name != "curl" else {}
+    result = node.fetch(env=tools_without(node.root / "tools", name, **others))
+    assert failure(result) == (69, "no-program")
+    assert f"{name} ".encode() in result.stderr
+    assert node.mirror.asked == []
+
+
 def test_an_image_above_the_limit_is_not_downloaded(node: Node) -> None:
     node.configure(listed=line(node.data).replace(f" {len(node.data)} ", " 2000000 "), image_mb=1)
     assert failure(node.fetch()) == (69, "too-large")
@@ -595,6 +606,13 @@ def test_root_fills_a_shared_cache_and_users_read_it_or_wait(node: Node) -> None
     assert node.mirror.asked == ["gate"]
     found = [path for path in node.top.rglob("*") if not path.is_symlink()]
     assert {path.stat().st_mode & 0o022 for path in found} == {0}
+    os.chown(node.root, test_user().uid, -1)  # who could put another cache in its place
+    try:
+        assert failure(node.fetch("--prefill", IMAGE)) == (77, "not-root")
+        ended = subprocess.run([node.fetcher, "--prefill"], stderr=subprocess.PIPE, check=False)
+        assert (ended.returncode, b"cause=replaceable" in ended.stderr) == (77, True)
+    finally:
+        os.chown(node.root, 0, -1)
 
 
 def archive_of(*entries: tuple[str, bytes, str]) -> bytes:
