@@ -10,12 +10,16 @@ from pathlib import Path
 
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.sites.pages import RenderedFile
+from cvmfs_publish.sites.render import MANIFEST
 from cvmfs_publish.sites.writing import absolute, rendered_files
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The difference between a folder and what would be written, paths in order."""
+    """The difference between a folder and what would be written, paths in order.
+
+    `MANIFEST.json` is among them only if nothing else is: it changes with every other file.
+    """
 
     added: tuple[str, ...]
     changed: tuple[str, ...]
@@ -33,16 +37,18 @@ def compare_site(files: Mapping[str, RenderedFile], out: Path) -> Changes:
     """
     out = absolute(out)
     present = {path: _read(out / path) for path in rendered_files(out)}
-    changed = [path for path in sorted(present.keys() & files) if present[path] != files[path]]
+    differing = {p for p in present.keys() | files if present.get(p) != files.get(p)}
+    if differing != {MANIFEST}:
+        differing.discard(MANIFEST)
     lines = (
         line
-        for path in sorted(present.keys() | files)
+        for path in sorted(differing)
         for line in _diff(path, present.get(path), files.get(path))
     )
     return Changes(
-        added=tuple(sorted(files.keys() - present)),
-        changed=tuple(changed),
-        removed=tuple(sorted(present.keys() - files)),
+        added=tuple(sorted(differing - present.keys())),
+        changed=tuple(sorted(differing & present.keys() & files.keys())),
+        removed=tuple(sorted(differing - files.keys())),
         text="".join(lines),
     )
 
@@ -55,8 +61,6 @@ def _read(path: Path) -> RenderedFile:
 
 
 def _diff(path: str, old: RenderedFile | None, new: RenderedFile | None) -> Iterator[str]:
-    if old == new:
-        return
     if old and new and old.mode != new.mode:
         yield f"mode {old.mode:o} -> {new.mode:o} {path}\n"
     diff = difflib.unified_diff(

@@ -450,6 +450,7 @@ def test_node_check_names_what_is_missing_with_the_status_of_the_first(node: Wor
     assert [line.split("hint=")[1] for line in lines_of(lines, "repository")] == [
         f'"{empty} is an empty directory, nothing is mounted there"',
         f'"{node.root}/cvmfs/absent.example.org is not mounted or not configured"',
+        '"none with images can be used on this node"',
         f'"{loop}: automount is not propagated to this namespace"',
     ]
     assert "none works of: /nowhere/apptainer" in lines_of(lines, "runtime")[0]
@@ -457,6 +458,42 @@ def test_node_check_names_what_is_missing_with_the_status_of_the_first(node: Wor
     assert not [line for line in lines if line.startswith("node-check: ok")]
     loop.unlink()
     empty.rmdir()
+
+
+def test_node_check_fails_only_for_repositories_that_jobs_cannot_do_without(
+    node: WorkerNode,
+) -> None:
+    both = f"repositories: [{{name: absent.example.org}}, {{name: {REPOSITORY}}}]\n"
+    status, lines = check(node, IMAGE, env=configure(node, both))
+    assert status == 0, lines
+    absent, present = lines_of(lines, "repository")
+    assert absent.startswith("node-check: warn ")
+    assert present.startswith("node-check: ok ")
+    env = configure(node, f"{both}required_repositories: [absent.example.org]\n")
+    status, lines = check(node, env=env)
+    assert (status, lines_of(lines, "repository")[0][:16]) == (69, "node-check: fail")
+
+
+def test_node_check_fails_only_for_the_runtime_that_jobs_are_started_with(
+    node: WorkerNode,
+) -> None:
+    folder = node.root / "broken"
+    folder.mkdir()
+    for name, text in (
+        ("apptainer", '[ "$1" = --version ] && echo apptainer version 1.4.0'),
+        ("singularity", "echo no libraries >&2; exit 1"),
+    ):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    good = require("ch-run")
+    later = f"runtimes: [{good}, {folder}/apptainer, {folder}/singularity]\ngpu: none\n"
+    status, lines = check(node, IMAGE, env=configure(node, later))
+    assert status == 0, lines
+    assert [line[12:16] for line in lines_of(lines, "start")] == ["ok c", "warn"]
+    assert [line[12:16] for line in lines_of(lines, "runtime")] == ["ok c", "ok c", "warn"]
+    first = f"runtimes: [{folder}/singularity, {good}]\ngpu: none\n"
+    status, lines = check(node, env=configure(node, first))
+    assert (status, lines_of(lines, "runtime")[0][:16]) == (71, "node-check: fail")
 
 
 def test_node_check_speaks_to_htcondor(node: WorkerNode) -> None:

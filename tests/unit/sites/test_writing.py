@@ -341,7 +341,7 @@ def test_a_difference_names_what_is_added_changed_and_removed(tmp_path: Path) ->
     write_site(OLD, tmp_path / "out")
     changes = compare_site({**NEW, "etc/site.conf": OLD["etc/site.conf"]}, tmp_path / "out")
     assert changes.added == ("client/only/new",)
-    assert changes.changed == (MANIFEST, "bin/run")
+    assert changes.changed == ("bin/run",)
     assert changes.removed == ("conf/only-old",)
     assert "--- a/conf/only-old\n+++ /dev/null\n" in changes.text
     assert contents(tmp_path / "out") == OLD
@@ -354,7 +354,7 @@ def test_a_difference_of_modes_alone_is_one(tmp_path: Path) -> None:
     assert (changes.changed, changes.text) == (("bin/run",), "mode 700 -> 755 bin/run\n")
 
 
-def test_the_difference_is_a_patch_that_makes_the_new_set(tmp_path: Path) -> None:
+def test_the_difference_is_a_patch_that_makes_the_new_set_but_its_digests(tmp_path: Path) -> None:
     patch = shutil.which("patch")
     if patch is None:
         pytest.skip("patch is not installed")
@@ -372,8 +372,9 @@ def test_the_difference_is_a_patch_that_makes_the_new_set(tmp_path: Path) -> Non
     write_site(before, out)
     text = compare_site(wanted, out).text
     subprocess.run([patch, "-s", "-p1", "-d", out], input=text.encode(), check=True)
-    assert {p: f.content for p, f in contents(out).items()} == {
-        p: f.content for p, f in wanted.items()
+    assert MANIFEST not in text
+    assert {p: f.content for p, f in contents(out).items() if p != MANIFEST} == {
+        p: f.content for p, f in wanted.items() if p != MANIFEST
     }
 
 
@@ -384,4 +385,11 @@ def test_the_difference_with_a_folder_that_is_not_ours_is_refused(tmp_path: Path
 
 
 def test_the_difference_with_nothing_is_everything(tmp_path: Path) -> None:
-    assert compare_site(NEW, tmp_path / "absent").added == tuple(sorted(NEW))
+    assert compare_site(NEW, tmp_path / "absent").added == tuple(sorted(NEW.keys() - {MANIFEST}))
+
+
+def test_a_difference_of_the_digests_alone_is_shown(tmp_path: Path) -> None:
+    write_site(OLD, tmp_path / "out")
+    changes = compare_site({**OLD, MANIFEST: NEW[MANIFEST]}, tmp_path / "out")
+    assert changes.changed == (MANIFEST,)
+    assert f"--- a/{MANIFEST}\n" in changes.text
