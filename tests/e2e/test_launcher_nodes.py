@@ -19,7 +19,7 @@ from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.e2e.test_launcher import SHELLS, Node, build_image, failure
-from tests.parts import require, run_as_test_user
+from tests.parts import popen_as_test_user, require, run_as_test_user
 
 pytestmark = pytest.mark.parts
 
@@ -349,6 +349,51 @@ def test_credentials_outside_of_every_mount_are_shown(bare: Node) -> None:
     env = {"KRB5CCNAME": "KEYRING:persistent:1"}
     assert node.output(node.image, "sh", "-c", 'echo "${KRB5CCNAME-none}"', env=env) == "none\n"
     shutil.rmtree(folder)
+
+
+def test_what_an_image_of_others_lacks_is_made_up_for_or_told(bare: Node) -> None:
+    image = bare.root / "sparse"
+    shutil.copytree(bare.image, image, symlinks=True)
+    for name in ("dev", "tmp", "var/tmp", ".singularity.d"):
+        shutil.rmtree(image / name)
+    apptainer = Node(bare.root, str(require("apptainer")))
+    missing = (72, "bind", "bind", "missing-mount-point")
+    with tempfile.NamedTemporaryFile(dir="/tmp", suffix=".x") as outside:
+        apptainer.output(image, "test", "-e", outside.name, cwd=Path("/"))
+    assert failure(apptainer.run("--contain", image, "true", cwd=Path("/"))) == missing
+    charliecloud = Node(bare.root, str(require("ch-run")))
+    assert failure(charliecloud.run(image, "true", cwd=Path("/"))) == missing
+    (image / "dev").mkdir()
+    (image / "tmp").symlink_to("/var/tmp")  # of this node, as ch-run sees it
+    assert failure(charliecloud.run(image, "true", cwd=Path("/"))) == missing
+    (image / "tmp").unlink()
+    (image / "tmp").symlink_to("nfs")
+    assert charliecloud.output(image, "cat", "/marker", cwd=Path("/")) == "inside\n"
+    shutil.rmtree(image)
+
+
+def test_a_working_directory_that_may_not_be_entered_by_name_is_72(node: Node) -> None:  # g.7-9
+    folder = node.folder("locked/inside")
+    (node.root / "locked").chmod(0o755)
+    script = 'cd "$1" && shift && echo there && read -r word && exec "$@"'
+    words = ["sh", "-c", script, "sh", str(folder), *node.words(node.image, "true")]
+    with popen_as_test_user(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"there\n"
+        (node.root / "locked").chmod(0o700)
+        _, said = job.communicate(b"go\n", timeout=30)
+    assert failure(subprocess.CompletedProcess([], job.returncode, b"", said)) == (
+        72, "bind", "cwd", "unreachable",
+    )  # fmt: skip
+    shutil.rmtree(node.root / "locked")
+
+
+def test_an_environment_without_path_is_no_obstacle(node: Node) -> None:
+    words = ["env", "-i", f"HOME={node.root}", *node.words(node.image, "cat", "/marker")]
+    result = run_as_test_user(words, cwd=node.root)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"inside\n", b""), result
 
 
 @pytest.mark.parametrize("value", ["", "NoDevFiles", "-1"])
