@@ -584,6 +584,10 @@ def test_root_makes_the_cache_of_a_user_where_users_cannot(node: Node) -> None:
     assert node.fetch().stdout.decode() == f"{node.tree}\n"
     assert failure(node.fetch("--refresh", "--owner", "0")) == (77, "not-root")
 
+    node.top.chmod(0o777)  # who may rename what root has made could lead root elsewhere
+    refused = subprocess.run([root[0], "--refresh"], stderr=subprocess.PIPE, check=False)
+    assert (refused.returncode, b"cause=replaceable" in refused.stderr) == (77, True)
+
 
 def test_root_fills_a_shared_cache_and_users_read_it_or_wait(node: Node) -> None:
     if os.geteuid() != 0:
