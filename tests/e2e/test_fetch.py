@@ -412,9 +412,9 @@ def small_disk(node: Node, size: int) -> Iterator[Callable[..., subprocess.Popen
             enter = ["nsenter", "-t", str(keeper.pid), "-m", f"--wd={node.root}", "setpriv"]
             enter += [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--"]
 
-            def start(**env: str | Path) -> subprocess.Popen[bytes]:
+            def start(image: str = IMAGE, **env: str | Path) -> subprocess.Popen[bytes]:
                 return subprocess.Popen(
-                    [*enter, str(node.fetcher), IMAGE],
+                    [*enter, str(node.fetcher), image],
                     env={**os.environ, "TMPDIR": "/tmp", **env},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -456,6 +456,20 @@ def test_a_disk_that_fills_up_is_told_and_blames_no_mirror(node: Node) -> None:
 
         filler.unlink()
         assert end_of(start()).stdout.decode() == f"{node.tree}\n"
+
+
+def test_old_copies_make_room_on_a_full_disk(node: Node) -> None:
+    old = archive({"file": os.urandom(3_000_000)})
+    node.mirror.files[f"{hashlib.sha256(old).hexdigest()}.tar.gz"] = old
+    listed = line(node.data) + line(old, "docker.io/library/old:1", unpacked=3_000_000)
+    node.configure(listed=listed)
+    with small_disk(node, (len(node.data) + 4_000_000) * 11 // 10 + (1 << 20)) as start:
+        disk: Path = start.disk  # type: ignore[attr-defined]
+        assert end_of(start(image="old:1")).returncode == 0
+        result = end_of(start())
+        assert (result.stdout.decode(), result.stderr) == (f"{node.tree}\n", b"")
+        trees = [path.name for path in (disk / node.cache.name).glob("*.tree")]
+        assert trees == [node.tree.name]
 
 
 def test_a_copy_without_room_in_the_cache_goes_to_the_next_place(node: Node) -> None:
