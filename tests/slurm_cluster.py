@@ -1,7 +1,8 @@
 """A real Slurm of one node on loopback: munged, slurmctld, slurmd, without systemd and cgroups.
 
-Keys, sockets, ports, spool and logs are the cluster's own, below one folder.  As root the jobs are
-those of the unprivileged test user; otherwise everything belongs to whoever runs the tests.
+Keys, sockets, ports, spool and logs are the cluster's own, below one folder.  As root the daemons
+have a node of their own, and jobs are those of the unprivileged test user; otherwise everything
+belongs to whoever runs the tests.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.own_node import HOST, OwnNode, free_ports, own_node
 from tests.parts import describe, require, run_as_test_user, test_user
 
 START_SECONDS = 60.0  # all three answer within 2 s; a loaded machine gets time
@@ -97,8 +99,9 @@ def running_slurm(root: Path, lines: Sequence[str] = ()) -> Iterator[SlurmCluste
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(64))
     with ExitStack() as daemons:
+        node = daemons.enter_context(own_node()) if os.geteuid() == 0 else None
         for program, options in zip(programs, _options(root), strict=True):
-            daemons.enter_context(_daemon([str(program), *options], cluster))
+            daemons.enter_context(_daemon([str(program), *options], cluster, node))
             if program is programs[0]:
                 _wait_until(cluster, "munge does not answer", (root / "munge.socket").exists)
         _wait_until(cluster, "the node is not idle", lambda: _node_state(cluster) == "idle")
@@ -121,9 +124,10 @@ def _options(root: Path) -> tuple[list[str], ...]:
 
 
 def _settings(root: Path) -> list[str]:
-    controller, node = _free_ports(2)
-    owner = "root" if os.geteuid() == 0 else test_user().name
-    host = socket.gethostname().partition(".")[0]
+    controller, node = free_ports(2)
+    is_root = os.geteuid() == 0
+    owner = "root" if is_root else test_user().name
+    host = HOST if is_root else socket.gethostname().partition(".")[0]
     return [
         "ClusterName=test",
         f"SlurmctldHost={host}(127.0.0.1)",
@@ -131,6 +135,8 @@ def _settings(root: Path) -> list[str]:
         f"SlurmdUser={owner}",
         f"SlurmctldPort={controller}",
         f"SlurmdPort={node}",
+        # Numbers of jobs are in names of folders that clusters share, as that of PMIx in /tmp.
+        f"FirstJobId={controller * 100}",
         f"AuthInfo=socket={root}/munge.socket",
         f"StateSaveLocation={root}/state",
         f"SlurmdSpoolDir={root}/spool",
@@ -154,21 +160,13 @@ def _settings(root: Path) -> list[str]:
     ]
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as sockets:
-        probes = [sockets.enter_context(closing(socket.socket())) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 @contextmanager
-def _daemon(argv: list[str], cluster: SlurmCluster) -> Iterator[None]:
+def _daemon(argv: list[str], cluster: SlurmCluster, node: OwnNode | None) -> Iterator[None]:
     name = Path(argv[0]).name
     with (
         (cluster.root / f"{name}.out.log").open("wb") as log,
         subprocess.Popen(
-            argv,
+            node.inside(cluster.root, *argv) if node else argv,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -153,8 +153,21 @@ def first(words: str) -> str:
     return block
 
 
-def test_ten_commands_lead_from_nothing_to_a_batch_job(node: Node) -> None:
-    text, _, _ = PAGE.read_text("utf-8").partition("\n## A node without")
+def ten_commands() -> str:
+    return PAGE.read_text("utf-8").partition("\n## A node without")[0]
+
+
+@pytest.fixture(scope="module")
+def installed(node: Node) -> Node:
+    """The node after the ten commands."""
+    for command in BLOCK.findall(ten_commands()):
+        if node.cluster is not None or not command.startswith("sbatch"):
+            node.run(command)
+    return node
+
+
+def test_ten_commands_lead_from_nothing_to_a_batch_job(installed: Node) -> None:
+    node, text = installed, ten_commands()
     numbers = [int(n) for n in re.findall(r"\b(\d+)\.(?= [A-Z]| and \d)", text)]
     assert numbers == list(range(1, 11))
     commands = BLOCK.findall(text)
@@ -162,10 +175,6 @@ def test_ten_commands_lead_from_nothing_to_a_batch_job(node: Node) -> None:
     assert len(commands) + len(typed) == 10
     assert "pip install ." in typed[0]
     assert "cvmfs_config" in typed[1]  # of the client: the one that cannot be run here
-    for command in commands:
-        if command.startswith("sbatch") and node.cluster is None:
-            require("slurmctld")
-        node.run(command)
     assert node.said["cvmfs-publish site check --strict ./lab.yaml"] == "lab: valid, 0 remarks\n"
     key = node.root / "etc-cvmfs" / "keys" / "example.org" / f"{REPOSITORY}.pub"
     assert key.read_bytes() == (node.root / "admin" / f"{REPOSITORY}.pub").read_bytes()
@@ -173,6 +182,7 @@ def test_ten_commands_lead_from_nothing_to_a_batch_job(node: Node) -> None:
     assert "unchanged" in node.run("/opt/cvmfs-run/conf/apptainer-config.sh 2>&1\n")
     assert "ok check=start" in node.said["/opt/cvmfs-run/bin/node-check debian:12"]
     assert node.said["/opt/cvmfs-run/bin/cvmfs-run debian:12 -- cat /etc/os-release"] == SYSTEM
+    require("slurmctld")
     said = node.said["sbatch /opt/cvmfs-run/slurm/submit.sbatch"]
     assert node.cluster is not None
     shown = node.cluster.wait(said.split()[-1])
@@ -188,8 +198,8 @@ def written(path: Path) -> str:
     return path.read_text()
 
 
-def test_the_rest_of_the_page_follows_from_there(node: Node) -> None:
-    assert node.site.is_dir(), "the ten commands come first"
+def test_the_rest_of_the_page_follows_from_there(installed: Node) -> None:
+    node = installed
     for block in blocks(PAGE)[blocks(PAGE).index(first("sbatch")) + 1 :]:
         if not block.startswith("cvmfs-publish bench"):  # tests/e2e/test_bench.py
             node.run(block)

@@ -361,7 +361,9 @@ def cancel_everything(jobs: Jobs) -> None:
     """End the jobs of all other tests, which must not meet a sick node."""
     jobs.cluster.run("scancel", f"--user={test_user().name}", check=True)
     deadline = time.monotonic() + 60
-    while jobs.cluster.run("squeue", "--noheader", check=True).stdout:
+    # Not those that are completing: Slurm may take minutes to notice that one has ended.
+    alive = ("squeue", "--noheader", "--states=PENDING,CONFIGURING,RUNNING,SUSPENDED")
+    while jobs.cluster.run(*alive, check=True).stdout:
         if time.monotonic() > deadline:
             pytest.fail(f"jobs do not end\n{jobs.cluster.logs()}")
         time.sleep(0.1)
