@@ -245,7 +245,7 @@ def waiting(lock: Path) -> int:
 
 
 @pytest.mark.parametrize("kills", [0, 2])
-def test_jobs_that_start_together_share_one_download(node: Node, kills: int) -> None:
+def test_jobs_that_start_together_share_one_download(node: Node, kills: int) -> None:  # g.7-8
     node.configure("gate")
     runtime = str(require("ch-run"))
     job = ["site/bin/cvmfs-run", "--runtime", runtime, IMAGE, "/bin/busybox", "cat", "/marker"]
@@ -263,7 +263,7 @@ def test_jobs_that_start_together_share_one_download(node: Node, kills: int) -> 
     assert node.mirror.asked == ["gate"] * (kills + 1)
 
 
-def test_a_killed_downloader_is_replaced_by_one_that_waits(node: Node) -> None:
+def test_a_killed_downloader_is_replaced_by_one_that_waits(node: Node) -> None:  # g.7-8
     node.configure("gate")
     with ExitStack() as stack:
         fetches = [stack.enter_context(node.start()) for _ in range(6)]
@@ -318,7 +318,7 @@ def test_a_signal_ends_the_download_and_leaves_nothing(node: Node, name: str) ->
 # ---------------------------------------------------------------- mirrors
 
 
-def test_mirrors_that_lie_are_passed_over(node: Node) -> None:
+def test_mirrors_that_lie_are_passed_over(node: Node) -> None:  # g.7-8
     manners = ["wrong", "short", "gone", "later", "endless", "hang", "good", "gate"]
     node.configure(*manners, download_timeout="4s")  # a silent mirror is given up after 1 s
     result = node.fetch()
@@ -432,7 +432,7 @@ def end_of(process: subprocess.Popen[bytes]) -> subprocess.CompletedProcess[byte
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_a_disk_that_fills_up_is_told_and_blames_no_mirror(node: Node) -> None:
+def test_a_disk_that_fills_up_is_told_and_blames_no_mirror(node: Node) -> None:  # g.7-8
     node.configure("half", "gone")
     needed = (len(node.data) + 4_000_000) * 11 // 10
     with small_disk(node, needed + (1 << 20)) as start:
@@ -507,7 +507,7 @@ def own_folder(node: Node) -> Path:
 
 
 @pytest.mark.parametrize("flock", ["absent", "ENOLCK"])
-def test_without_flock_a_link_is_the_lock(node: Node, flock: str) -> None:
+def test_without_flock_a_link_is_the_lock(node: Node, flock: str) -> None:  # g.7-8
     node.configure("gate", lock_wait="20s")
     curl = f'exec {require("curl")} "$@"'
     others = {"curl": curl, "flock": "exit 71"} if flock == "ENOLCK" else {"curl": curl}

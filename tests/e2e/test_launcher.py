@@ -1,7 +1,7 @@
 """Real jobs through `cvmfs-run`, as an unprivileged user, with a real Apptainer and a real ch-run.
 
-A comment `g.7-N` marks the acceptance test N of the launcher facts; 8 is tested with
-`cvmfs-fetch`, 14 also in `test_launcher_nodes.py`.
+A comment `g.7-N` marks the acceptance test N of the launcher facts, in whichever file: 8 is in
+`test_fetch.py`, 13 in `test_node_conf.py`; 14 is measured by `benchmarks/launch.py`.
 
 The image is a small tree around a static busybox, with what a published sandbox has: standard
 roots, `.singularity.d`, `/ch/environment`.

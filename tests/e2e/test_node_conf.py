@@ -101,7 +101,9 @@ def conf_in(folder: Path, program: str, text: str, site: str = CONF) -> Conf:
 
 
 @pytest.mark.parametrize("method", ["global", "edit"])
-def test_apptainer_config_replaces_values_and_is_idempotent(folder: Path, method: str) -> None:
+def test_apptainer_config_replaces_values_and_is_idempotent(
+    folder: Path, method: str
+) -> None:  # g.7-13
     apptainer = require("apptainer")
     before = "mount slave = no\nsessiondir max size = 64\nbind path = /etc/hosts\n"
     conf = conf_in(folder, "apptainer", before)
@@ -146,7 +148,7 @@ bind path = /etc/hosts, /usr/share , /usr/lib
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_singularity_conf_is_changed_in_place_and_nothing_else_in_it(
     folder: Path, shell: str
-) -> None:
+) -> None:  # g.7-13
     conf = conf_in(folder, "singularity", STOCK_LIKE)
     words: list[str | Path] = [*SHELLS[shell], conf.script, "--edit", "--config", conf.file]
     done = run_as_test_user(words)
@@ -169,7 +171,7 @@ def test_a_singularity_conf_is_changed_in_place_and_nothing_else_in_it(
     )
 
 
-def test_a_link_to_the_file_stays_one_and_a_dead_entry_is_named(folder: Path) -> None:
+def test_a_link_to_the_file_stays_one_and_a_dead_entry_is_named(folder: Path) -> None:  # g.7-13
     conf = conf_in(folder, "singularity", "bind path = /nowhere/old:/x\n")
     real = conf.file.rename(folder / "real.conf")
     conf.file.symlink_to("real.conf")
