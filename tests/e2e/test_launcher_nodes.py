@@ -390,6 +390,19 @@ def test_a_working_directory_that_may_not_be_entered_by_name_is_72(node: Node) -
     shutil.rmtree(node.root / "locked")
 
 
+def test_a_home_and_a_tmpdir_with_line_breaks_are_replaced(node: Node) -> None:
+    folder = node.folder("line\nbreak")
+    env = node.configure("binds: [{source: /usr, target: /software, required: true}]")
+    env = {**env, "HOME": str(folder), "TMPDIR": str(folder)}
+    script = 'test -w "$HOME" && test -w "$TMPDIR" && test -d /software/share && echo "$HOME"'
+    for runtime in ("ch-run", "apptainer"):
+        started = Node(node.root, str(require(runtime)))
+        for words in ([], ["--contain", "--mode=supervise"]):
+            home = started.output(*words, node.image, "sh", "-c", script, env=env, cwd=Path("/"))
+            assert "break" not in home or "--contain" in words
+    shutil.rmtree(folder)
+
+
 def test_an_environment_without_path_is_no_obstacle(node: Node) -> None:
     words = ["env", "-i", f"HOME={node.root}", *node.words(node.image, "cat", "/marker")]
     result = run_as_test_user(words, cwd=node.root)
