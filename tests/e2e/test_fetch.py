@@ -330,6 +330,12 @@ def test_mirrors_that_lie_are_passed_over(node: Node) -> None:  # g.7-8
     assert all("cause=wrong-bytes" in warning for warning in warnings)
 
 
+def test_a_mirror_that_is_busy_is_asked_again_after_a_pause(node: Node) -> None:
+    node.configure("gone", "wrong", "busy")
+    assert node.fetch().stdout.decode() == f"{node.tree}\n"
+    assert node.mirror.asked == ["gone", "wrong", "busy", "busy"]
+
+
 def test_a_download_goes_on_where_it_broke_off(node: Node) -> None:
     node.configure("cut", "good")
     assert node.fetch().returncode == 0

@@ -13,6 +13,7 @@ short    the first half, as if that were all
 endless  more and more
 gone     404
 later    503
+busy     503 the first time, then the file
 hang     nothing, until `Mirror.gate` is set
 """
 
@@ -129,6 +130,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _later(self, mirror: Mirror, data: bytes, begin: int) -> None:
         self._head(503, 0)
+
+    def _busy(self, mirror: Mirror, data: bytes, begin: int) -> None:
+        (self._good if mirror.asked.count("busy") > 1 else self._later)(mirror, data, begin)
 
     def _hang(self, mirror: Mirror, data: bytes, begin: int) -> None:
         mirror.gate.wait()
