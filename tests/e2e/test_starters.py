@@ -239,8 +239,8 @@ def test_a_sick_node_gives_a_job_of_lsf_back_before_it_starts(
 
 def test_nothing_of_lsfs_pre_execution_is_done_as_root(node: Node) -> None:
     pre_exec = (node.root / "site" / "lsf" / "pre_exec").read_text()
-    before, probe = pre_exec.split('[ "$(id -u)" != 0 ] || exit 0\n')
+    before, probe = pre_exec.split("case $(/usr/bin/id -u) in\n0) exit 0 ;;\nesac\n")
     assert "cvmfs-run --wrap" in probe
     assert "cvmfs-run" not in "".join(
-        line for line in before.splitlines() if not line.startswith(("#", "[ -x "))
+        line for line in before.splitlines() if not line.startswith(("#", "/usr/bin/test -x "))
     )

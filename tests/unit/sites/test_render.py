@@ -445,6 +445,29 @@ def test_root_copies_lists_for_all_caches_and_images_for_its_own(
     assert {"--refresh", "--prefill"} & set(code.split()) == words
 
 
+@pytest.mark.parametrize("path", ["gridengine/prolog", "lsf/pre_exec"])
+def test_root_runs_no_function_of_the_environment_of_a_job(tmp_path: Path, path: str) -> None:
+    site = parse_site(
+        f"cvmfs: {tmp_path}\nrepositories: [{{name: a.org}}]\nimages: {{cpu: 'a/b:1'}}\n"
+        f"install_dir: {tmp_path}\nfail_delay: 0s\n"
+        f"batch: {{systems: [{path.partition('/')[0]}]}}"
+    )
+    program = tmp_path / "sh"  # by this name bash reads what sh does
+    program.symlink_to("/bin/bash")
+    hook = tmp_path / "hook"
+    hook.write_bytes(render_site(site, templates_dir())[path].content)
+    (tmp_path / "a.org").mkdir()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/cvmfs-run").symlink_to("/bin/true")
+    names = ("timeout", "env", "ls", "id", "test", "[", "printf", "sleep", "exec", "exit", "cd")
+    functions = {f"BASH_FUNC_{n}%%": f"() {{ echo {n} >>{tmp_path}/ran; }}" for n in names}
+    env = {"PATH": "/usr/bin:/bin", **functions}
+    user = {} if os.geteuid() == 0 else {"CVMFS_RUN_IMAGE": "none"}
+    done = subprocess.run([program, hook], env={**env, **user}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_the_publishers_list_is_one_that_sites_ship() -> None:
     artefact = Artefact("tar.gz", ARTEFACT, 4096, 0)
     names = [
