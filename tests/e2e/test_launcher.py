@@ -345,8 +345,9 @@ def test_a_relative_source_is_mounted_at_its_own_path(node: Node) -> None:
 
 def test_the_user_cannot_replace_a_required_mount(node: Node) -> None:
     env = node.configure("binds: [{source: /usr, target: /software, required: true}]")
-    result = node.run("--bind", "/etc:/software", node.image, "true", env=env)
-    assert failure(result) == (77, "noperm", "bind", "conflict")
+    for target in ("/software", "//software/", "/nfs/.././software/."):
+        result = node.run("--bind", f"/etc:{target}", node.image, "true", env=env)
+        assert failure(result) == (77, "noperm", "bind", "conflict")
 
 
 def test_read_only_is_read_only_or_refused(node: Node) -> None:
