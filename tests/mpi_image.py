@@ -5,11 +5,12 @@ Much smaller and faster than a distribution in an image, and the versions outsid
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.parts import missing, require, run
+from tests.parts import find, missing, require, run
 
 # Passes a block of integers around a ring of ranks, each of which adds one to every integer, and
 # sums the ranks; the first rank checks both.
@@ -58,13 +59,16 @@ int MPI_Recv(void *, int, MPI_Datatype, int, int, MPI_Comm, void *);
 # Components for fabrics bring large libraries along and have nothing to drive here.
 _FABRICS = ("ofi", "ucx", "openib", "verbs", "psm", "uct", "java", "usnic", "portals", "monitoring")
 
+_STARTERS = ("orted", "prte", "prted", "prterun")  # of Open MPI 4; of 5
+
 
 def add_mpi(image: Path) -> None:
     """Add Open MPI, MPICH's library, /ring and /ring-mpich to an image of busybox.
 
     `ring COUNT [ROUNDS]` prints `4 ranks, sum 6, COUNT words`.
     """
-    mpirun, orted, mpicc = require("mpirun"), require("orted"), require("mpicc")
+    mpirun, mpicc = require("mpirun"), require("mpicc")
+    starters = [path for name in _STARTERS if (path := find(name)) is not None]
     for name in ("lib", "lib64"):
         (image / "usr" / name).mkdir(parents=True, exist_ok=True)
         if not (image / name).exists():
@@ -73,13 +77,19 @@ def add_mpi(image: Path) -> None:
     libraries = openmpi.parents[1]  # /usr/lib/x86_64-linux-gnu
     _compile(image, mpicc, libraries)
     components = [
-        *(p for p in openmpi.glob("openmpi3/*.so") if not any(f in p.name for f in _FABRICS)),
+        *(p for p in openmpi.glob("openmpi?*/*.so") if not any(f in p.name for f in _FABRICS)),
         *libraries.glob("pmix2/lib/pmix/*.so"),
     ]
-    programs = [mpirun, orted, image / "ring", image / "ring-mpich"]
-    _copy(image, [mpirun, orted, *components, *_libraries([*programs, *components])])
-    for folder in ("/usr/share/openmpi", "/etc/openmpi", f"{libraries}/pmix2/share"):
+    programs = [mpirun, *starters, image / "ring", image / "ring-mpich"]
+    _copy(image, [mpirun, *starters, *components, *_libraries([*programs, *components])])
+    shares = ("/usr/share/openmpi", "/usr/share/prte", "/etc/openmpi", f"{libraries}/pmix2/share")
+    for folder in filter(os.path.isdir, shares):
         shutil.copytree(folder, image / folder[1:], dirs_exist_ok=True)
+
+
+def isolated() -> str:
+    """Return the assignment that keeps `mpirun` from asking a batch system to start ranks."""
+    return "OMPI_MCA_plm=isolated" if find("orted") else "PRTE_MCA_plm=ssh"
 
 
 def _compile(image: Path, mpicc: Path, libraries: Path) -> None:
