@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -21,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
+from cvmfs_publish.sites.dry_run import runtime_command
 from tests import parts
 from tests.worker_node import IMAGE, WorkerNode, worker_node
 
@@ -76,15 +75,11 @@ def starts(node: WorkerNode, image: str, runtime: str, shell: Sequence[str]) -> 
     )
     if done.returncode:
         sys.exit(done.stderr.decode())
-    told = shlex.split(done.stdout.decode().strip()[1:-1])
-    variables = {}
-    for number, (word, following) in enumerate(pairwise(told)):
-        if word == "export":
-            name, _, variables[name] = following.partition("=")
-        if word == "exec" and not re.match("[0-9]<", following):
-            bare = Start(f"{runtime} alone", tuple(told[number + 1 :]), variables)
-            return bare, Start("cvmfs-run", (*words, image, "--", "true"))
-    sys.exit(f"no command in {done.stdout.decode()!r}")
+    found = runtime_command(done.stdout.decode())
+    if found is None:
+        sys.exit(f"no command in {done.stdout.decode()!r}")
+    bare = Start(f"{runtime} alone", found.argv, found.variables)
+    return bare, Start("cvmfs-run", (*words, image, "--", "true"))
 
 
 def count_forks(start: Start, runtime: str) -> int:

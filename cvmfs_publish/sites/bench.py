@@ -7,7 +7,6 @@ interleaved, so that what disturbs the node disturbs them alike.
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 import shutil
@@ -21,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cvmfs_publish.errors import InputError, RemoteError
+from cvmfs_publish.sites.dry_run import runtime_command
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.values import HostPath, ScratchPlace
@@ -29,7 +29,6 @@ from cvmfs_publish.sites.writing import write_site
 JOB = "true"  # looked up in the image: a start, and nothing else
 START_SECONDS = 3600  # a start that takes longer is given up; a download may take most of it
 FALLBACK_LIST = "share/cvmfs-publish/fallback.txt"
-_DESCRIPTOR = re.compile(r"[0-9]<")
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # colours of messages
 
 
@@ -250,16 +249,10 @@ class Bench:
         done = self._run(argv)
         if done.returncode:
             raise InputError(f"{image}: no job can be started in it: {_last_words(done)}")
-        variables = {}
-        words = shlex.split(done.stdout.strip()[1:-1])
-        for number, (word, following) in enumerate(itertools.pairwise(words)):
-            if word == "export":
-                name, _, value = following.partition("=")
-                variables[name] = value
-            if word == "exec" and not _DESCRIPTOR.match(following):
-                argv = words[number + 1 :]
-                return Case("runtime, local sandbox", tuple(argv), runs, variables=variables)
-        raise InputError(f"cvmfs-run --dry-run printed no command: {done.stdout!r}")
+        found = runtime_command(done.stdout)
+        if found is None:
+            raise InputError(f"cvmfs-run --dry-run printed no command: {done.stdout!r}")
+        return Case("runtime, local sandbox", found.argv, runs, variables=found.variables)
 
     def _which(self, program: str) -> str:
         found = shutil.which(program, path=self.environ.get("PATH"))
