@@ -251,6 +251,8 @@ def _lay_out(cell: Cell) -> None:
     for folder in (common, spool / "qmaster/job_scripts", spool / "execd", cell.output):
         folder.mkdir(parents=True)
     shutil.chown(cell.output, "cvmfstest", "cvmfstest")
+    (cell.root / "tmp").mkdir()
+    (cell.root / "tmp").chmod(0o1777)
     (cell.root / "sge/util").symlink_to(SHARE / "util")
     spooling = f"{common};{spool}/qmaster"
     (common / "bootstrap").write_text(BOOTSTRAP.format(spooling=spooling, spool=spool))
@@ -284,6 +286,7 @@ def _configure(cell: Cell) -> None:
             "load_thresholds": "NONE",
             "slots": "16",
             "pe_list": "smp",
+            "tmpdir": f"{cell.root}/tmp",  # folders of jobs, of which other cells have the same
             "notify": "00:00:02",
             "min_cpu_interval": "00:00:01",
         },
