@@ -59,6 +59,8 @@ int MPI_Recv(void *, int, MPI_Datatype, int, int, MPI_Comm, void *);
 # Components for fabrics bring large libraries along and have nothing to drive here.
 _FABRICS = ("ofi", "ucx", "openib", "verbs", "psm", "uct", "java", "usnic", "portals", "monitoring")
 
+# Open MPI 5 complains of each rank when there is but a loopback interface.
+NO_TCP = "OMPI_MCA_btl=^tcp"
 _STARTERS = ("orted", "prte", "prted", "prterun")  # of Open MPI 4; of 5
 
 

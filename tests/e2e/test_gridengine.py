@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.gridengine_cell import QUEUE, Cell, Ended, gridengine_cell
-from tests.mpi_image import add_mpi, isolated
+from tests.mpi_image import NO_TCP, add_mpi, isolated
 from tests.worker_node import IMAGE, INSIDE, WorkerNode, worker_node
 
 pytestmark = pytest.mark.parts
@@ -72,8 +72,9 @@ MODE = '#!/bin/sh\ncat /etc/os-release\necho "$1"\n'
 HOST = "test -e /etc/debian_version && echo host; echo $0 $1\n"
 # On one node; Open MPI takes the slots from PE_HOSTFILE.
 MPI = {
-    "inside": f"{isolated()} exec mpirun /ring 1000",
-    "outside": "CVMFS_RUN_IMAGE= exec mpirun {program} {image} -- /ring 1000",
+    "inside": f"{NO_TCP} {isolated()} exec mpirun --bind-to none /ring 1000",
+    "outside": NO_TCP
+    + " CVMFS_RUN_IMAGE= exec mpirun --bind-to none {program} {image} -- /ring 1000",
 }
 PARALLEL = '#!/bin/sh\ncat /etc/os-release; echo "$NSLOTS"; cat "$PE_HOSTFILE"\n'
 

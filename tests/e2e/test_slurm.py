@@ -24,7 +24,7 @@ from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.e2e.test_launcher import build_image
-from tests.mpi_image import add_mpi, isolated
+from tests.mpi_image import NO_TCP, add_mpi, isolated
 from tests.parts import find, missing, require, test_user
 from tests.slurm_cluster import SlurmCluster, running_slurm
 
@@ -184,9 +184,9 @@ def submit_all(jobs: Jobs) -> None:
 
 
 MPI = {
-    "outside": "mpirun {run} test:1 -- /ring {words}",
-    "inside": isolated() + " {run} test:1 -- mpirun /ring {words}",
-    "pmix": "srun --mpi=pmix {run} test:1 -- /ring {words}",
+    "outside": NO_TCP + " mpirun --bind-to none {run} test:1 -- /ring {words}",
+    "inside": f"{NO_TCP} {isolated()}" + " {run} test:1 -- mpirun --bind-to none /ring {words}",
+    "pmix": NO_TCP + " srun --mpi=pmix {run} test:1 -- /ring {words}",
     # UCX over TCP hangs at the end of MPICH 4.0 programs, also without containers.
     "pmi2": "UCX_TLS=sysv,self srun --mpi=pmi2 {run} test:1 -- /ring-mpich {words}",
 }
