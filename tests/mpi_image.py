@@ -90,8 +90,11 @@ def add_mpi(image: Path) -> None:
 
 
 def isolated() -> str:
-    """Return the assignment that keeps `mpirun` from asking a batch system to start ranks."""
-    return "OMPI_MCA_plm=isolated" if find("orted") else "PRTE_MCA_plm=ssh"
+    """Return assignments that keep `mpirun` from asking a batch system to start ranks.
+
+    PRRTE 3.0.8, of Open MPI 5, crashes over what Grid Engine says of hosts.
+    """
+    return "OMPI_MCA_plm=isolated" if find("orted") else "PRTE_MCA_plm=ssh PRTE_MCA_ras=^gridengine"
 
 
 def _compile(image: Path, mpicc: Path, libraries: Path) -> None:

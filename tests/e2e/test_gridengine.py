@@ -72,7 +72,8 @@ MODE = '#!/bin/sh\ncat /etc/os-release\necho "$1"\n'
 HOST = "test -e /etc/debian_version && echo host; echo $0 $1\n"
 # On one node; Open MPI takes the slots from PE_HOSTFILE.
 MPI = {
-    "inside": f"{NO_TCP} {isolated()} exec mpirun --bind-to none /ring 1000",
+    "inside": f"{NO_TCP} {isolated()} "
+    "exec mpirun --bind-to none -n $NSLOTS --map-by slot:OVERSUBSCRIBE /ring 1000",
     "outside": NO_TCP
     + " CVMFS_RUN_IMAGE= exec mpirun --bind-to none {program} {image} -- /ring 1000",
 }
