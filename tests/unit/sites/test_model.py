@@ -119,7 +119,10 @@ def test_a_wrong_type_names_what_is_wanted_and_what_was_found() -> None:
         ("fallback: {lock_wait: 0s}", "lock_wait: 0s is not between 1s and 1d"),
         ("fallback: {download_timeout: 2d}", "download_timeout: 2d is not between 1s and 1d"),
         ("fallback: {retry_after: 4w}", "retry_after: 28d is not between 0s and 1d"),
-        ("fallback: {jitter: 11m, lock_wait: 10m}", "jitter: 660 s is longer than lock_wait, 600 s"),
+        (
+            "fallback: {jitter: 11m, lock_wait: 10m}",
+            "jitter: 660 s is longer than lock_wait, 600 s",
+        ),
         ("fallback: {mirrors: ['http://user:pass@a.org/x']}", "is not an address"),
         ("fallback: {mirrors: ['ftp://a.org/x']}", "is not an address"),
         ("fallback: {mirrors: ['http://a.org/a b']}", "is not an address"),
