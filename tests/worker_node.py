@@ -76,23 +76,34 @@ def worker_node(text: str, runtime: str = "apptainer") -> Iterator[WorkerNode]:
         root = Path(folder)
         root.chmod(0o755)
         node = WorkerNode(root)
-        _build_image(node.repository / IMAGE)
+        build_image(node.repository / IMAGE)
         whole = SITE.format(root=root, repository=REPOSITORY, image=IMAGE, runtime=program)
         site = parse(Site, whole + text.replace("ROOT", str(root)), "batch.yaml")
         write_site(render_site(site, templates_dir()), node.site)
         yield node
 
 
-def _build_image(image: Path) -> None:
+def build_image(image: Path) -> None:
+    """Make a small image with what a published sandbox has, around a static busybox."""
     for root in (*STANDARD_ROOTS, "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/etc", "/usr/bin"):
         (image / root[1:]).mkdir(parents=True, exist_ok=True)
     for name in ("hosts", "resolv.conf", "localtime", "passwd", "group"):
         (image / "etc" / name).touch()
-    (image / "etc/os-release").write_text(INSIDE)
+    (image / "etc" / "os-release").write_text(INSIDE)
     (image / "bin").mkdir()
-    shutil.copy(require("busybox"), image / "bin/busybox")
+    shutil.copy(require("busybox"), image / "bin" / "busybox")
     for applet in APPLETS:
-        (image / "bin" / applet).symlink_to("/bin/busybox")
-    environment = image / ".singularity.d/env"
+        (image / "bin" / applet).symlink_to("/bin/busybox")  # absolute, as Alpine has them
+    environment = image / ".singularity.d" / "env"
     environment.mkdir(parents=True)
-    (environment / "99-base.sh").write_text("export PATH=/usr/bin:/bin\n")
+    (image / ".singularity.d" / "libs").mkdir()
+    (environment / "10-docker2singularity.sh").write_text(
+        'export PATH="/opt/image/bin:/usr/bin:/bin"\nexport IMAGE_SAYS="${IMAGE_SAYS:-"a b"}"\n'
+    )
+    (environment / "99-base.sh").write_text(
+        'LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"\n'
+        "export LD_LIBRARY_PATH\n"
+    )
+    (image / "ch").mkdir()
+    (image / "ch" / "environment").write_text("PATH=/opt/image/bin:/usr/bin:/bin\nIMAGE_SAYS=a b\n")
+    (image / "marker").write_text("inside\n")

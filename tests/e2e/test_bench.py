@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_fetch import archive, line
-from tests.e2e.test_launcher import build_image
 from tests.fakes.mirror import Mirror, running_mirror
 from tests.parts import require
 from tests.unit.cli.support import Ran, Shell
+from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 

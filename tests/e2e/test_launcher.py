@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.settings import parse
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
+from tests.worker_node import APPLETS, build_image
 
 pytestmark = pytest.mark.parts
 
@@ -36,10 +36,6 @@ RUNTIMES = ["apptainer", "ch-run"]
 MODES = ["exec", "supervise"]
 SHELLS = {"dash": ["dash"], "bash": ["bash", "--posix"], "busybox": ["busybox", "ash"]}
 MESSAGE = re.compile(r'cvmfs-run: class=(\S+) code=(\d+) step=(\S+) cause=(\S+) hint="[^"]*"')
-APPLETS = (
-    *("sh", "env", "cat", "echo", "ls", "sleep", "kill", "pwd", "id", "test", "true", "false"),
-    *("touch", "mkdir", "printf", "wc", "stat"),
-)
 
 
 @dataclass(frozen=True)
@@ -98,30 +94,6 @@ class Node:
         path.mkdir(parents=True)
         os.chown(path, test_user().uid, test_user().gid)
         return path
-
-
-def build_image(image: Path) -> None:
-    for root in (*STANDARD_ROOTS, "/dev", "/proc", "/sys", "/tmp", "/var/tmp", "/etc", "/usr/bin"):
-        (image / root[1:]).mkdir(parents=True, exist_ok=True)
-    for name in ("hosts", "resolv.conf", "localtime", "passwd", "group"):
-        (image / "etc" / name).touch()
-    (image / "bin").mkdir()
-    shutil.copy(require("busybox"), image / "bin" / "busybox")
-    for applet in APPLETS:
-        (image / "bin" / applet).symlink_to("/bin/busybox")  # absolute, as Alpine has them
-    environment = image / ".singularity.d" / "env"
-    environment.mkdir(parents=True)
-    (image / ".singularity.d" / "libs").mkdir()
-    (environment / "10-docker2singularity.sh").write_text(
-        'export PATH="/opt/image/bin:/usr/bin:/bin"\nexport IMAGE_SAYS="${IMAGE_SAYS:-"a b"}"\n'
-    )
-    (environment / "99-base.sh").write_text(
-        'LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"\n'
-        "export LD_LIBRARY_PATH\n"
-    )
-    (image / "ch").mkdir()
-    (image / "ch" / "environment").write_text("PATH=/opt/image/bin:/usr/bin:/bin\nIMAGE_SAYS=a b\n")
-    (image / "marker").write_text("inside\n")
 
 
 @pytest.fixture(scope="module")

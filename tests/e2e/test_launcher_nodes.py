@@ -18,8 +18,9 @@ import pytest
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import SHELLS, Node, build_image, failure
+from tests.e2e.test_launcher import SHELLS, Node, failure
 from tests.parts import popen_as_test_user, require, run_as_test_user
+from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 

@@ -19,8 +19,8 @@ from cvmfs_publish.sites.data import templates_dir
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import build_image
 from tests.parts import missing, popen_as_test_user, require, run_as_test_user
+from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_launcher import build_image
 from tests.fakes.registry import FakeRegistry
 from tests.layouts import Tar
 from tests.parts import CHECKOUT, describe, find, require, run_as_test_user, test_user
 from tests.slurm_cluster import JOB_SECONDS, SlurmCluster, running_slurm
 from tests.unit.cli.support import Shell
+from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 

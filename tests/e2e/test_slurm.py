@@ -23,10 +23,10 @@ from cvmfs_publish.sites.data import templates_dir
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import build_image
 from tests.mpi_image import NO_TCP, add_mpi, isolated
 from tests.parts import find, missing, require, test_user
 from tests.slurm_cluster import SlurmCluster, running_slurm
+from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 
