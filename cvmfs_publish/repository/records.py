@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from cvmfs_publish.errors import IntegrityError, RepositoryError
 from cvmfs_publish.findings import Finding
@@ -22,6 +22,8 @@ from cvmfs_publish.repository.layouts import (
     REPLACED,
     UNPUBLISHED_FILE,
 )
+
+T = TypeVar("T")
 
 FORMAT = 1  # of publication.json; readers refuse a higher one
 MAX_EVENTS = 1000  # of a name's history; older ones are forgotten: 150 KB, and years of nightlies
@@ -260,11 +262,7 @@ def read_publication(view: View, path: RepoPath) -> Publication | None:
 
     Raises `RepositoryError` if the file is damaged.
     """
-    data = view.read_file(path)
-    if data is None:
-        return None
-    with _naming(path):
-        return Publication.from_json(data)
+    return _read(view, path, Publication.from_json)
 
 
 def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
@@ -272,11 +270,7 @@ def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
 
     Raises `RepositoryError` if the file is damaged.
     """
-    data = view.read_file(path)
-    if data is None:
-        return None
-    with _naming(path):
-        return Unpublished.from_json(data)
+    return _read(view, path, Unpublished.from_json)
 
 
 def read_sandbox(view: View, path: RepoPath) -> SandboxRecord | None:
@@ -284,11 +278,15 @@ def read_sandbox(view: View, path: RepoPath) -> SandboxRecord | None:
 
     Raises `RepositoryError` if the file is damaged.
     """
+    return _read(view, path, SandboxRecord.from_json)
+
+
+def _read(view: View, path: RepoPath, parse: Callable[[bytes], T]) -> T | None:
     data = view.read_file(path)
     if data is None:
         return None
     with _naming(path):
-        return SandboxRecord.from_json(data)
+        return parse(data)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cvmfs_publish.errors import InputError, RemoteError
+from cvmfs_publish.repository.fallback import LIST_PATH
 from cvmfs_publish.sites.dry_run import runtime_command
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
@@ -28,7 +29,6 @@ from cvmfs_publish.sites.writing import write_site
 
 JOB = "true"  # looked up in the image: a start, and nothing else
 START_SECONDS = 3600  # a start that takes longer is given up; a download may take most of it
-FALLBACK_LIST = "share/cvmfs-publish/fallback.txt"
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*m")  # colours of messages
 
 
@@ -163,11 +163,10 @@ class Bench:
 
     def _cvmfs_cases(self, path: str, plan: Plan, why: str) -> list[Case]:
         warm, cold = "cvmfs-run, CVMFS warm", "cvmfs-run, CVMFS cold"
-        base = f"{self.site.cvmfs}/"
-        if not path.startswith(base):
-            note = why or f"{path} is not below {base}"
+        repository = self._repository_of(path)
+        if not repository:
+            note = why or f"{path} is not below {self.site.cvmfs}/"
             return [Case(warm, note=note), Case(cold, note=note)]
-        repository = path.removeprefix(base).partition("/")[0]
         emptied = self._run(["cvmfs_talk", "-i", repository, "cleanup", "0"])
         if emptied.returncode:
             last = Case(cold, note=f"the client's cache cannot be emptied: {_last_words(emptied)}")
@@ -227,14 +226,18 @@ class Bench:
         ]
 
     def _fallback_list(self, path: str) -> bytes | None:
+        repository = self._repository_of(path)
+        if not repository:
+            return None
+        try:
+            return Path(self.site.cvmfs, repository, LIST_PATH).read_bytes()
+        except OSError:
+            return None
+
+    def _repository_of(self, path: str) -> str:
+        """Return the repository an image's folder lies in; "" if in none."""
         base = f"{self.site.cvmfs}/"
-        if path.startswith(base):
-            repository = path.removeprefix(base).partition("/")[0]
-            try:
-                return Path(base, repository, FALLBACK_LIST).read_bytes()
-            except OSError:
-                return None
-        return None
+        return path.removeprefix(base).partition("/")[0] if path.startswith(base) else ""
 
     def _render(self, site: Site, out: Path, listed: bytes | None = None) -> Path:
         write_site(render_site(site, self.templates, listed), out)

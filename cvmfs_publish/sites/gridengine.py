@@ -6,8 +6,12 @@ given in each shell_start_mode (seen with 8.1.9).
 
 from __future__ import annotations
 
-from cvmfs_publish.errors import InputError
-from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.hosts import (
+    example_image,
+    has_default_image,
+    launcher_path,
+    plan_cache,
+)
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -18,18 +22,10 @@ EXIT_MAP = ",".join([f"{code}=99" for code in _AGAIN] + [f"{code}=100" for code 
 
 
 def render_gridengine(site: Site, pages: Pages) -> Files:
-    """Return the files below gridengine/.
-
-    Raises `InputError` for an `install_dir` that a queue's configuration cannot express.
-    """
+    """Return the files below gridengine/."""
     here = f"{site.install_dir}/gridengine"
-    if set(here) & set(" ,;[]=\"'"):
-        raise InputError(
-            f"install_dir {site.install_dir!r} cannot be written in a queue of Grid Engine",
-            hint="choose a path without blanks, commas, quotes and brackets",
-        )
-    program = f"{site.install_dir}/bin/cvmfs-run"
-    default_image = bool(site.images.cpu or site.images.gpu)
+    program = launcher_path(site)
+    default_image = has_default_image(site)
     cache = plan_cache(site)
     name = site.name
     return {
@@ -56,8 +52,8 @@ def render_gridengine(site: Site, pages: Pages) -> Files:
             site=name,
             program=program,
             default_image=default_image,
-            required=[f"{site.cvmfs}/{entry}/." for entry in site.required_repositories],
-            repositories=[f"{site.cvmfs}/{entry.name}/." for entry in site.repositories],
+            required=cache.required,
+            repositories=cache.repositories,
             probe_timeout=int(site.probe_timeout.total_seconds()),
             fetch=cache.fetch,
             prefill=cache.prefill,

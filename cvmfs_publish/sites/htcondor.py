@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 
-from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sites.binds import plan_binds, plan_roots
-from cvmfs_publish.sites.hosts import example_image
+from cvmfs_publish.sites.hosts import example_image, has_default_image, launcher_path
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 from cvmfs_publish.sites.values import ImageName
@@ -21,19 +20,11 @@ _SHORT_NAME = re.compile(r"(?![^/]*[.:][^/]*/)(?!localhost/).*")  # says no regi
 
 
 def render_htcondor(site: Site, pages: Pages) -> Files:
-    """Return the files below htcondor/.
-
-    Raises `InputError` for an `install_dir` that HTCondor's configuration cannot express.
-    """
+    """Return the files below htcondor/."""
     here = f"{site.install_dir}/htcondor"
-    if not _PLAIN_PATH.fullmatch(here):
-        raise InputError(
-            f"install_dir {site.install_dir!r} cannot be written in files of HTCondor",
-            hint="choose a path of letters, digits, / . _ + @ and -",
-        )
-    program = f"{site.install_dir}/bin/cvmfs-run"
+    program = launcher_path(site)
     job, image = _native_job(site)
-    default_image = bool(site.images.cpu or site.images.gpu)
+    default_image = has_default_image(site)
     name = site.name
     return {
         "htcondor/submit.sub": pages.render(

@@ -5,7 +5,7 @@ Source: the documentation of cvmfs-csi, and the API of Kubernetes (batch/v1, sto
 
 from __future__ import annotations
 
-from cvmfs_publish.sites.hosts import example_image
+from cvmfs_publish.sites.hosts import example_image, launcher_path
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages, RenderedFile
 
@@ -40,7 +40,7 @@ def _render_job(site: Site, resources: dict[str, str], pages: Pages, *, gpu: boo
         pod_namespace=site.batch.kubernetes.namespace,
         pod_image=site.batch.kubernetes.image,
         install_dir=site.install_dir,
-        program=f"{site.install_dir}/bin/cvmfs-run",
+        program=launcher_path(site),
         cvmfs=site.cvmfs,
         image=(site.images.gpu if gpu else None) or example_image(site),
         resources=resources,

@@ -6,7 +6,7 @@ REQUEUE_EXIT_VALUES).
 
 from __future__ import annotations
 
-from cvmfs_publish.sites.hosts import example_image
+from cvmfs_publish.sites.hosts import example_image, has_default_image, launcher_path
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -14,9 +14,9 @@ from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 def render_lsf(site: Site, pages: Pages) -> Files:
     """Return the files below lsf/."""
     here = f"{site.install_dir}/lsf"
-    program = f"{site.install_dir}/bin/cvmfs-run"
+    program = launcher_path(site)
     options = site.batch.options.get("lsf", ())
-    default_image = bool(site.images.cpu or site.images.gpu)
+    default_image = has_default_image(site)
     name = site.name
     parts: dict[str, object] = {
         "site": name,

@@ -6,7 +6,12 @@ batch job's shell the path of its script through a pipe, as Torque's does.
 
 from __future__ import annotations
 
-from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.hosts import (
+    example_image,
+    has_default_image,
+    launcher_path,
+    plan_cache,
+)
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages, quote_json
 
@@ -14,9 +19,9 @@ from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages, quote_json
 def render_pbs(site: Site, pages: Pages) -> Files:
     """Return the files below pbs/."""
     here = f"{site.install_dir}/pbs"
-    program = f"{site.install_dir}/bin/cvmfs-run"
+    program = launcher_path(site)
     options = site.batch.options.get("pbs", ())
-    default_image = bool(site.images.cpu or site.images.gpu)
+    default_image = has_default_image(site)
     cache = plan_cache(site)
     name = site.name
     return {

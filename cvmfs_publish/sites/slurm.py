@@ -7,7 +7,12 @@ what Slurm 22.05 does (`tests/e2e/test_slurm.py`).
 from __future__ import annotations
 
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.sites.hosts import example_image, plan_cache
+from cvmfs_publish.sites.hosts import (
+    example_image,
+    has_default_image,
+    launcher_path,
+    plan_cache,
+)
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import PROGRAM, TEXT, Files, Pages
 
@@ -29,16 +34,14 @@ def render_slurm(site: Site, pages: Pages) -> Files:
             f"first line of batch scripts of Slurm is room for {_DIR_LIMIT}",
             hint="choose a shorter path, or a link to this one",
         )
-    program = f"{site.install_dir}/bin/cvmfs-run"
-    default_image = bool(site.images.cpu or site.images.gpu)
+    program = launcher_path(site)
+    default_image = has_default_image(site)
     cache = plan_cache(site)
-    required = [f"{site.cvmfs}/{entry}/." for entry in site.required_repositories]
-    repositories = [f"{site.cvmfs}/{entry.name}/." for entry in site.repositories]
     probe = int(site.probe_timeout.total_seconds())
-    fill = (probe + _LIST) * len(repositories)
+    fill = (probe + _LIST) * len(cache.repositories)
     if cache.fills:
         fill = int(site.fallback.download_timeout.total_seconds())
-    bound = (probe + 1) * len(required + repositories) + _BATCH_START
+    bound = (probe + 1) * len(cache.required + cache.repositories) + _BATCH_START
     bound += fill + 1 if cache.fetch else 0
     scratch = [place for place in site.scratch if place.startswith("/")]
     name = site.name
@@ -63,8 +66,8 @@ def render_slurm(site: Site, pages: Pages) -> Files:
             PROGRAM,
             site=name,
             program=program,
-            required=required,
-            repositories=repositories,
+            required=cache.required,
+            repositories=cache.repositories,
             # Where jobs may do without images, or get them in other ways, they judge themselves.
             drain=bool(default_image or site.required_repositories) and not site.fallback.chain,
             probe_timeout=probe,
