@@ -6,8 +6,12 @@ is mounted.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +85,30 @@ def worker_node(text: str, runtime: str = "apptainer") -> Iterator[WorkerNode]:
         site = parse(Site, whole + text.replace("ROOT", str(root)), "batch.yaml")
         write_site(render_site(site, templates_dir()), node.site)
         yield node
+
+
+@contextmanager
+def fuse_mount(archive: Path, mount_point: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Mount a squashfs archive for all users; yield the daemon, to be stopped or killed."""
+    with subprocess.Popen(
+        ["squashfuse", "-f", "-o", "allow_other", archive, mount_point],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as daemon:
+        try:
+            deadline = time.monotonic() + 10
+            while not os.path.ismount(mount_point) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            yield daemon
+        finally:
+            daemon.kill()
+            subprocess.run(["umount", "-l", mount_point], check=False, capture_output=True)
+
+
+def let_hang(daemon: subprocess.Popen[bytes]) -> None:
+    """Stop the daemon of a mount, so that whoever looks at it waits."""
+    daemon.send_signal(signal.SIGSTOP)
+    time.sleep(1.1)  # the kernel remembers attributes for a second
 
 
 def build_image(image: Path) -> None:

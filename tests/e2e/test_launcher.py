@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.render import render_site
 from cvmfs_publish.sites.writing import write_site
 from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
-from tests.worker_node import APPLETS, build_image
+from tests.worker_node import APPLETS, build_image, fuse_mount, let_hang
 
 pytestmark = pytest.mark.parts
 
@@ -96,15 +97,22 @@ class Node:
         return path
 
 
-@pytest.fixture(scope="module")
-def bare_node() -> Iterator[Node]:
+@contextmanager
+def generic_node(runtime: str = "") -> Iterator[Node]:
+    """Make a node of the generic site, with an image."""
     require("busybox")
     with tempfile.TemporaryDirectory(prefix="launcher-", dir="/var/tmp") as folder:
         root = Path(folder)
         root.chmod(0o755)
-        node = Node(root)
+        node = Node(root, runtime)
         build_image(node.image)
         write_site(render_site(load_site("generic"), templates_dir()), root / "site")
+        yield node
+
+
+@pytest.fixture(scope="module")
+def bare_node() -> Iterator[Node]:
+    with generic_node() as node:
         yield node
 
 
@@ -517,31 +525,19 @@ def test_a_hung_repository_is_75_in_time_and_so_is_a_dead_one(bare_node: Node) -
     env = node.configure(
         f"cvmfs: {base}\nrepositories: [{{name: c.example.org}}]\nprobe_timeout: 2s"
     )
-    with subprocess.Popen(
-        ["squashfuse", "-f", "-o", "allow_other", archive, mount_point],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as daemon:
-        try:
-            deadline = time.monotonic() + 10
-            while not os.path.ismount(mount_point) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert failure(node.run("ghcr.io/a/x:1", "true", env=env))[0] == 66
-            daemon.send_signal(signal.SIGSTOP)
-            time.sleep(1.1)  # the kernel remembers attributes for a second
-            began = time.monotonic()
-            assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (
-                75, "tempfail", "probe", "hung",
-            )  # fmt: skip
-            assert time.monotonic() - began < 2 + 2
-            daemon.kill()
-            daemon.wait()
-            assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (
-                75, "tempfail", "probe", "endpoint-dead",
-            )  # fmt: skip
-        finally:
-            daemon.kill()
-            subprocess.run(["umount", "-l", mount_point], check=False, capture_output=True)
+    with fuse_mount(archive, mount_point) as daemon:
+        assert failure(node.run("ghcr.io/a/x:1", "true", env=env))[0] == 66
+        let_hang(daemon)
+        began = time.monotonic()
+        assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (
+            75, "tempfail", "probe", "hung",
+        )  # fmt: skip
+        assert time.monotonic() - began < 2 + 2
+        daemon.kill()
+        daemon.wait()
+        assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (
+            75, "tempfail", "probe", "endpoint-dead",
+        )  # fmt: skip
     shutil.rmtree(base)
     shutil.rmtree(tree)
     archive.unlink()

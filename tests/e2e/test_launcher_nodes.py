@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -15,12 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.sites.data import load_site, templates_dir
-from cvmfs_publish.sites.render import render_site
-from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import SHELLS, Node, failure
+from tests.e2e.test_launcher import SHELLS, Node, failure, generic_node
 from tests.parts import popen_as_test_user, require, run_as_test_user
-from tests.worker_node import build_image
+from tests.worker_node import fuse_mount, let_hang
 
 pytestmark = pytest.mark.parts
 
@@ -30,13 +26,7 @@ OTHER = "sha256:" + "cd" * 32
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Node]:
-    require("busybox")
-    with tempfile.TemporaryDirectory(prefix="launcher-", dir="/var/tmp") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
-        node = Node(root)
-        build_image(node.image)
-        write_site(render_site(load_site("generic"), templates_dir()), root / "site")
+    with generic_node() as node:
         yield node
 
 
@@ -64,21 +54,9 @@ def hung(archive: Path, mount_point: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Mount `archive`, and stop the daemon that serves it."""
     if os.geteuid() != 0:
         pytest.skip("mounts a FUSE file system for all users")
-    with subprocess.Popen(
-        ["squashfuse", "-f", "-o", "allow_other", archive, mount_point],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as daemon:
-        try:
-            deadline = time.monotonic() + 10
-            while not os.path.ismount(mount_point) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            daemon.send_signal(signal.SIGSTOP)
-            time.sleep(1.1)  # the kernel remembers attributes for a second
-            yield daemon
-        finally:
-            daemon.kill()
-            subprocess.run(["umount", "-l", mount_point], check=False, capture_output=True)
+    with fuse_mount(archive, mount_point) as daemon:
+        let_hang(daemon)
+        yield daemon
 
 
 def repository(node: Node, name: str) -> tuple[Path, str]:

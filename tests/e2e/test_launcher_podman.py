@@ -11,18 +11,13 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.sites.data import load_site, templates_dir
-from cvmfs_publish.sites.render import render_site
-from cvmfs_publish.sites.writing import write_site
-from tests.e2e.test_launcher import Node, failure
+from tests.e2e.test_launcher import Node, failure, generic_node
 from tests.parts import popen_as_test_user, require, run_as_test_user, test_user
-from tests.worker_node import build_image
 
 pytestmark = pytest.mark.parts
 
@@ -37,14 +32,9 @@ exec setpriv --reuid "$2" --regid "$3" --clear-groups env HOME="$4" PATH="$PATH"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    for program in ("busybox", "podman", "crun", "newuidmap"):
+    for program in ("podman", "crun", "newuidmap"):
         require(program)
-    with tempfile.TemporaryDirectory(prefix="launcher-", dir="/var/tmp") as folder:
-        root = Path(folder)
-        root.chmod(0o755)
-        node = Node(root, str(require("podman")))
-        build_image(node.image)
-        write_site(render_site(load_site("generic"), templates_dir()), root / "site")
+    with generic_node(str(require("podman"))) as node:
         paused = start_keeping_namespace(node)
         yield node
         if paused is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import http.server
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -28,7 +27,14 @@ from cvmfs_publish.sites.runtime_conf import COMPLETE
 from cvmfs_publish.sites.writing import write_site
 from tests.parts import require, run, run_as_test_user, test_user
 from tests.site_texts import PUBLIC_KEY, parse_site
-from tests.worker_node import IMAGE, REPOSITORY, WorkerNode, worker_node
+from tests.worker_node import (
+    IMAGE,
+    REPOSITORY,
+    WorkerNode,
+    fuse_mount,
+    let_hang,
+    worker_node,
+)
 
 pytestmark = pytest.mark.parts
 
@@ -602,31 +608,19 @@ def test_node_check_does_not_hang_with_a_repository_or_a_required_mount(node: Wo
         f"repositories: [{{name: {mount_point.name}}}]\nprobe_timeout: 1s\n"
         f"binds: [{{source: {mount_point}/docker.io, target: /data, required: true}}]",
     )
-    with subprocess.Popen(
-        ["squashfuse", "-f", "-o", "allow_other", archive, mount_point],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as daemon:
-        try:
-            deadline = time.monotonic() + 10
-            while not os.path.ismount(mount_point) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            status, lines = check(node, env=env)
-            assert status == 0, lines
-            assert "answers (fuse" in lines_of(lines, "repository")[0]
-            daemon.send_signal(signal.SIGSTOP)
-            time.sleep(1.1)  # the kernel remembers attributes for a second
-            status, lines = check(node, env=env)
-            assert status == 75
-            assert "hangs" in lines_of(lines, "repository")[0]
-            assert "hung" in lines_of(lines, "required-mount")[0]
-            daemon.kill()
-            daemon.wait()
-            status, lines = check(node, env=env)
-            assert (status, "dead FUSE mount" in lines_of(lines, "repository")[0]) == (75, True)
-        finally:
-            daemon.kill()
-            subprocess.run(["umount", "-l", mount_point], check=False, capture_output=True)
+    with fuse_mount(archive, mount_point) as daemon:
+        status, lines = check(node, env=env)
+        assert status == 0, lines
+        assert "answers (fuse" in lines_of(lines, "repository")[0]
+        let_hang(daemon)
+        status, lines = check(node, env=env)
+        assert status == 75
+        assert "hangs" in lines_of(lines, "repository")[0]
+        assert "hung" in lines_of(lines, "required-mount")[0]
+        daemon.kill()
+        daemon.wait()
+        status, lines = check(node, env=env)
+        assert (status, "dead FUSE mount" in lines_of(lines, "repository")[0]) == (75, True)
 
 
 @pytest.mark.parametrize(
