@@ -176,3 +176,13 @@ class ImageSource(Protocol):
 
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> BlobStream:
         """Return the stream of one layer of a resolved image; nothing is sent before `read`."""
+
+
+class TagLister(Protocol):
+    """A source that can say which tags there are.  Any number of threads may ask at once."""
+
+    def tags(self, registry: str, repository: str) -> tuple[str, ...]:
+        """Return every tag of a repository, in the registry's order, each once, all pages read.
+
+        Names that are no tags are left out.  Raises like `ImageSource.head`.
+        """
