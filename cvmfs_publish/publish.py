@@ -249,7 +249,7 @@ class Publisher:
         self._reporter.phase(wish.result.reference, "asking")
         found = read_publication(view, place_name(wish.reference, platform).publication)
         try:
-            wish.digest = self._ask(wish, wish.reference, None if force else found)
+            wish.digest = self._ask(wish, wish.reference, platform, None if force else found)
         except PublishError as error:
             wish.fail(error)
             return False
@@ -265,10 +265,12 @@ class Publisher:
             return True
         return self._lacks_artefact(wish, view, found)
 
-    def _ask(self, wish: _Wish, reference: Reference, found: Publication | None) -> Digest:
+    def _ask(
+        self, wish: _Wish, reference: Reference, platform: Platform, found: Publication | None
+    ) -> Digest:
         """Return the digest of an image; that of its record, if its file is as it was then."""
         if reference.origin is not None and isinstance(self._source, Locator):
-            wish.state = self._source.state(reference)
+            wish.state = self._source.state(reference, platform)
             is_same = found is not None and found.source == str(reference.origin)
             if found is not None and is_same and found.source_state == wish.state != "":
                 return Digest.parse(found.digest)

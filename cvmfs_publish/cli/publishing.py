@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
 from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
-from cvmfs_publish.errors import InputError
+from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.origin import Origin
@@ -168,11 +170,26 @@ def open_source(
     plain_http = [host for host, registry in registries.items() if registry.plain_http]
     credentials = find_credentials(config, environ, images)
     with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
+        sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
         access = Access(
             registry=RegistrySource(client),
             limits=layer_limits(config.limits) if config is not None else LayerLimits(),
+            scratch=make_scratch(config) if config is not None else None,
+            sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
         yield Sources(access, str(folder))
+
+
+def make_scratch(config: Config) -> Path:
+    """Return the folder for files that have no names and vanish with this process."""
+    folder = config.state / "scratch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RepositoryError(
+            f"{folder} cannot be made: {error.strerror}", hint="make `state` writable"
+        ) from error
+    return folder
 
 
 def layer_limits(limits: LimitsConfig) -> LayerLimits:

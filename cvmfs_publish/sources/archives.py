@@ -88,7 +88,7 @@ class ArchiveSource(ABC):
         self._lock = threading.Lock()
         self._known: dict[str, Archive] = {}
 
-    def state(self, origin: Origin) -> str:
+    def state(self, origin: Origin, platform: Platform) -> str:
         """As promised by `PlacedSource.state`."""
         with open_file(self._file(origin), str(origin)) as file:
             return state_of(file)
@@ -96,7 +96,8 @@ class ArchiveSource(ABC):
     def archive(self, origin: Origin) -> Archive:
         """Return the archive as it is now."""
         with self._lock:  # two threads would look through it twice
-            state = self.state(origin)
+            with open_file(self._file(origin), str(origin)) as file:
+                state = state_of(file)
             known = self._known.get(origin.place)
             if known is None or known.state != state:
                 if origin.digest is not None:

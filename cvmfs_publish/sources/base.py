@@ -192,7 +192,7 @@ class PlacedSource(ImageSource, Protocol):
         Raises like `head`.
         """
 
-    def state(self, origin: Origin) -> str:
+    def state(self, origin: Origin, platform: Platform) -> str:
         """Return a text that differs as soon as the image may have changed; "" if none is known.
 
         Cheaper than `head`, which may have to read or fetch everything.  Raises like `head`.
@@ -212,7 +212,7 @@ class Locator(Protocol):
     def locate_again(self, name: str, origin: str) -> Reference:
         """Return an image of which both were recorded; raises `InputError`."""
 
-    def state(self, reference: Reference) -> str:
+    def state(self, reference: Reference, platform: Platform) -> str:
         """As `PlacedSource.state`; "" for a registry."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError
@@ -19,7 +20,10 @@ from cvmfs_publish.sources.base import (
     ResolvedImage,
     origin_of,
 )
+from cvmfs_publish.sources.held import LocalFiles
 from cvmfs_publish.sources.renamed import RenamedSource
+from cvmfs_publish.sources.sif import SIF, TAR, FileSource
+from cvmfs_publish.sources.squashfs import SquashfsTool
 from cvmfs_publish.streams.compression import DecompressionLimits
 
 REGISTRY = "docker"  # the transport of an image in a registry that is published under another name
@@ -31,6 +35,12 @@ class Access:
 
     registry: ImageSource
     limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    scratch: Path | None = None  # where copies are made that nobody sees
+    sqfs2tar: Path | None = None  # the program of squashfs-tools-ng
+
+    @property
+    def squashfs(self) -> SquashfsTool:
+        return SquashfsTool(self.sqfs2tar, self.scratch, self.limits.ratio)
 
 
 SOURCES: dict[str, Callable[[Access], PlacedSource]] = {
@@ -38,6 +48,8 @@ SOURCES: dict[str, Callable[[Access], PlacedSource]] = {
     "docker-archive": lambda access: DockerArchiveSource(access.limits),
     "oci": lambda access: OciSource(access.limits),
     "oci-archive": lambda access: OciArchiveSource(access.limits),
+    "sif": lambda access: FileSource(LocalFiles(), access.squashfs, {SIF}),
+    "tar": lambda access: FileSource(LocalFiles(), access.squashfs, {TAR}),
 }
 
 
@@ -93,9 +105,10 @@ class Sources:
             )
         return replace(Reference.parse(name), origin=found)
 
-    def state(self, reference: Reference) -> str:
+    def state(self, reference: Reference, platform: Platform) -> str:
         """As promised by `Locator.state`."""
-        return self._of(reference).state(reference.origin) if reference.origin else ""
+        origin = reference.origin
+        return self._of(reference).state(origin, platform) if origin is not None else ""
 
     # ImageSource
 

@@ -219,11 +219,11 @@ def test_a_changed_file_has_another_state_and_is_read_anew(tmp_path: Path) -> No
     archive = oci_archive(tmp_path / "archive", layout)
     source = OciArchiveSource(LIMITS)
     reference = at(f"oci-archive:{archive}")
-    state, digest = source.state(where(reference)), source.head(reference)
-    assert source.state(where(reference)) == state
+    state, digest = source.state(where(reference), AMD64), source.head(reference)
+    assert source.state(where(reference), AMD64) == state
     other = write_oci_layout(tmp_path / "other", LAYERS[:1])
     oci_archive(tmp_path / "new", other).replace(archive)
-    assert source.state(where(reference)) != state
+    assert source.state(where(reference), AMD64) != state
     assert source.head(reference) != digest
 
 
