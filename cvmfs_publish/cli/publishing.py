@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +18,20 @@ from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
-from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
+from cvmfs_publish.config import (
+    Config,
+    LimitsConfig,
+    RegistryConfig,
+    RegistryHost,
+    S3Keys,
+    SourcesConfig,
+    SwiftConfig,
+    complete_sources,
+)
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
-from cvmfs_publish.origin import Origin
+from cvmfs_publish.origin import NAMED, WEB, Origin
 from cvmfs_publish.publish import (
     ImageResult,
     Publisher,
@@ -38,6 +47,8 @@ from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.downloads import Downloads
+from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
@@ -168,16 +179,75 @@ def open_source(
     """Open what has these images; connections are closed at the end."""
     registries = config.registries if config is not None else {}
     plain_http = [host for host, registry in registries.items() if registry.plain_http]
-    credentials = find_credentials(config, environ, images)
-    with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
-        sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
+    sources = complete_sources(config.sources if config is not None else SourcesConfig(), environ)
+    limits = layer_limits(config.limits) if config is not None else LayerLimits()
+    scratch = make_scratch(config) if config is not None else None
+    sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
+    with (
+        RegistryClient(
+            credentials=find_credentials(config, environ, images), plain_http=plain_http
+        ) as client,
+        ExitStack() as stack,
+    ):
         access = Access(
             registry=RegistrySource(client),
-            limits=layer_limits(config.limits) if config is not None else LayerLimits(),
-            scratch=make_scratch(config) if config is not None else None,
+            downloads=Downloads(client, stack, scratch, limits.layer_bytes),
+            credentials=_web_credentials(registries, sources, images),
+            s3=s3_access(sources.s3),
+            swift=swift_access(sources.swift),
+            library=sources.library,
+            hub=sources.shub,
+            limits=limits,
+            scratch=scratch,
             sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
         yield Sources(access, str(folder))
+
+
+def s3_access(keys: S3Keys) -> S3Access:
+    """Return how s3:// images are reached."""
+    return S3Access(
+        endpoint=keys.endpoint or "",
+        region=keys.region or "us-east-1",
+        virtual_host=keys.virtual_host,
+        access_key=keys.access_key or "",
+        secret_key=keys.read_secret_key() or "",
+        token=keys.session_token or "",
+    )
+
+
+def swift_access(swift: SwiftConfig) -> SwiftAccess:
+    """Return how swift:// images are reached."""
+    return SwiftAccess(
+        auth_url=swift.auth_url or "",
+        user=swift.user or "",
+        key=swift.read_key() or "",
+        project=swift.project or "",
+        user_domain=swift.user_domain or "Default",
+        project_domain=swift.project_domain or "Default",
+        region=swift.region or "",
+        storage_url=swift.storage_url or "",
+    )
+
+
+def _web_credentials(
+    registries: Mapping[RegistryHost, RegistryConfig],
+    sources: SourcesConfig,
+    images: Sequence[str],
+) -> dict[str, Credential]:
+    """Return the configured logins of hosts that are no registries, for these images alone."""
+    hosts: set[str] = set()
+    for image in images:
+        with suppress(InputError):  # told by `publish`, with the other failures
+            origin = Origin.parse(image)
+            if origin is not None and origin.transport in WEB | NAMED:
+                hosts.add(origin.place.partition("/")[0].lower())
+                hosts |= {sources.library, sources.shub} if origin.transport != "oras" else set()
+    return {
+        host: Credential(login.username, login.read_password() or "")
+        for host, login in registries.items()
+        if host in hosts and login.username is not None
+    }
 
 
 def make_scratch(config: Config) -> Path:
