@@ -45,8 +45,9 @@ class Origin:
     def parse(cls, text: str) -> Origin | None:
         """Return None for an image in a registry; raise `InputError` for what is malformed."""
         match = _URL.match(text)
-        transport = match[1].lower() if match else text.partition(":")[0]
-        if transport not in TRANSPORTS or (match is None) != (transport in FILES):
+        head, colon, _ = text.partition(":")
+        transport = match[1].lower() if match else head
+        if not colon or transport not in (FILES if match is None else TRANSPORTS - FILES):
             return None
         rest = text[match.end() :] if match else text.partition(":")[2]
         _check(text, rest)
