@@ -1,7 +1,7 @@
 """The publisher's configuration: what `cvmfs-publish.yaml` may say, and what each key means.
 
 Keys that interface documents promise but no code reads yet are refused: whoever writes
-`trust:` believes that signatures are checked.
+`webhooks:` believes that somebody listens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import ClassVar, Literal
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.patterns import ImagePattern
+from cvmfs_publish.settings import RefusedKeyError, about
 
 FILE_NAME = "cvmfs-publish.yaml"
 SYSTEM_FILE = Path("/etc/cvmfs-publish") / FILE_NAME
@@ -441,12 +442,24 @@ class LimitsConfig:
         default=4095,
         metadata=about("length of a path inside an image; Linux opens none longer than 4095"),
     )
+    path_depth: int = field(
+        default=256,
+        metadata=about("folders above a file inside an image, itself included; real ones have 30"),
+    )
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
+    manifest_bytes: ByteSize = field(
+        default=ByteSize(4 * 1024**2),
+        metadata=about("size of a manifest or index; registries take no larger ones"),
+    )
+    config_bytes: ByteSize = field(
+        default=ByteSize(8 * 1024**2),
+        metadata=about("size of an image's configuration; real ones have 100 kB"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("entries", "path_bytes", "compression_ratio"):
+        for name in ("entries", "path_bytes", "path_depth", "compression_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: wants a number above zero, found {getattr(self, name)}")
 
@@ -524,11 +537,66 @@ class FallbackConfig:
 
 
 @dataclass(frozen=True)
+class TrustRule:
+    """What is asked of the images that a pattern fits, before they are published."""
+
+    match: ImagePattern = field(
+        metadata=about(
+            "the images: REGISTRY/REPOSITORY[:TAG], `*` for any characters; the narrowest pattern"
+            " that fits an image decides, `*` alone is for all others"
+        )
+    )
+    policy: Literal["accept", "digest", "cosign", "sif-pgp", "reject"] = field(
+        metadata=about(
+            "`accept`: as it comes; `digest`: only references with a digest; `cosign`: only with a"
+            " signature of `cosign sign --key` by one of `keys`; `sif-pgp`: only SIF files that one"
+            " of `keys` signed as a whole; `reject`: never"
+        )
+    )
+    keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "files of public keys, of which one has to have signed: PEM for `cosign`; for `sif-pgp`"
+            " OpenPGP, or PEM as for `apptainer sign --key`"
+        ),
+    )
+    annotations: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("what the signature has to say as well, as `cosign sign -a KEY=VALUE` does"),
+    )
+    signed_name: Literal["any", "same"] = field(
+        default="any",
+        metadata=about(
+            "`same`: the signature has to be for an image of this name; what was signed elsewhere"
+            " and copied here is refused then"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        needs_keys = self.policy in KEY_POLICIES
+        if needs_keys and not self.keys:
+            raise InputError(
+                f"keys is missing: the policy {self.policy} needs public keys",
+                hint="keys: [cosign.pub]",
+            )
+        if self.keys and not needs_keys:
+            raise RefusedKeyError(("keys",), f"the policy {self.policy} looks at no keys")
+        if self.policy != "cosign":
+            if self.annotations:
+                raise RefusedKeyError(("annotations",), "is for the policy cosign only")
+            if self.signed_name != "any":
+                raise RefusedKeyError(("signed_name",), "is for the policy cosign only")
+
+
+KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
     UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"trust", "wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
+        {"wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
     )
 
     repository: RepositoryConfig = field(
@@ -552,6 +620,10 @@ class Config:
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
     )
+    trust: tuple[TrustRule, ...] = field(
+        default=(),
+        metadata=about("what is asked of images; where no pattern fits, they are accepted"),
+    )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
     )
@@ -562,6 +634,17 @@ class Config:
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
     )
+
+    def __post_init__(self) -> None:
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, rule in enumerate(self.trust):
+            first = seen.setdefault(rule.match.key, number)
+            if first != number:
+                raise RefusedKeyError(
+                    ("trust", number, "match"),
+                    f"{rule.match} is the same pattern as that of trust[{first}]",
+                    hint="remove one of the two rules",
+                )
 
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
@@ -726,8 +809,22 @@ limits:
   #entries: 500000
   # Length of a path inside an image.  Linux opens none longer than 4095 bytes.
   #path_bytes: 4095
+  # Folders above a file inside an image, itself included.
+  #path_depth: 256
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
+  # Size of a manifest or index, and of the configuration of an image.
+  #manifest_bytes: 4MiB
+  #config_bytes: 8MiB
+
+# What is asked of an image before it is published.  The narrowest pattern that fits it decides;
+# without any, it is accepted.  Policies: accept; digest: only references with a digest; cosign:
+# signed with one of the keys; sif-pgp: a SIF file signed with one of the keys; reject.
+# For cosign: `annotations: {KEY: VALUE}`, what the signature has to say as well; and
+# `signed_name: same`, so that a signature for another name does not count.
+# Example: [{match: ghcr.io/team/*, policy: cosign, keys: [cosign.pub]},
+#           {match: "*", policy: reject}]
+#trust: []
 
 nesting:
   # The most entries of one catalog, the unit in which clients download the index.  Images of more

@@ -35,6 +35,7 @@ from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sandbox.prepare import prepare
 from cvmfs_publish.sources.base import ImageSource, LayerDescriptor, Platform, ResolvedImage
+from cvmfs_publish.sources.trust import Trust, UntrustedError
 
 
 @dataclass(slots=True)
@@ -163,6 +164,7 @@ def verify_image(
     snapshot: Snapshot | None = None,
     folder: Path | None = None,
     reporter: Reporter | None = None,
+    trust: Trust | None = None,
 ) -> Verification:
     """Compare a published image with its registry.
 
@@ -173,6 +175,7 @@ def verify_image(
         snapshot: the revision in which it is published; its record and names are compared too.
         folder: the sandbox as it is mounted or exported; in place of the one in the snapshot.
         reporter: told what is going on.
+        trust: what is asked of images now; what does not hold is a difference.
 
     Raises:
         RemoteError: the registry refused, failed or has no such manifest any more.
@@ -185,6 +188,7 @@ def verify_image(
     told.phase(name, "resolving")
     reference, platform = Reference.parse(name), Platform.parse(publication.platform)
     image = source.resolve(reference, platform, Digest.parse(publication.manifest_digest))
+    distrust = list(check_trust(publication, image, source, trust or Trust()))
     tree = expect_tree(source, image, settings, told, name)
     told.phase(name, "comparing")
 
@@ -193,6 +197,7 @@ def verify_image(
 
     placement = place(reference, platform, image.config_digest, image.manifest_digest)
     result = Verification(publication, 1 + sum(1 for _ in tree.walk()), 0, settings.recipe())
+    result.differences += distrust
     published: Published
     if folder is not None:
         published = FolderTree(folder)
@@ -205,6 +210,32 @@ def verify_image(
     result.differences += differences
     result.uncompared += published.uncompared
     return result
+
+
+def check_trust(
+    publication: Publication, image: ResolvedImage, source: ImageSource, trust: Trust
+) -> Iterator[Difference]:
+    """Yield why an image would not be published by the present rules.
+
+    A signature is for what the name led to in the registry, which may be an index: that the
+    manifest is in it is looked at anew, since the record alone proves nothing.
+    """
+    record = place_name(image.reference, image.platform).publication
+    rule = trust.rule_for(image.reference)
+    if rule is None or not rule.identity:
+        return
+    digest = Digest.parse(publication.digest)
+    if digest != image.manifest_digest:
+        found = source.resolve(image.reference, image.platform, digest).manifest_digest
+        if found != image.manifest_digest:
+            yield Difference(
+                f"/{record}", "manifest of its digest", str(found), str(image.manifest_digest)
+            )
+            return
+    try:
+        trust.check(image.reference, digest)
+    except UntrustedError as error:
+        yield Difference(f"/{record}", "trust", rule.policy, str(error))
 
 
 def compare_records(

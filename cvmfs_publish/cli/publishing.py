@@ -16,7 +16,7 @@ from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
-from cvmfs_publish.config import Config, RegistryHost
+from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
@@ -38,7 +38,9 @@ from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
+from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
+from cvmfs_publish.sources.trust import Trust, load_rules
 
 app = command_app()
 
@@ -126,7 +128,14 @@ def open_publisher(
     settings = publish_settings(config)
     with open_source(config, environ, images) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, source, records, settings, reporter, packer)
+        trust = open_trust(config, source)
+        yield Publisher(repository, source, records, settings, reporter, packer, trust)
+
+
+def open_trust(config: Config | None, source: RegistrySource) -> Trust:
+    """Return what is asked of images, the keys read; raise `InputError` if one cannot be."""
+    rules = load_rules(config.trust) if config is not None else ()
+    return Trust(rules, RegistrySignatures(source.client))
 
 
 @contextmanager
@@ -137,8 +146,11 @@ def open_source(
     registries = config.registries if config is not None else {}
     plain_http = [host for host, registry in registries.items() if registry.plain_http]
     credentials = find_credentials(config, environ, images)
+    limits = config.limits if config is not None else LimitsConfig()
     with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
-        yield RegistrySource(client)
+        yield RegistrySource(
+            client, manifest_limit=limits.manifest_bytes, config_limit=limits.config_bytes
+        )
 
 
 def publish_settings(config: Config) -> PublishSettings:
@@ -159,6 +171,7 @@ def publish_settings(config: Config) -> PublishSettings:
             ratio=limits.compression_ratio,
             entries=limits.entries,
             path_bytes=limits.path_bytes,
+            path_depth=limits.path_depth,
         ),
         image_bytes=limits.image_bytes,
     )

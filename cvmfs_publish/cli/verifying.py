@@ -12,7 +12,12 @@ from cvmfs_publish.cli.images import find_publication
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import FromOption, ImageArgument, KeyOption, PlatformOption
 from cvmfs_publish.cli.output import format_bytes, plural
-from cvmfs_publish.cli.publishing import open_reporter, open_source, publish_settings
+from cvmfs_publish.cli.publishing import (
+    open_reporter,
+    open_source,
+    open_trust,
+    publish_settings,
+)
 from cvmfs_publish.cli.reading import open_reading
 from cvmfs_publish.config import Config, find_config
 from cvmfs_publish.errors import InputError, IntegrityError
@@ -69,7 +74,10 @@ def verify(
         if found is not None and mount is not None:
             check_identity(found, reference, wanted)
             folder = find_in_mount(session.cwd / mount, found)
-            result = verify_image(found, source, settings, folder=folder, reporter=reporter)
+            trust = open_trust(config, source)
+            result = verify_image(
+                found, source, settings, folder=folder, reporter=reporter, trust=trust
+            )
         else:
             with open_reading(session, location, keys) as snapshot:
                 record = find_publication(SnapshotView(snapshot), image, platform)
@@ -77,7 +85,13 @@ def verify(
                 if mount is not None:
                     folder = find_in_mount(session.cwd / mount, record)
                 result = verify_image(
-                    record, source, settings, snapshot=snapshot, folder=folder, reporter=reporter
+                    record,
+                    source,
+                    settings,
+                    snapshot=snapshot,
+                    folder=folder,
+                    reporter=reporter,
+                    trust=open_trust(config, source),
                 )
     _tell(session, result, folder)
     return IntegrityError.exit_code if result.differences else 0

@@ -80,7 +80,6 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 @pytest.mark.parametrize(
     "line",
     [
-        "trust: []",
         "wishlists: [images.yaml]",
         "watch: {interval: 15m}",
         "webhooks: {secret_file: hook}",

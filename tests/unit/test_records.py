@@ -31,7 +31,9 @@ RECORD = Publication(
     history=(Event("2026-11-19T00:00:00Z", 2, "sha256:8", "sha256:9", "sha256:a", "published"),),
     pinned_at="2026-11-20T00:00:01Z", pinned=("/.flat/ab/abcd",),
 )  # fmt: skip
-OPTIONAL = {"signature", "what", "history", "pinned_at", "pinned"}  # later than format 1
+OPTIONAL = {  # later than format 1
+    *("signature", "what", "history", "pinned_at", "pinned", "signed_by", "trust"),
+}
 
 
 def changed(**values: Any) -> bytes:  # noqa: ANN401

@@ -15,6 +15,7 @@ from cvmfs_publish.sources.registry.blobs import VerifiedBlob
 from cvmfs_publish.sources.registry.client import RegistryClient, Reply
 from cvmfs_publish.sources.registry.manifest import (
     ACCEPT,
+    CONFIG_LIMIT,
     MANIFEST_LIMIT,
     Descriptor,
     Index,
@@ -43,8 +44,17 @@ class _Document:
 class RegistrySource:
     """An `ImageSource` for every registry the client can reach."""
 
-    def __init__(self, client: RegistryClient) -> None:
+    def __init__(
+        self,
+        client: RegistryClient,
+        *,
+        manifest_limit: int = MANIFEST_LIMIT,
+        config_limit: int = CONFIG_LIMIT,
+    ) -> None:
+        """Put a source together; the limits are bytes of one document."""
         self.client = client
+        self._manifest_limit = manifest_limit
+        self._config_limit = config_limit
 
     def head(self, reference: Reference) -> Digest:
         """As promised by `ImageSource.head`; one HEAD request with a registry that knows digests.
@@ -60,7 +70,7 @@ class RegistrySource:
         if stated:
             return _parse_stated(stated, reference)
         document = self._fetch_manifest(reference, reference.tag)
-        parse_manifest(document.body, document.content_type, str(reference))
+        self._parse(document, str(reference))
         return document.digest
 
     def resolve(
@@ -70,7 +80,7 @@ class RegistrySource:
         subject = str(reference)
         document = self._fetch_manifest(reference, digest or reference.digest or reference.tag)
         top = document.digest
-        manifest = parse_manifest(document.body, document.content_type, subject)
+        manifest = self._parse(document, subject)
         chosen: Platform | None = None
         if isinstance(manifest, Index):
             entry = choose_manifest(manifest, platform, subject)
@@ -110,7 +120,14 @@ class RegistrySource:
         )
 
     def _fetch_manifest(self, reference: Reference, name: Digest | str) -> _Document:
-        body, header = self.client.fetch(reference, f"manifests/{name}", _ACCEPT, MANIFEST_LIMIT)
+        limit = self._manifest_limit
+        try:
+            body, header = self.client.fetch(reference, f"manifests/{name}", _ACCEPT, limit)
+        except IntegrityError as exc:
+            raise IntegrityError(
+                f"{reference}: the manifest has more than {limit} bytes",
+                hint="raise `limits.manifest_bytes` if this image is trusted",
+            ) from exc
         stated = header(DIGEST_HEADER)
         if isinstance(name, Digest):
             promised = name
@@ -128,6 +145,17 @@ class RegistrySource:
             )
         return _Document(body, header("Content-Type"), promised)
 
+    def _parse(
+        self, document: _Document, subject: str, promised_type: str = ""
+    ) -> Manifest | Index:
+        return parse_manifest(
+            document.body,
+            document.content_type,
+            subject,
+            promised_type,
+            config_limit=self._config_limit,
+        )
+
     def _fetch_entry(self, reference: Reference, entry: Descriptor) -> tuple[_Document, Manifest]:
         subject = f"{reference} ({entry.digest})"
         document = self._fetch_manifest(reference, entry.digest)
@@ -135,9 +163,7 @@ class RegistrySource:
             raise IntegrityError(
                 f"{subject}: the manifest has {len(document.body)} bytes, promised {entry.size}"
             )
-        manifest = parse_manifest(
-            document.body, document.content_type, subject, promised_type=entry.media_type
-        )
+        manifest = self._parse(document, subject, entry.media_type)
         if isinstance(manifest, Index):
             raise NotAnImageError(f"{subject} is an index inside an index")
         return document, manifest
