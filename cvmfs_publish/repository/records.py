@@ -76,6 +76,8 @@ class Publication:
     pinned: tuple[str, ...] = ()  # sandboxes (absolute) that the pin keeps
     signed_by: tuple[str, ...] = ()  # fingerprints of the keys whose signatures were found good
     trust: str = ""  # digest of all that the policy asked
+    source: str = ""  # where it came from; "": the registry of its name
+    source_state: str = ""  # of the file it came from, as long as that is not known to change
 
     @property
     def event(self) -> Event:
@@ -98,6 +100,9 @@ class Publication:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         document["findings"] = [finding._asdict() for finding in self.findings]
         document["history"] = [event._asdict() for event in self.history]
+        for name in _ONLY_ELSEWHERE:
+            if not document[name]:
+                del document[name]
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
 
     @classmethod
@@ -137,7 +142,10 @@ _DEFAULTS: dict[str, Any] = {
     "pinned": [],
     "signed_by": [],
     "trust": "",
+    "source": "",
+    "source_state": "",
 }
+_ONLY_ELSEWHERE = ("source", "source_state")  # of images that are in no registry
 
 
 @dataclass(frozen=True, slots=True)

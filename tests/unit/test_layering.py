@@ -18,9 +18,11 @@ FLOW = (
     "digest",
     "findings",
     "settings",
+    "origin",
     "reference",
     "patterns",
     "config",
+    "streams",
     "sources",
     "content",
     "layers",
@@ -70,6 +72,7 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "sources/squashfs.py",  # sqfs2tar
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
