@@ -16,15 +16,13 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.origin import FILES, TRANSPORTS, Origin
 from cvmfs_publish.reference import Reference, parse_registry
 
 MAX_LENGTH = 1000  # characters; no name is longer
 
-# places that are no registries, as references begin with them (interface: IMAGE)
-ELSEWHERE = (
-    *("oras://", "library://", "shub://", "https://", "http://", "s3://", "swift://"),
-    *("oci:", "oci-archive:", "docker-archive:", "sif:"),
-)
+# what patterns of images that are in no registry begin with
+ELSEWHERE = frozenset(f"{one}:" if one in FILES else f"{one}://" for one in TRANSPORTS)
 _PATH = re.compile(r"[a-z0-9._/*-]+")
 _TAG = re.compile(r"[A-Za-z0-9._*-]+")
 _PLACE = re.compile(r"[A-Za-z0-9.:\[\]*-]+")
@@ -39,7 +37,15 @@ class ImageName(NamedTuple):
 
     @classmethod
     def of(cls, reference: Reference) -> ImageName:
+        """Return the name as in a registry, wherever the image comes from."""
         return cls(f"{reference.registry}/", reference.repository, reference.tag)
+
+    @classmethod
+    def of_origin(cls, origin: Origin) -> ImageName:
+        """Return the place that an image comes from, if it is no registry."""
+        tag = f":{origin.tag}" if origin.tag else ""
+        colon = ":" if origin.transport in FILES else "://"
+        return cls(f"{origin.transport}{colon}", f"{origin.place}{tag}", "")
 
 
 class _Rank(NamedTuple):
@@ -77,7 +83,7 @@ class ImagePattern:
             )
         if text.strip("*") == "":
             return cls(text, "*", "*", "*")
-        for place in ELSEWHERE:
+        for place in ELSEWHERE:  # none begins with another
             if text.startswith(place):
                 return cls(text, place, _shortest(_below(text.removeprefix(place))), "*")
         return cls._in_registry(text, _below(text.removeprefix("docker://")))
@@ -104,11 +110,16 @@ class ImagePattern:
 
     def fits(self, name: ImageName) -> bool:
         """Whether the image is one of those the pattern stands for."""
-        if self.key == ("*", "*", "*"):
+        if self.is_everything:
             return True
         if (name.place in ELSEWHERE) != (self.place in ELSEWHERE):
             return False
         return all(_fits(part, text) for part, text in zip(self.key, name, strict=True))
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether this is `*`, the pattern of all images wherever they are."""
+        return self.key == ("*", "*", "*")
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -277,6 +277,7 @@ class Publisher:
         """Whether an image was published under a rule that asked something else than today's."""
         wanted = self._trust.identity(reference)
         return bool(wanted) and wanted != found.trust
+
     def _ask(
         self, wish: _Wish, reference: Reference, platform: Platform, found: Publication | None
     ) -> Digest:
@@ -317,7 +318,7 @@ class Publisher:
         wish.start()
         try:
             image = self._source.resolve(wish.reference, platform, wish.digest)
-            self._trust.check(wish.reference, image.digest)
+            self._trust.check(image)
         except PublishError as error:
             wish.fail(error)
             return
@@ -401,7 +402,7 @@ class Publisher:
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
         image = self._source.resolve(wish.reference, platform, wish.digest)
-        approval = self._trust.check(wish.reference, image.digest)
+        approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
@@ -617,6 +618,8 @@ def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
                 )
             )
             wish.reference = None
+
+
 def _length(name: str) -> int:
     return len(name) if name.isascii() else len(encode_name(name))
 

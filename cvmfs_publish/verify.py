@@ -236,8 +236,7 @@ def check_trust(
     manifest is in it is looked at anew, since the record alone proves nothing.
     """
     record = place_name(image.reference, image.platform).publication
-    rule = trust.rule_for(image.reference)
-    if rule is None or not rule.identity:
+    if not trust.identity(image.reference):
         return
     digest = Digest.parse(publication.digest)
     if digest != image.manifest_digest:
@@ -248,9 +247,10 @@ def check_trust(
             )
             return
     try:
-        trust.check(image.reference, digest)
+        trust.check(image, digest)
     except UntrustedError as error:
-        yield Difference(f"/{record}", "trust", rule.policy, str(error))
+        policies = "+".join(rule.policy for rule in trust.rules_for(image.reference))
+        yield Difference(f"/{record}", "trust", policies, str(error))
 
 
 def compare_records(

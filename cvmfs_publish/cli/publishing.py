@@ -43,8 +43,8 @@ from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
-from cvmfs_publish.sources.trust import Trust, load_rules
 from cvmfs_publish.sources.transports import Access, Sources
+from cvmfs_publish.sources.trust import Trust, load_rules
 
 app = command_app()
 
@@ -158,16 +158,11 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
+    rules = load_rules(config.trust)
     with open_source(config, environ, images, folder) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        trust = open_trust(config, source)
+        trust = Trust(rules, source)
         yield Publisher(repository, source, records, settings, reporter, packer, trust)
-
-
-def open_trust(config: Config | None, source: RegistrySource) -> Trust:
-    """Return what is asked of images, the keys read; raise `InputError` if one cannot be."""
-    rules = load_rules(config.trust) if config is not None else ()
-    return Trust(rules, RegistrySignatures(source.client))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from cvmfs_publish.sources.base import (
     ResolvedImage,
     origin_of,
 )
+from cvmfs_publish.sources.cosign import Candidate
 from cvmfs_publish.sources.held import LocalFiles
 from cvmfs_publish.sources.renamed import RenamedSource
 from cvmfs_publish.sources.sif import SIF, TAR, FileSource
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
 from cvmfs_publish.sources.squashfs import SquashfsTool
+from cvmfs_publish.sources.trust import SignatureStore
 from cvmfs_publish.streams.compression import DecompressionLimits
 
 REGISTRY = "docker"  # the transport of an image in a registry that is published under another name
@@ -34,6 +37,7 @@ class Access:
     """What sources need to reach their images."""
 
     registry: ImageSource
+    signatures: SignatureStore | None = None  # of images in registries
     limits: DecompressionLimits = field(default_factory=DecompressionLimits)
     scratch: Path | None = None  # where copies are made that nobody sees
     sqfs2tar: Path | None = None  # the program of squashfs-tools-ng
@@ -54,11 +58,12 @@ SOURCES: dict[str, Callable[[Access], PlacedSource]] = {
 
 
 class Sources:
-    """The `ImageSource` of every image, and the `Locator` of what people type."""
+    """The `ImageSource` of every image, what proves it, and the `Locator` of what people type."""
 
     def __init__(self, access: Access, folder: str) -> None:
         """Open nothing yet; relative paths are relative to `folder`."""
         self._registry = access.registry
+        self._signatures = access.signatures
         self._placed: Mapping[str, PlacedSource] = {
             transport: make(access) for transport, make in SOURCES.items()
         }
@@ -125,6 +130,23 @@ class Sources:
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> BlobStream:
         """As promised by `ImageSource.open_layer`."""
         return self._source(reference).open_layer(reference, layer)
+
+    # Evidence
+
+    def iter_candidates(
+        self, reference: Reference, digest: Digest, skip: Callable[[str], None]
+    ) -> Iterator[Candidate]:
+        """As promised by `Evidence.iter_candidates`."""
+        if self._signatures is None:
+            return iter(())
+        return self._signatures.iter_candidates(reference, digest, skip)
+
+    def find_sif_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        """As promised by `Evidence.find_sif_signers`."""
+        source = self._source(image.reference)
+        if not isinstance(source, FileSource):
+            raise UnsignedSifError("it is no SIF file")
+        return source.find_signers(image, keys)
 
     def _source(self, reference: Reference) -> ImageSource:
         return self._registry if reference.origin is None else self._of(reference)

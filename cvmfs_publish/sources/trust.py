@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from cvmfs_publish.config import TrustRule
@@ -23,6 +24,7 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.patterns import ImageName, ImagePattern, choose
 from cvmfs_publish.reference import Reference
+from cvmfs_publish.sources.base import ResolvedImage
 from cvmfs_publish.sources.cosign import (
     Candidate,
     ClaimError,
@@ -30,8 +32,16 @@ from cvmfs_publish.sources.cosign import (
     find_signer,
     read_claim,
 )
-from cvmfs_publish.sources.public_keys import PublicKey, parse_public_keys, read_key_file
+from cvmfs_publish.sources.openpgp import KeyRing, parse_key_ring
+from cvmfs_publish.sources.public_keys import (
+    PEM_START,
+    PublicKey,
+    parse_public_keys,
+    read_key_file,
+)
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
 
+DOCKER, ORAS = "docker", "oras"  # transports to registries
 ACCEPT, DIGEST, COSIGN, SIF_PGP, REJECT = "accept", "digest", "cosign", "sif-pgp", "reject"
 SHOWN = 5  # reasons in a message; more are not read by anybody
 
@@ -43,7 +53,7 @@ class UntrustedError(IntegrityError):
 
 
 class SignatureStore(Protocol):
-    """Where signatures of images are kept."""
+    """Where signatures of images in registries are kept."""
 
     def iter_candidates(
         self, reference: Reference, digest: Digest, skip: Callable[[str], None]
@@ -55,12 +65,37 @@ class SignatureStore(Protocol):
         """
 
 
+class Evidence(SignatureStore, Protocol):
+    """All that may prove an image."""
+
+    def find_sif_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        """Return the fingerprints of those who signed all of the SIF file that an image is.
+
+        The bytes that were looked at have the digest of the image's layer.  Raises
+        `UnsignedSifError`, also for what is no SIF file; `IntegrityError` for a damaged one.
+        """
+
+
+class NoEvidence:
+    """Proves nothing."""
+
+    def iter_candidates(
+        self, reference: Reference, digest: Digest, skip: Callable[[str], None]
+    ) -> Iterator[Candidate]:
+        """As promised by `SignatureStore.iter_candidates`."""
+        return iter(())
+
+    def find_sif_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        """As promised by `Evidence.find_sif_signers`."""
+        raise UnsignedSifError("there is nowhere to look for one")
+
+
 @dataclass(frozen=True, slots=True)
 class Approval:
     """Why an image may be published, for its record."""
 
     policy: str = ""  # "": nothing was asked
-    rule: str = ""  # digest of the rule that held; another one asks anew
+    rule: str = ""  # digest of all that was asked; another one asks anew
     signed_by: tuple[str, ...] = ()  # fingerprints of the keys
 
 
@@ -70,7 +105,7 @@ class Rule:
 
     match: ImagePattern
     policy: str
-    keys: tuple[PublicKey, ...] = ()
+    keys: SifKeys = field(default_factory=SifKeys)
     annotations: Mapping[str, str] = field(default_factory=dict)
     same_name: bool = False
 
@@ -82,9 +117,9 @@ class Rule:
         """
         if self.policy == ACCEPT:
             return ""
-        keys = sorted(key.fingerprint for key in self.keys)
+        keys = sorted(self.keys.fingerprints)
         asked = [self.policy, keys, sorted(self.annotations.items()), self.same_name]
-        return f"sha256:{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}"
+        return _digest(json.dumps(asked))
 
 
 def load_rules(rules: Sequence[TrustRule]) -> tuple[Rule, ...]:
@@ -93,9 +128,7 @@ def load_rules(rules: Sequence[TrustRule]) -> tuple[Rule, ...]:
         Rule(
             rule.match,
             rule.policy,
-            tuple(
-                key for path in rule.keys for key in parse_public_keys(read_key_file(path), path)
-            ),
+            _read_keys(rule.keys, rule.policy),
             rule.annotations,
             rule.signed_name == "same",
         )
@@ -103,65 +136,109 @@ def load_rules(rules: Sequence[TrustRule]) -> tuple[Rule, ...]:
     )
 
 
+def _read_keys(paths: Sequence[Path], policy: str) -> SifKeys:
+    ring, pem = KeyRing(), list[PublicKey]()
+    for path in paths:
+        data = read_key_file(path)
+        if policy == SIF_PGP and PEM_START not in data:
+            ring = ring.merged(parse_key_ring(data, path))
+        else:
+            pem += parse_public_keys(data, path)
+    return SifKeys(ring, tuple(pem))
+
+
 class Trust:
-    """The rules, and where signatures are.  Any number of threads may ask."""
+    """The rules, and where proofs are.  Any number of threads may ask.
 
-    def __init__(
-        self, rules: Sequence[Rule] = (), signatures: SignatureStore | None = None
-    ) -> None:
+    An image that is not in the registry of its name has two names: where it comes from, and what
+    it is published as.  The rule for the former holds.  The rule for the latter holds as well,
+    unless that is the rule for everything: whoever runs `ghcr.io/team/tool` relies on that name.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = (), evidence: Evidence | None = None) -> None:
         self._rules = tuple(rules)
-        self._signatures = signatures
+        self._evidence = evidence or NoEvidence()
 
-    def rule_for(self, reference: Reference) -> Rule | None:
-        """Return the rule for an image; None if none fits it: it is accepted then."""
-        return choose(self._rules, ImageName.of(reference))
+    def rules_for(self, reference: Reference) -> tuple[Rule, ...]:
+        """Return the rules for an image; none if it is accepted as it comes."""
+        named = choose(self._rules, ImageName.of(reference))
+        if reference.origin is None:
+            return (named,) if named is not None else ()
+        there = registry_reference(reference)
+        place = ImageName.of(there) if there and reference.origin.transport == DOCKER else None
+        origin = choose(self._rules, place or ImageName.of_origin(reference.origin))
+        if named is not None and (named is origin or named.match.is_everything):
+            named = None
+        return tuple(rule for rule in (origin, named) if rule is not None)
 
     def identity(self, reference: Reference) -> str:
         """Return a digest of what is asked of an image, "" for nothing."""
-        rule = self.rule_for(reference)
-        return rule.identity if rule is not None else ""
+        asked = sorted({rule.identity for rule in self.rules_for(reference)} - {""})
+        return asked[0] if len(asked) == 1 else _digest(" ".join(asked)) if asked else ""
 
     def admit(self, reference: Reference) -> None:
-        """Raise `UntrustedError` for what no answer of a registry could make acceptable."""
-        rule = self.rule_for(reference)
-        if rule is not None and rule.policy == REJECT:
-            raise UntrustedError(
-                f"{reference} is refused: `trust` rejects {rule.match}",
-                hint="if it is wanted, write a rule with a narrower pattern for it",
-            )
-        if rule is not None and rule.policy == DIGEST and reference.digest is None:
-            raise UntrustedError(
-                f"{reference} names no digest, and `trust` wants one for {rule.match}",
-                hint=f"write {reference}@sha256:… with the digest that was reviewed",
-            )
+        """Raise `UntrustedError` for what no answer of anybody could make acceptable."""
+        for rule in self.rules_for(reference):
+            if rule.policy == REJECT:
+                raise UntrustedError(
+                    f"{_subject(reference)} is refused: `trust` rejects {rule.match}",
+                    hint="if it is wanted, write a rule with a narrower pattern for it",
+                )
+            if rule.policy == DIGEST and not _is_pinned(reference):
+                what = reference.origin or reference
+                raise UntrustedError(
+                    f"{_subject(reference)} names no digest, and `trust` wants one for"
+                    f" {rule.match}",
+                    hint=f"write {what}@sha256:… with the digest that was reviewed",
+                )
 
-    def check(self, reference: Reference, digest: Digest) -> Approval:
-        """Return why `digest`, which `reference` names, may be published.
+    def check(self, image: ResolvedImage, digest: Digest | None = None) -> Approval:
+        """Return why an image may be published.
+
+        Args:
+            image: as it was resolved.
+            digest: of what its name stood for, if that is not what `image` says.
 
         Raises:
             UntrustedError: it may not.
             RemoteError: the registry could not be asked for signatures.
         """
+        reference = image.reference
         self.admit(reference)
-        rule = self.rule_for(reference)
-        if rule is None or rule.policy == ACCEPT:
-            return Approval()
-        if rule.policy == COSIGN:
-            signer = self._find_signer(rule, reference, digest)
-            return Approval(COSIGN, rule.identity, (signer.fingerprint,))
-        if rule.policy == SIF_PGP:
-            raise UntrustedError(
-                f"{reference} is no SIF file, and `trust` wants a signed one for {rule.match}",
-                hint="signatures of images in registries are those of cosign: `policy: cosign`",
-            )
-        return Approval(rule.policy, rule.identity)
+        policies: list[str] = []
+        signers: list[str] = []
+        for rule in self.rules_for(reference):
+            if rule.policy == COSIGN:
+                signers.append(self._cosigner(rule, reference, digest or image.digest))
+            elif rule.policy == SIF_PGP:
+                signers += self._sif_signers(rule, image)
+            if rule.identity:
+                policies.append(rule.policy)
+        named = tuple(dict.fromkeys(signers))
+        return Approval("+".join(dict.fromkeys(policies)), self.identity(reference), named)
 
-    def _find_signer(self, rule: Rule, reference: Reference, digest: Digest) -> PublicKey:
-        if self._signatures is None:
-            raise UntrustedError(f"{reference}: there is nowhere to look for cosign signatures")
+    def _sif_signers(self, rule: Rule, image: ResolvedImage) -> tuple[str, ...]:
+        try:
+            return self._evidence.find_sif_signers(image, rule.keys)
+        except UnsignedSifError as error:
+            wanted = ", ".join(rule.keys.fingerprints)
+            raise UntrustedError(
+                f"{_subject(image.reference)} has no good signature: {error}; `trust` wants one of"
+                f" the whole file by {wanted}",
+                hint="apptainer sign FILE; signatures of images in registries are those of cosign",
+            ) from error
+
+    def _cosigner(self, rule: Rule, reference: Reference, digest: Digest) -> str:
+        there = registry_reference(reference)
+        if there is None:
+            raise UntrustedError(
+                f"{_subject(reference)} is in no registry, where `trust` wants a signature of"
+                f" cosign for {rule.match}",
+                hint="push it to a registry and sign it there, or write a rule for it",
+            )
         reasons: list[str] = []
-        for candidate in self._signatures.iter_candidates(reference, digest, reasons.append):
-            signer = find_signer(candidate, rule.keys)
+        for candidate in self._evidence.iter_candidates(there, digest, reasons.append):
+            signer = find_signer(candidate, rule.keys.pem)
             if signer is None:
                 reasons.append(f"{candidate.where}: signed by none of the keys")
                 continue
@@ -169,21 +246,46 @@ class Trust:
                 check_claim(
                     read_claim(candidate),
                     digest,
-                    reference,
+                    there,
                     rule.annotations,
                     same_name=rule.same_name,
                 )
             except ClaimError as error:
                 reasons.append(f"{candidate.where}: {error}")
                 continue
-            return signer
-        raise _refusal(rule, reference, digest, list(dict.fromkeys(reasons)))
+            return signer.fingerprint
+        raise _refusal(rule, there, digest, list(dict.fromkeys(reasons)))
+
+
+def registry_reference(reference: Reference) -> Reference | None:
+    """Return what an image is called in the registry it is in; None if it is in none."""
+    if reference.origin is None:
+        return reference
+    if reference.origin.transport not in (DOCKER, ORAS):
+        return None
+    return Reference.parse(reference.origin.place)
+
+
+def _is_pinned(reference: Reference) -> bool:
+    """Whether what a person typed names a digest."""
+    if reference.origin is None:
+        return reference.digest is not None
+    there = registry_reference(reference)
+    return reference.origin.digest is not None or (there is not None and there.digest is not None)
+
+
+def _subject(reference: Reference) -> str:
+    return f"{reference} from {reference.origin}" if reference.origin else str(reference)
+
+
+def _digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _refusal(
     rule: Rule, reference: Reference, digest: Digest, reasons: Sequence[str]
 ) -> UntrustedError:
-    keys = ", ".join(key.fingerprint for key in rule.keys)
+    keys = ", ".join(rule.keys.fingerprints)
     told = "; ".join(reasons[:SHOWN])
     more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
     what = f"no good signature: {told}{more}" if reasons else "no signature"

@@ -56,6 +56,7 @@ HOMES: dict[str, set[str]] = {
     "jinja2": {"sites/pages.py"},
     "nacl": {"sources/public_keys.py"},
     "obstore": {"content/s3_client.py"},
+    "pysequoia": {"sources/openpgp.py"},
     "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "rich": {"cli/"},
     "sqlite3": {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cvmfs_publish.layers import compression
+from cvmfs_publish.streams import compression
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar, sparse_layer
 from tests.unit.cli.support import Shell

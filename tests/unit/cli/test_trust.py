@@ -13,7 +13,19 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.repository.records import Publication
 from tests.fakes.registry import FakeRegistry, status
 from tests.images import Tar
-from tests.signing import bundle, new_key, pem, public, refer, sign, statement
+from tests.layouts import write_oci_layout
+from tests.signing import (
+    bundle,
+    new_key,
+    pem,
+    public,
+    refer,
+    sign,
+    sign_by_tag,
+    sign_bytes,
+    simple_payload,
+    statement,
+)
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME
 
@@ -287,3 +299,62 @@ def test_one_pattern_has_one_rule(home: Shell) -> None:
     ran = home.run("publish", "localhost/a/b")
     assert ran.code == 2
     assert "trust[1].match: Index.Docker.io/a/* is the same pattern as that of trust[0]" in ran.err
+
+
+# ------------------------------------------------------------------ images from elsewhere
+
+
+def archive(home: Shell) -> str:
+    layout = home.cwd / "layout"
+    write_oci_layout(layout, [layer(b"from elsewhere")], {}, tag="1")
+    return "oci:layout:1"
+
+
+def test_an_image_from_elsewhere_obeys_the_rule_of_its_place(home: Shell) -> None:
+    place = archive(home)
+    for rule in (
+        {"match": f"oci:{home.cwd}/*", "policy": "reject"},
+        {"match": "oci:*", "policy": "digest"},
+        {"match": "*", "policy": "reject"},
+        cosign("oci:/"),
+    ):
+        configure(home, rule)
+        ran = home.run("publish", place, "--as", "ghcr.io/a/b:1")
+        assert ran.code == 4, ran
+        assert f"from oci:{home.cwd}/layout:1" in ran.err
+    configure(home, {"match": "oci:*", "policy": "accept"}, {"match": "*", "policy": "reject"})
+    assert home.run("publish", place, "--as", "ghcr.io/a/b:1").code == 0
+
+
+def test_an_image_from_elsewhere_obeys_the_rule_of_its_name_as_well(home: Shell) -> None:
+    """Whoever runs ghcr.io/team/tool relies on what the rule for that name asks."""
+    place = archive(home)
+    configure(home, cosign("ghcr.io/team/*"), {"match": "oci:*", "policy": "accept"})
+    ran = home.run("publish", place, "--as", "ghcr.io/team/tool:1")
+    assert ran.code == 4
+    assert "is in no registry, where `trust` wants a signature of cosign" in ran.err
+    assert home.run("publish", place, "--as", "ghcr.io/other/tool:1").code == 0
+
+
+def test_an_image_under_another_name_is_proven_where_it_is(
+    home: Shell, registry: FakeRegistry, image: Digest
+) -> None:
+    there = f"docker://{registry.name('a/b', '1')}"
+    sign(registry, "a/b", image, KEY)
+    configure(home, cosign(f"{registry.host}/a/*"), {"match": "*", "policy": "reject"})
+    assert home.run("publish", there, "--as", "local.example.org/x:1").code == 0
+    shown = home.json("show", "local.example.org/x:1")
+    assert shown["signed_by"] == [FINGERPRINT]
+    both = cosign("local.example.org/*", keys="other.pub")
+    configure(home, cosign(f"{registry.host}/a/*"), both)
+    assert home.run("publish", there, "--as", "local.example.org/x:1").code == 4
+    sign_both(registry, "a/b", image)
+    assert home.run("publish", there, "--as", "local.example.org/x:1").code == 0
+    shown = home.json("show", "local.example.org/x:1")
+    assert shown["signed_by"] == [FINGERPRINT, public(OTHER)[0].fingerprint]
+
+
+def sign_both(registry: FakeRegistry, repository: str, digest: Digest) -> None:
+    payload = simple_payload(digest)
+    pairs = [(payload, sign_bytes(key, payload)) for key in (KEY, OTHER)]
+    sign_by_tag(registry, repository, digest, *pairs)

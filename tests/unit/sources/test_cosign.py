@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from cvmfs_publish.errors import InputError, IntegrityError, PublishError, Remot
 from cvmfs_publish.patterns import ImagePattern
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources import cosign
-from cvmfs_publish.sources.base import AccessDeniedError
+from cvmfs_publish.sources.base import AccessDeniedError, Platform, ResolvedImage
 from cvmfs_publish.sources.public_keys import PublicKey, parse_public_keys, read_key_file
 from cvmfs_publish.sources.registry import signatures
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
 from cvmfs_publish.sources.trust import Approval, Rule, Trust, UntrustedError, load_rules
 from tests.fakes.registry import TYPES, FakeRegistry, body, html, status, with_header, wrong_bytes
 from tests.signing import (
@@ -63,6 +65,21 @@ def image(registry: FakeRegistry) -> Digest:
     return registry.add_image("a/b", [b""])
 
 
+@dataclass(frozen=True)
+class Registered:
+    """Proofs of images in registries."""
+
+    store: RegistrySignatures
+
+    def iter_candidates(
+        self, reference: Reference, digest: Digest, skip: Callable[[str], None]
+    ) -> Iterator[cosign.Candidate]:
+        return self.store.iter_candidates(reference, digest, skip)
+
+    def find_sif_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        raise UnsignedSifError("it is no SIF file")
+
+
 def vector_key(name: str) -> tuple[PublicKey, ...]:
     return parse_public_keys(vectors()["keys"][name].encode(), Path("vector.pub"))
 
@@ -77,9 +94,10 @@ def check(
     annotations: dict[str, str] | None = None,
     same_name: bool = False,
 ) -> Approval:
-    rule = Rule(ImagePattern.parse("*"), "cosign", keys, annotations or {}, same_name)
+    rule = Rule(ImagePattern.parse("*"), "cosign", SifKeys(pem=keys), annotations or {}, same_name)
     reference = Reference.parse(registry.name(repository))
-    return Trust([rule], store).check(reference, digest)
+    image = ResolvedImage(reference, digest, digest, b"", digest, b"", (), Platform.default())
+    return Trust([rule], Registered(store)).check(image)
 
 
 # ------------------------------------------------------------------ real cosign
