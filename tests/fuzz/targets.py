@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -151,9 +152,8 @@ def layer(data: bytes) -> None:
 
 def stacked(data: bytes) -> None:
     """Layers on layers against the naive oracle, driven by Hypothesis."""
-    test_merge_oracle.test_merge_agrees_with_a_naive_reading_of_the_spec.hypothesis.fuzz_one_input(
-        data
-    )
+    test: Any = test_merge_oracle.test_merge_agrees_with_a_naive_reading_of_the_spec
+    test.hypothesis.fuzz_one_input(data)
 
 
 def sif(data: bytes) -> None:
