@@ -15,7 +15,7 @@ from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
-from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
+from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
 from cvmfs_publish.config import Config, RegistryHost
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.layers.read import LayerLimits
@@ -36,8 +36,11 @@ from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.registry.auth import Credential
+from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
+from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
+from cvmfs_publish.sources.registry.mirrors import MirrorSettings
 from cvmfs_publish.sources.registry.source import RegistrySource
 
 app = command_app()
@@ -77,10 +80,13 @@ def publish(
     """
     session = session_of(context)
     chosen = Platform.parse(platform) if platform else None
+    budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
         with (
             open_reporter(session.out) as reporter,
-            open_publisher(session.config, session.environ, images, reporter, packer) as publisher,
+            open_publisher(
+                session.config, session.environ, images, reporter, packer, budgets
+            ) as publisher,
         ):
             result = publisher.publish(
                 images, now=datetime.now(UTC), platform=chosen, force=force, dry_run=dry_run
@@ -88,13 +94,19 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     name = session.config.repository.name
-    session.out.result(publish_document(name, result, dry_run=dry_run), _text(result, dry_run))
+    used = budgets.snapshots(datetime.now(UTC))
+    session.out.result(
+        publish_document(name, result, used, dry_run=dry_run), _text(result, dry_run)
+    )
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
                 message = str(image.error)
                 subject = "" if image.reference in message else f"{image.reference}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
+    if session.out.verbosity:
+        for host, budget in used.items():
+            session.out.note(f"{host}: {budget}")
     session.out.note(f"{name} is at revision {result.revision}")
     return result.exit_code
 
@@ -109,6 +121,7 @@ def open_publisher(
     images: Sequence[str],
     reporter: Reporter,
     packer: Packer | None = None,
+    budgets: Budgets | None = None,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
 
@@ -124,21 +137,71 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
-    with open_source(config, environ, images) as source:
+    with open_source(config, environ, images, budgets) as source:
         records = RecordStore(config.state / "layers", algorithm)
         yield Publisher(repository, source, records, settings, reporter, packer)
 
 
+def open_budgets(config: Config | None, now: datetime) -> Budgets:
+    """Return what registries may be asked, and what they were asked in the last hour."""
+    if config is None:
+        return Budgets()
+    allowances: dict[str, Allowance] = {
+        host: Allowance(registry.pulls_per_hour, registry.requests_per_hour)
+        for host, registry in config.registries.items()
+    }
+    return Budgets(allowances, read_spent(_spent_file(config), now))
+
+
+def keep_budgets(config: Config | None, budgets: Budgets, now: datetime) -> None:
+    """Let the runs after this know what registries were asked."""
+    if config is not None:
+        add_spent(_spent_file(config), budgets.spent(), now)
+
+
+def _spent_file(config: Config) -> Path:
+    return config.state / "registries.json"
+
+
 @contextmanager
 def open_source(
-    config: Config | None, environ: Mapping[str, str], images: Sequence[str]
+    config: Config | None,
+    environ: Mapping[str, str],
+    images: Sequence[str],
+    budgets: Budgets | None = None,
 ) -> Iterator[RegistrySource]:
-    """Open the registries of these images; connections are closed at the end."""
+    """Open the registries of these images; connections are closed at the end.
+
+    `budgets`: those to use, by whoever opens sources again and again.
+    """
     registries = config.registries if config is not None else {}
-    plain_http = [host for host, registry in registries.items() if registry.plain_http]
-    credentials = find_credentials(config, environ, images)
-    with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
-        yield RegistrySource(client)
+    budgets = budgets or open_budgets(config, datetime.now(UTC))
+    with RegistryClient(
+        credentials=find_credentials(config, environ, images),
+        plain_http=[host for host, registry in registries.items() if registry.plain_http],
+        ca_files={
+            host: registry.ca_file
+            for host, registry in registries.items()
+            if registry.ca_file is not None
+        },
+        budgets=budgets,
+    ) as client:
+        try:
+            yield RegistrySource(
+                client,
+                mirrors={
+                    str(host): MirrorSettings(
+                        tuple((place.host, place.path) for place in registry.mirrors),
+                        registry.mirror_tags,
+                    )
+                    for host, registry in registries.items()
+                },
+                foreign_layers=[
+                    host for host, registry in registries.items() if registry.foreign_layers
+                ],
+            )
+        finally:
+            keep_budgets(config, budgets, datetime.now(UTC))
 
 
 def publish_settings(config: Config) -> PublishSettings:
@@ -173,21 +236,25 @@ def find_credentials(
     """
     found: dict[str, Credential] = {}
     unknown: set[str] = set()
-    for registry in _registries(images):
+    for registry in _registries(images, config):
         own = config.registries.get(RegistryHost(registry)) if config is not None else None
         if own is not None and own.username is not None:
-            found[registry] = Credential(own.username, own.read_password() or "")
+            found[registry] = Credential(own.username, own.read_password(environ) or "")
         else:
             unknown.add(registry)
     folder = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME") or "/") / ".docker")
     return found | read_docker_credentials(Path(folder) / "config.json", unknown)
 
 
-def _registries(images: Sequence[str]) -> set[str]:
-    registries = set()
+def _registries(images: Sequence[str], config: Config | None) -> set[str]:
+    """Return the registries of these images, and the mirrors of these registries."""
+    registries: set[str] = set()
     for image in images:
         with suppress(InputError):  # told by `publish`, with the other failures
             registries.add(Reference.parse(image).registry)
+    if config is not None:
+        own = [config.registries.get(RegistryHost(registry)) for registry in registries]
+        registries |= {place.host for found in own if found is not None for place in found.mirrors}
     return registries
 
 
@@ -215,7 +282,9 @@ class Phases:
             self._out.note(f"{reference}: fetched {digest}, {format_bytes(total)}")
 
 
-def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict[str, object]:
+def publish_document(
+    name: str, result: PublishResult, registries: Mapping[str, Snapshot], *, dry_run: bool
+) -> dict[str, object]:
     """Return the JSON document of `publish`; its keys are a promise to scripts."""
     return {
         "repository": name,
@@ -223,6 +292,27 @@ def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict
         "root_hash": result.root_hash,
         "dry_run": dry_run,
         "images": [_image_document(image) for image in result.images],
+        "registries": {host: budget_document(budget) for host, budget in registries.items()},
+    }
+
+
+def budget_document(budget: Snapshot) -> dict[str, object]:
+    """Return what JSON documents say about the budget of a registry."""
+    stated = budget.stated
+    return {
+        "pulls": budget.pulls,
+        "pulls_per_hour": budget.allowance.pulls_per_hour,
+        "requests": budget.requests,
+        "requests_per_hour": budget.allowance.requests_per_hour,
+        "next_pull_seconds": round(budget.wait.total_seconds(), 3),
+        "stated": None
+        if stated is None
+        else {
+            "remaining": stated.remaining,
+            "limit": stated.limit,
+            "window_seconds": stated.window and stated.window.total_seconds(),
+            "resets_at": stated.resets_at and format_time(stated.resets_at),
+        },
     }
 
 
