@@ -19,7 +19,9 @@ FLOW = (
     "findings",
     "settings",
     "config",
+    "origin",
     "reference",
+    "streams",
     "sources",
     "content",
     "layers",
@@ -67,6 +69,7 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "sources/squashfs.py",  # sqfs2tar
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
