@@ -30,6 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # host ::= name or IPv4 or [IPv6], port optional; docker's reference grammar, "domain"
 _HOST = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 _DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+# A path of a repository, as distribution-spec has it
+_MIRROR_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s*([kMGT]i?B|KiB|B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _PLAIN = re.compile(r"[A-Za-z0-9./_][A-Za-z0-9./_-]*")  # needs no quotes in YAML
@@ -83,6 +86,47 @@ class RegistryHost(str):
             )
         host = text.lower()
         return cls("docker.io" if host in _DOCKER_HUB else host)
+
+
+class MirrorPlace(str):
+    """Where a mirror has a registry's images: `mirror.example.org`, `harbor.example.org/hub`."""
+
+    __slots__ = ()
+    WANTED = "HOST or HOST/PATH, such as harbor.example.org/hub"
+
+    @classmethod
+    def parse(cls, text: str) -> MirrorPlace:
+        host, slash, path = text.partition("/")
+        if slash and not _MIRROR_PATH.fullmatch(path):
+            raise InputError(
+                f"{text[:200]!r} is not a place of a mirror",
+                hint=f"write {cls.WANTED}, without https:// and as image names are written",
+            )
+        return cls(f"{RegistryHost.parse(host)}{slash}{path}")
+
+    @property
+    def host(self) -> RegistryHost:
+        return RegistryHost(self.partition("/")[0])
+
+    @property
+    def path(self) -> str:
+        return self.partition("/")[2]
+
+
+class VariableName(str):
+    """The name of an environment variable."""
+
+    __slots__ = ()
+    WANTED = "the name of an environment variable such as GHCR_TOKEN"
+
+    @classmethod
+    def parse(cls, text: str) -> VariableName:
+        if not _VARIABLE.fullmatch(text):
+            raise InputError(
+                f"{text[:3]!r}… is not the name of an environment variable",  # may be a secret
+                hint=f"write {cls.WANTED}, not what it holds",
+            )
+        return cls(text)
 
 
 class ByteSize(int):
@@ -371,8 +415,6 @@ class SandboxConfig:
 class RegistryConfig:
     """How one registry is reached."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"mirrors", "pulls_per_hour"})
-
     username: str | None = field(default=None, metadata=about("the account to log in with"))
     password: str | None = field(
         default=None,
@@ -382,23 +424,78 @@ class RegistryConfig:
     password_file: Path | None = field(
         default=None, metadata=about("a file that holds the password or token and nothing else")
     )
+    password_env: VariableName | None = field(
+        default=None, metadata=about("the environment variable that holds the password or token")
+    )
     plain_http: bool = field(
         default=False,
         metadata=about(
             "speak HTTP instead of HTTPS; only for a registry on this machine or a trusted network"
         ),
     )
+    ca_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "certificates of authorities (PEM) to trust for this registry beside the usual ones"
+        ),
+    )
+    mirrors: tuple[MirrorPlace, ...] = field(
+        default=(),
+        metadata=about(
+            "mirrors and pull-through proxies to ask first, in this order: HOST or HOST/PATH"
+        ),
+    )
+    mirror_tags: bool = field(
+        default=True,
+        metadata=about(
+            "also ask the mirrors what a tag names; false: the registry says so, and mirrors only"
+            " give bytes by digest"
+        ),
+    )
+    pulls_per_hour: int | None = field(
+        default=None,
+        metadata=about("GETs of manifests in any 60 minutes, which is what Docker Hub limits"),
+    )
+    requests_per_hour: int | None = field(
+        default=None, metadata=about("requests of any kind in any 60 minutes")
+    )
+    foreign_layers: bool = field(
+        default=False,
+        metadata=about(
+            "fetch layers that the registry does not have from the addresses in its manifests;"
+            " whoever makes an image can then have any web server asked"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if self.password is not None and self.password_file is not None:
-            raise InputError("password and password_file are both given", hint="remove one of them")
-        has_password = self.password is not None or self.password_file is not None
-        if has_password != (self.username is not None):
-            missing = "username" if has_password else "password_file"
+        given = [
+            name
+            for name in ("password", "password_file", "password_env")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given", hint="remove one of them")
+        if bool(given) != (self.username is not None):
+            missing = "username" if given else "password_file"
             raise InputError(f"{missing} is missing: a login needs an account and a password")
+        for name in ("pulls_per_hour", "requests_per_hour"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: wants a number above zero, found {getattr(self, name)}",
+                    hint="leave it out where there is no limit",
+                )
 
-    def read_password(self) -> str | None:
-        """Return the password, from its file if that is where it is; None without a login."""
+    def read_password(self, environ: Mapping[str, str]) -> str | None:
+        """Return the password from where it is; None without a login."""
+        if self.password_env is not None:
+            password = environ.get(self.password_env, "")
+            if not password or not password.isprintable():
+                raise InputError(
+                    f"password_env {self.password_env}: the variable"
+                    f" {'is not set' if not password else 'does not hold one line'}",
+                    hint="set it where cvmfs-publish runs, or use `password_file`",
+                )
+            return password
         if self.password_file is None:
             return self.password
         return _read_secret(self.password_file, "password")
@@ -615,7 +712,10 @@ class Config:
     )
     registries: Mapping[RegistryHost, RegistryConfig] = field(
         default_factory=dict,
-        metadata=about("logins by host; where this is silent, Docker's config.json is asked"),
+        metadata=about(
+            "how registries are reached, by host; where no login is given, Docker's config.json is"
+            " asked"
+        ),
     )
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
@@ -791,14 +891,30 @@ sandbox:
   # target, false replaces the link, as container engines do.
   #keep_dirlinks: false
 
-# Logins by registry.  For other registries Docker's config.json and its helpers are asked.
+# How registries are reached.  Where no login is given, Docker's config.json and its helpers are
+# asked.
 registries:
   #ghcr.io:
     #username: bot
-    # A file with the password or token and nothing else; or `password:` right here.
+    # A file with the password or token and nothing else; or `password_env:`, the name of an
+    # environment variable; or `password:` right here.
     #password_file: token
     # HTTP without TLS; only for a registry on this machine or a trusted network.
     #plain_http: false
+    # Certificates of authorities (PEM) to trust for this registry beside the usual ones.
+    #ca_file: ca.pem
+    # Layers that the registry does not have, from the addresses in its manifests.  Whoever makes
+    # an image can then have any web server asked.
+    #foreign_layers: false
+  #docker.io:
+    # Asked first, in this order: HOST or HOST/PATH.  Logins of mirrors stand under their own names.
+    #mirrors: []
+    # Also ask them what a tag names.  false: the registry says so, mirrors only give bytes.
+    #mirror_tags: true
+    # What is asked for in any 60 minutes: manifests (Docker Hub's pulls), and anything.  What is
+    # above that fails with `rate-limited` and can be published later.
+    #pulls_per_hour: 60
+    #requests_per_hour: 1000
 
 # What an image may cost before it is refused.  Sizes are bytes, or 20GiB, 500MB.
 limits:

@@ -114,6 +114,7 @@ class LayerDescriptor:
     size: int  # bytes as transferred
     media_type: str  # says tar; the compression is better taken from the first bytes
     diff_id: Digest | None  # of the uncompressed tar, from the image config
+    urls: tuple[str, ...] = ()  # where else it is said to be; nobody vouches for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,18 @@ class ImageSource(Protocol):
 
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> BlobStream:
         """Return the stream of one layer of a resolved image; nothing is sent before `read`."""
+
+
+@runtime_checkable
+class SecondSource(Protocol):
+    """A source that may have the same bytes from more than one place.  Any number of threads."""
+
+    def distrust(self, digest: Digest) -> bool:
+        """Never again take a blob from where it came from last.
+
+        Returns whether there is another place, so that opening it again may give other bytes; it
+        says so for each place once, and not for the one whose word counts.
+        """
 
 
 class PlacedSource(ImageSource, Protocol):

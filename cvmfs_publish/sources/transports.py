@@ -18,6 +18,7 @@ from cvmfs_publish.sources.base import (
     PlacedSource,
     Platform,
     ResolvedImage,
+    SecondSource,
     origin_of,
 )
 from cvmfs_publish.sources.cosign import Candidate
@@ -147,6 +148,12 @@ class Sources:
         if not isinstance(source, FileSource):
             raise UnsignedSifError("it is no SIF file")
         return source.find_signers(image, keys)
+
+    # SecondSource
+
+    def distrust(self, digest: Digest) -> bool:
+        """As promised by `SecondSource.distrust`."""
+        return isinstance(self._registry, SecondSource) and self._registry.distrust(digest)
 
     def _source(self, reference: Reference) -> ImageSource:
         return self._registry if reference.origin is None else self._of(reference)

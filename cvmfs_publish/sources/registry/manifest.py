@@ -20,6 +20,7 @@ MIB = 1 << 20
 # distribution-spec, "Pushing Manifests": registries take at least 4 megabytes; no more from us
 MANIFEST_LIMIT = 4 * MIB
 CONFIG_LIMIT = 8 * MIB  # history and labels of real images stay below 100 kB
+MAX_URLS = 3  # of one blob
 MAX_SIZE = 2**63 - 1  # descriptor.md: `size` is an int64
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -63,6 +64,7 @@ class Descriptor:
     platform: Platform | None = None
     annotations: Mapping[str, object] = field(default_factory=dict)
     artifact_type: str = ""  # "" where nobody said
+    urls: tuple[str, ...] = ()  # where else the blob is said to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ def describe_layers(
             f"the config {len(config.diff_ids)} diff ids"
         )
     return tuple(
-        LayerDescriptor(layer.digest, layer.size, layer.media_type, diff_id)
+        LayerDescriptor(layer.digest, layer.size, layer.media_type, diff_id, layer.urls)
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
     )
 
@@ -278,7 +280,14 @@ def _parse_descriptor(value: object, subject: str) -> Descriptor:
         _parse_platform(platform) if isinstance(platform, dict) else None,
         annotations if isinstance(annotations, dict) else {},
         artifact_type if isinstance(artifact_type, str) else "",
+        _parse_urls(value.get("urls")),
     )
+
+
+def _parse_urls(value: object) -> tuple[str, ...]:
+    """Only the first few: each is asked in turn where the registry does not have the blob."""
+    urls = value if isinstance(value, list) else []
+    return tuple(url for url in urls if isinstance(url, str))[:MAX_URLS]
 
 
 def _parse_platform(value: dict[str, Any]) -> Platform | None:

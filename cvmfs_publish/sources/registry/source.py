@@ -5,10 +5,13 @@ Source: OCI distribution-spec `spec.md`, "Pull".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
@@ -26,10 +29,21 @@ from cvmfs_publish.sources.registry.manifest import (
     parse_config,
     parse_manifest,
 )
+from cvmfs_publish.sources.registry.mirrors import ATTEMPTS, Mirrors, MirrorSettings
 from cvmfs_publish.sources.registry.platform import check_platform, choose_manifest
+from cvmfs_publish.sources.registry.tag_list import (
+    MAX_PAGES,
+    MAX_TAGS,
+    PAGE_LIMIT,
+    first_query,
+    parse_next,
+    parse_tags,
+)
+from cvmfs_publish.sources.registry.ways import Way, Ways, join_hints
 
 DIGEST_HEADER = "Docker-Content-Digest"
 _ACCEPT = {"Accept": ACCEPT}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +56,26 @@ class _Document:
 
 
 class RegistrySource:
-    """An `ImageSource` for every registry the client can reach."""
+    """An `ImageSource` and `TagLister` for every registry the client can reach.
+
+    `mirrors` are asked first.  `foreign_layers` lists registries whose manifests may name addresses
+    outside for layers that the registry itself does not have.
+    """
 
     def __init__(
         self,
         client: RegistryClient,
         *,
+        mirrors: Mapping[str, MirrorSettings] | None = None,
+        foreign_layers: Collection[str] = (),
         manifest_limit: int = MANIFEST_LIMIT,
         config_limit: int = CONFIG_LIMIT,
     ) -> None:
         """Put a source together; the limits are bytes of one document."""
         self.client = client
+        self._mirrors = Mirrors(mirrors or {}, client.clock)
+        self._foreign_layers = frozenset(foreign_layers)
+        self._taken: dict[Digest, Reference] = {}  # blobs that last came from a mirror → from where
         self._manifest_limit = manifest_limit
         self._config_limit = config_limit
 
@@ -63,22 +86,14 @@ class RegistrySource:
         """
         if reference.digest is not None:
             return reference.digest
-        path = f"manifests/{reference.tag}"
-        # 405, 501: some registries know no HEAD
-        with self.client.open("HEAD", reference, path, _ACCEPT, allowed=(405, 501)) as reply:
-            stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
-        if stated:
-            return _parse_stated(stated, reference)
-        document = self._fetch_manifest(reference, reference.tag)
-        self._parse(document, str(reference))
-        return document.digest
+        return self._ask(reference, reference.tag, self._head)
 
     def resolve(
         self, reference: Reference, platform: Platform, digest: Digest | None = None
     ) -> ResolvedImage:
         """As promised by `ImageSource.resolve`: two GETs, or three with an index."""
         subject = str(reference)
-        document = self._fetch_manifest(reference, digest or reference.digest or reference.tag)
+        document = self._fetch(reference, digest or reference.digest or reference.tag)
         top = document.digest
         manifest = self._parse(document, subject)
         chosen: Platform | None = None
@@ -103,12 +118,93 @@ class RegistrySource:
 
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> VerifiedBlob:
         """As promised by `ImageSource.open_layer`."""
-        return self._open_blob(reference, layer.digest, layer.size)
+        return self._open_blob(reference, layer.digest, layer.size, layer.urls)
 
-    def _open_blob(self, reference: Reference, digest: Digest, size: int) -> VerifiedBlob:
+    def distrust(self, digest: Digest) -> bool:
+        """As promised by `SecondSource.distrust`."""
+        place = self._taken.pop(digest, None)
+        if place is not None:
+            self._mirrors.tell_lie(place, digest)
+        return place is not None
+
+    def tags(self, registry: str, repository: str) -> tuple[str, ...]:
+        """As promised by `TagLister.tags`; one GET for each page."""
+        whole = Reference(registry, repository, "")
+        subject = str(whole)
+        found: dict[str, None] = {}
+        asked: set[str] = set()
+        query: str | None = first_query()
+        while query is not None:
+            # What is incomplete must not pass for complete: names may be removed because of it
+            if query in asked:
+                raise RemoteError(
+                    f"{subject}: the list of tags leads round in a circle after {len(found)} tags"
+                )
+            asked.add(query)
+            page, query = self._fetch_tags(whole, query)
+            found.update(dict.fromkeys(page))
+            if len(found) > MAX_TAGS or len(asked) > MAX_PAGES:
+                raise RemoteError(f"{subject}: the list of tags has no end after {len(found)} tags")
+        return tuple(found)
+
+    def _fetch_tags(self, whole: Reference, query: str) -> tuple[list[str], str | None]:
+        """Return the tags of one page and the query of the next."""
+        path, subject = f"tags/list?{query}", str(whole)
+        body, header = self.client.fetch(whole, path, {}, PAGE_LIMIT)
+        page = parse_tags(body, header("Content-Type"), subject)
+        return page, parse_next(header("Link"), self.client.url(whole, path), subject)
+
+    def _ask(
+        self, reference: Reference, name: Digest | str, question: Callable[[Reference, int], _T]
+    ) -> _T:
+        """Ask the mirrors and then the registry, until one answers; `name` is what it is about.
+
+        `question` is given the image's name at the place and how often to try.
+        """
+        failures: list[PublishError] = []
+        for place in self._mirrors.find(reference, name):
+            try:
+                return question(place, ATTEMPTS)
+            except (RemoteError, IntegrityError) as exc:
+                self._mirrors.tell_failure(place, exc)
+                failures.append(exc)
+        try:
+            return question(reference, 0)
+        except RemoteError as exc:
+            if failures:
+                exc.hint = join_hints(exc.hint, f"a mirror failed as well: {failures[0]}")
+            raise
+
+    def _head(self, place: Reference, attempts: int) -> Digest:
+        path = f"manifests/{place.tag}"
+        # 405, 501: some registries know no HEAD
+        with self.client.open(
+            "HEAD", place, path, _ACCEPT, allowed=(405, 501), attempts=attempts
+        ) as reply:
+            stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
+        if stated:
+            return _parse_stated(stated, place)
+        document = self._fetch_manifest(place, place.tag, attempts)
+        self._parse(document, str(place))
+        return document.digest
+
+    def _open_blob(
+        self, reference: Reference, digest: Digest, size: int, urls: Sequence[str] = ()
+    ) -> VerifiedBlob:
+        ways = Ways(
+            [
+                *(self._way(place, digest) for place in self._mirrors.find(reference, digest)),
+                Way(partial(self._open_at, reference, digest, 0)),
+                *(self._foreign_way(reference, url) for url in urls),
+            ]
+        )
+
         def open_at(offset: int) -> Reply:
-            headers = {"Range": f"bytes={offset}-"} if offset else {}
-            return self.client.open("GET", reference, f"blobs/{digest}", headers, allowed=(416,))
+            reply = ways.open_at(offset)
+            self._taken.pop(digest, None)
+            if ways.current.mirror is not None:
+                self._taken[digest] = ways.current.mirror
+            return reply
 
         return VerifiedBlob(
             open_at,
@@ -119,10 +215,45 @@ class RegistrySource:
             wait=self.client.wait,
         )
 
-    def _fetch_manifest(self, reference: Reference, name: Digest | str) -> _Document:
-        limit = self._manifest_limit
+    def _way(self, place: Reference, digest: Digest) -> Way:
+        return Way(
+            partial(self._open_at, place, digest, ATTEMPTS),
+            partial(self._mirrors.tell_failure, place),
+            place,
+        )
+
+    def _foreign_way(self, reference: Reference, url: str) -> Way:
+        def open_at(offset: int) -> Reply:
+            if reference.registry not in self._foreign_layers:
+                raise RemoteError(
+                    f"{reference}: the registry does not have a layer that the manifest says is at"
+                    f" {url[:200]!a}",
+                    hint=f"`registries.{reference.registry}.foreign_layers: true` allows to fetch"
+                    " it from there; or push the image with all its layers",
+                )
+            return self.client.open_address(url, reference, _range(offset))
+
+        return Way(open_at)
+
+    def _open_at(self, place: Reference, digest: Digest, attempts: int, offset: int) -> Reply:
+        return self.client.open(
+            "GET",
+            place,
+            f"blobs/{digest}",
+            _range(offset),
+            allowed=(416,),
+            attempts=attempts,
+        )
+
+    def _fetch(self, reference: Reference, name: Digest | str) -> _Document:
+        return self._ask(
+            reference, name, lambda place, tries: self._fetch_manifest(place, name, tries)
+        )
+
+    def _fetch_manifest(self, reference: Reference, name: Digest | str, attempts: int) -> _Document:
+        path, limit = f"manifests/{name}", self._manifest_limit
         try:
-            body, header = self.client.fetch(reference, f"manifests/{name}", _ACCEPT, limit)
+            body, header = self.client.fetch(reference, path, _ACCEPT, limit, attempts)
         except IntegrityError as exc:
             raise IntegrityError(
                 f"{reference}: the manifest has more than {limit} bytes",
@@ -158,7 +289,7 @@ class RegistrySource:
 
     def _fetch_entry(self, reference: Reference, entry: Descriptor) -> tuple[_Document, Manifest]:
         subject = f"{reference} ({entry.digest})"
-        document = self._fetch_manifest(reference, entry.digest)
+        document = self._fetch(reference, entry.digest)
         if len(document.body) != entry.size:
             raise IntegrityError(
                 f"{subject}: the manifest has {len(document.body)} bytes, promised {entry.size}"
@@ -169,8 +300,17 @@ class RegistrySource:
         return document, manifest
 
     def _read_config(self, reference: Reference, config: Descriptor) -> bytes:
-        with self._open_blob(reference, config.digest, config.size) as blob:
-            return b"".join(iter(lambda: blob.read(1 << 20), b""))
+        while True:
+            try:
+                with self._open_blob(reference, config.digest, config.size) as blob:
+                    return b"".join(iter(lambda: blob.read(1 << 20), b""))
+            except (RemoteError, IntegrityError):
+                if not self.distrust(config.digest):
+                    raise
+
+
+def _range(offset: int) -> dict[str, str]:
+    return {"Range": f"bytes={offset}-"} if offset else {}
 
 
 def _parse_stated(text: str, reference: Reference) -> Digest:
