@@ -64,7 +64,7 @@ def parse_simple_signing(where: str, payload: bytes, signature: str) -> Candidat
 
 def parse_bundle(where: str, data: bytes) -> Candidate:
     """Raise `ClaimError` unless `data` is a bundle around a signed in-toto statement."""
-    bundle = _object(data)
+    bundle = parse_object(data)
     envelope = bundle.get("dsseEnvelope")
     if bundle.get("mediaType") != BUNDLE or not isinstance(envelope, dict):
         raise ClaimError(f"not a bundle {BUNDLE} with a DSSE envelope")
@@ -99,7 +99,7 @@ def find_signer(candidate: Candidate, keys: Iterable[PublicKey]) -> PublicKey | 
 
 def read_claim(candidate: Candidate) -> Claim:
     """Return what a candidate is about; raise `ClaimError` for what is not about an image."""
-    document = _object(candidate.claim)
+    document = parse_object(candidate.claim)
     try:
         if candidate.kind == SIMPLE_SIGNING:
             return _simple_claim(document)
@@ -179,7 +179,8 @@ def _decode(text: object) -> bytes:
         raise ClaimError("signature or payload is not base64") from exc
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Return a JSON object; raise `ClaimError` for anything else."""
     try:
         document = json.loads(data.decode())
     except (ValueError, RecursionError) as exc:

@@ -13,13 +13,11 @@ a signature by one of the given keys for exactly the objects in it.
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from cvmfs_publish.sources.cosign import ClaimError, open_envelope
+from cvmfs_publish.sources.cosign import ClaimError, open_envelope, parse_object
 from cvmfs_publish.sources.openpgp import KeyRing, is_openpgp_text, open_message
 from cvmfs_publish.sources.public_keys import PublicKey
 from cvmfs_publish.sources.sif_format import (
@@ -120,7 +118,7 @@ def _open(signature: SifObject, read: ReadAt, keys: SifKeys) -> tuple[bytes, str
         if signed is None:
             raise ClaimError("is of none of the OpenPGP keys, or not good")
         return signed.text, signed.fingerprint
-    payload_type, message, marks, payload = open_envelope(_object(data))
+    payload_type, message, marks, payload = open_envelope(parse_object(data))
     if payload_type != METADATA:
         raise ClaimError(f"is for {payload_type[:100]!a}, not for {METADATA}")
     for key in keys.pem:
@@ -133,7 +131,7 @@ def _check(text: bytes, sif: Sif, members: Sequence[SifObject], digests: _Digest
     """Raise `ClaimError` unless a signed text is about exactly these objects as they are."""
     if text.startswith(b"SIFHASH:"):
         raise ClaimError("is of a former kind, which covers contents only; sign the file again")
-    document = _object(text)
+    document = parse_object(text)
     try:
         version, header = document["version"], document["header"]["digest"]
         claims = {each["relativeId"]: each for each in document["objects"]}
@@ -206,13 +204,3 @@ def _split(claim: object) -> tuple[str, str]:
     if algorithm not in _HASHES:
         raise ClaimError(f"the digest {str(claim)[:100]!a} is of none of {', '.join(_HASHES)}")
     return algorithm, value
-
-
-def _object(data: bytes) -> Mapping[str, Any]:
-    try:
-        document = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise ClaimError("is neither OpenPGP nor JSON") from error
-    if not isinstance(document, dict):
-        raise ClaimError("is no JSON object")
-    return document

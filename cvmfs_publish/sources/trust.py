@@ -47,9 +47,15 @@ SHOWN = 5  # reasons in a message; more are not read by anybody
 
 
 class UntrustedError(IntegrityError):
-    """The rule of `trust` for this image does not hold: no signature, a bad one, no digest."""
+    """The rule of `trust` for this image does not hold, whatever anybody may answer."""
 
     kind = "untrusted"
+
+
+class UnsignedError(UntrustedError):
+    """There is no good signature.  One may follow: images are pushed first and signed then."""
+
+    kind = "unsigned"
 
 
 class SignatureStore(Protocol):
@@ -222,7 +228,7 @@ class Trust:
             return self._evidence.find_sif_signers(image, rule.keys)
         except UnsignedSifError as error:
             wanted = ", ".join(rule.keys.fingerprints)
-            raise UntrustedError(
+            raise UnsignedError(
                 f"{_subject(image.reference)} has no good signature: {error}; `trust` wants one of"
                 f" the whole file by {wanted}",
                 hint="apptainer sign FILE; signatures of images in registries are those of cosign",
@@ -284,12 +290,12 @@ def _digest(text: str) -> str:
 
 def _refusal(
     rule: Rule, reference: Reference, digest: Digest, reasons: Sequence[str]
-) -> UntrustedError:
+) -> UnsignedError:
     keys = ", ".join(rule.keys.fingerprints)
     told = "; ".join(reasons[:SHOWN])
     more = f"; and {len(reasons) - SHOWN} more" if len(reasons) > SHOWN else ""
     what = f"no good signature: {told}{more}" if reasons else "no signature"
-    return UntrustedError(
+    return UnsignedError(
         f"{reference} ({digest}) has {what}; `trust` wants one by {keys}",
         hint=f"cosign sign --key KEY {reference.registry}/{reference.repository}@{digest}",
     )

@@ -307,7 +307,7 @@ def test_a_sif_that_is_not_signed_as_it_is_leaves_nothing_behind(
         (result,) = home.json("publish", f"sif:{place}", "--as", "a.example.org/b:1", code=4)[
             "images"
         ]
-        assert result["error"]["kind"] == "untrusted"
+        assert result["error"]["kind"] == "unsigned"
     assert home.json("info")["revision"] == 1
     assert home.json("list")["images"] == []
 

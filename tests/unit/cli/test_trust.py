@@ -74,7 +74,7 @@ def test_an_unsigned_image_leaves_nothing_behind(
     configure(home, cosign())
     before = stored(home)
     (result,) = home.json("publish", registry.name("a/b", "1"), code=4)["images"]
-    assert result["error"]["kind"] == "untrusted"
+    assert result["error"]["kind"] == "unsigned"
     assert FINGERPRINT in result["error"]["message"]
     assert home.json("info")["revision"] == 1
     assert stored(home) == before

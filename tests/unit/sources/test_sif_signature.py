@@ -138,9 +138,9 @@ def first(**values: object) -> Change:
         (first(objectDigest=7), "is of none of"),
         (first(descriptorDigest="sha512:1"), "the description of object 1 is not"),
         (lambda _: b"SIFHASH:\n" + b"0" * 64, "of a former kind"),
-        (lambda _: b"{", "neither OpenPGP nor JSON"),
-        (lambda _: b"[" * 100_000, "neither OpenPGP nor JSON"),
-        (lambda _: b"[]", "no JSON object"),
+        (lambda _: b"{", "not JSON"),
+        (lambda _: b"[" * 100_000, "not JSON"),
+        (lambda _: b"[]", "not a JSON object"),
     ],
 )
 def test_a_signed_text_that_is_about_something_else_is_no_proof(change: Change, what: str) -> None:
