@@ -37,7 +37,7 @@ from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.base import Platform, SourceLimits
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
 from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
@@ -220,7 +220,7 @@ def open_source(
         access = Access(
             registry=registry,
             signatures=RegistrySignatures(registry.client),
-            limits=layer_limits(limits),
+            limits=source_limits(limits),
             scratch=make_scratch(config) if config is not None else None,
             sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
@@ -257,8 +257,7 @@ def open_registries(
                 foreign_layers=[
                     host for host, registry in registries.items() if registry.foreign_layers
                 ],
-                manifest_limit=limits.manifest_bytes,
-                config_limit=limits.config_bytes,
+                limits=source_limits(limits),
             )
         finally:
             keep_budgets(config, budgets, datetime.now(UTC))
@@ -274,6 +273,16 @@ def make_scratch(config: Config) -> Path:
             f"{folder} cannot be made: {error.strerror}", hint="make `state` writable"
         ) from error
     return folder
+
+
+def source_limits(limits: LimitsConfig) -> SourceLimits:
+    """Return what sources may read of an image."""
+    return SourceLimits(
+        layer_bytes=limits.layer_bytes,
+        ratio=limits.compression_ratio,
+        manifest_bytes=limits.manifest_bytes,
+        config_bytes=limits.config_bytes,
+    )
 
 
 def layer_limits(limits: LimitsConfig) -> LayerLimits:

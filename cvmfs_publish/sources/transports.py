@@ -19,6 +19,7 @@ from cvmfs_publish.sources.base import (
     Platform,
     ResolvedImage,
     SecondSource,
+    SourceLimits,
     origin_of,
 )
 from cvmfs_publish.sources.cosign import Candidate
@@ -28,7 +29,6 @@ from cvmfs_publish.sources.sif import SIF, TAR, FileSource
 from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
 from cvmfs_publish.sources.squashfs import SquashfsTool
 from cvmfs_publish.sources.trust import SignatureStore
-from cvmfs_publish.streams.compression import DecompressionLimits
 
 REGISTRY = "docker"  # the transport of an image in a registry that is published under another name
 
@@ -39,7 +39,7 @@ class Access:
 
     registry: ImageSource
     signatures: SignatureStore | None = None  # of images in registries
-    limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    limits: SourceLimits = field(default_factory=SourceLimits)
     scratch: Path | None = None  # where copies are made that nobody sees
     sqfs2tar: Path | None = None  # the program of squashfs-tools-ng
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
-from cvmfs_publish.sources.base import LayerDescriptor, Platform
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, SourceLimits
 
 MIB = 1 << 20
-# distribution-spec, "Pushing Manifests": registries take at least 4 megabytes; no more from us
-MANIFEST_LIMIT = 4 * MIB
-CONFIG_LIMIT = 8 * MIB  # history and labels of real images stay below 100 kB
+MANIFEST_LIMIT = SourceLimits().manifest_bytes
+CONFIG_LIMIT = SourceLimits().config_bytes
+MANIFEST_HINT = "raise `limits.manifest_bytes` if this image is trusted"
+CONFIG_HINT = "raise `limits.config_bytes` if this image is trusted"
 MAX_URLS = 3  # of one blob
 MAX_SIZE = 2**63 - 1  # descriptor.md: `size` is an int64
 
@@ -257,7 +258,7 @@ def _check_is_image(
     if manifest.config.size > config_limit:
         raise IntegrityError(
             f"{subject}: the config has {manifest.config.size} bytes; the limit is {config_limit}",
-            hint="raise `limits.config_bytes` if this image is trusted",
+            hint=CONFIG_HINT,
         )
 
 

@@ -13,13 +13,12 @@ from typing import TypeVar
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage, SourceLimits
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
 from cvmfs_publish.sources.registry.client import RegistryClient, Reply
 from cvmfs_publish.sources.registry.manifest import (
     ACCEPT,
-    CONFIG_LIMIT,
-    MANIFEST_LIMIT,
+    MANIFEST_HINT,
     Descriptor,
     Index,
     Manifest,
@@ -68,16 +67,13 @@ class RegistrySource:
         *,
         mirrors: Mapping[str, MirrorSettings] | None = None,
         foreign_layers: Collection[str] = (),
-        manifest_limit: int = MANIFEST_LIMIT,
-        config_limit: int = CONFIG_LIMIT,
+        limits: SourceLimits | None = None,
     ) -> None:
-        """Put a source together; the limits are bytes of one document."""
         self.client = client
         self._mirrors = Mirrors(mirrors or {}, client.clock)
         self._foreign_layers = frozenset(foreign_layers)
         self._taken: dict[Digest, Reference] = {}  # blobs that last came from a mirror → from where
-        self._manifest_limit = manifest_limit
-        self._config_limit = config_limit
+        self._limits = limits or SourceLimits()
 
     def head(self, reference: Reference) -> Digest:
         """As promised by `ImageSource.head`; one HEAD request with a registry that knows digests.
@@ -251,13 +247,13 @@ class RegistrySource:
         )
 
     def _fetch_manifest(self, reference: Reference, name: Digest | str, attempts: int) -> _Document:
-        path, limit = f"manifests/{name}", self._manifest_limit
+        path, limit = f"manifests/{name}", self._limits.manifest_bytes
         try:
             body, header = self.client.fetch(reference, path, _ACCEPT, limit, attempts)
         except IntegrityError as exc:
             raise IntegrityError(
                 f"{reference}: the manifest has more than {limit} bytes",
-                hint="raise `limits.manifest_bytes` if this image is trusted",
+                hint=MANIFEST_HINT,
             ) from exc
         stated = header(DIGEST_HEADER)
         if isinstance(name, Digest):
@@ -284,7 +280,7 @@ class RegistrySource:
             document.content_type,
             subject,
             promised_type,
-            config_limit=self._config_limit,
+            config_limit=self._limits.config_bytes,
         )
 
     def _fetch_entry(self, reference: Reference, entry: Descriptor) -> tuple[_Document, Manifest]:

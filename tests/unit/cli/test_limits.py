@@ -11,6 +11,7 @@ import pytest
 from cvmfs_publish.streams import compression
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar, sparse_layer
+from tests.layouts import write_oci_layout
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME
 
@@ -43,17 +44,17 @@ def configure(home: Shell, limits: dict[str, int]) -> None:
     (home.cwd / "cvmfs-publish.yaml").write_text(json.dumps(settings))
 
 
-def assert_edge(home: Shell, image: str, key: str, edge: int) -> None:
+def assert_edge(home: Shell, image: str, key: str, edge: int, *options: str) -> None:
     """At `edge` the image is published, with one less it is refused, wherever it was before."""
     configure(home, {key: edge - 1})
-    refused = home.json("publish", image, code=4)["images"][0]
+    refused = home.json("publish", image, *options, code=4)["images"][0]
     assert refused["error"]["kind"] == "integrity"
     assert f"`limits.{key}`" in refused["error"]["hint"]
     assert str(edge - 1) in refused["error"]["message"]
     assert home.json("list")["images"] == []
     assert home.json("info")["revision"] == 1
     configure(home, {key: edge})
-    assert home.json("publish", image)["images"][0]["status"] == "published"
+    assert home.json("publish", image, *options)["images"][0]["status"] == "published"
 
 
 def stated(home: Shell, image: str, key: str, limit: int) -> int:
@@ -161,3 +162,16 @@ def test_the_size_of_a_configuration(home: Shell, registry: FakeRegistry) -> Non
     image = add(registry, one_file("a", 1), config=labels)
     (edge,) = [len(data) for data in registry.blobs.values() if b"rootfs" in data]
     assert_edge(home, image, "config_bytes", edge)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("manifest_bytes", "layers"), ("config_bytes", "rootfs")]
+)
+def test_the_documents_of_an_archive(home: Shell, key: str, kind: str) -> None:
+    layout = home.cwd / "layout"
+    labels = {"Labels": {"x": "y" * 5000}} if key == "config_bytes" else {}
+    layers = [one_file(f"file-{number}", 1) for number in range(9)]
+    write_oci_layout(layout, layers, labels, tag="1", compression="none")
+    found = [path.read_bytes() for path in (layout / "blobs" / "sha256").iterdir()]
+    (edge,) = [len(data) for data in found if data[:1] == b"{" and f'"{kind}":'.encode() in data]
+    assert_edge(home, "oci:layout:1", key, edge, "--as", "example.org/a/b:1")
