@@ -291,7 +291,7 @@ class FakeRegistry:
         if kind == "tags":
             return self._answer_tags(repository, request)
         if kind == "referrers":
-            return self._answer_referrers(repository, name)
+            return self._answer_referrers(repository, name, request)
         digest = self.tags[repository].get(name, name)
         if (repository, digest) not in self.manifests:
             return _error(404, "MANIFEST_UNKNOWN")
@@ -320,7 +320,7 @@ class FakeRegistry:
             headers["Link"] = f'<{more}>; rel="next"'
         return Reply(200, headers, json.dumps({"name": repository, "tags": left[:size]}).encode())
 
-    def _answer_referrers(self, repository: str, digest: str) -> Reply:
+    def _answer_referrers(self, repository: str, digest: str, request: Recorded) -> Reply:
         if not self.lists_referrers:
             return _error(404, "NOT_FOUND")
         entries = []
@@ -331,8 +331,14 @@ class FakeRegistry:
                 described = self.describe(repository, Digest.parse(name))
                 entries.append({**described, "artifactType": kind})
         media_type = TYPES["oci"]["index"]
-        index = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
-        return Reply(200, {"Content-Type": media_type}, json.dumps(index).encode())
+        headers = {"Content-Type": media_type}
+        first = int(parse_qs(urlsplit(request.path).query).get("from", ["0"])[0])
+        page = entries[first : first + self.page_size]
+        if entries[first + self.page_size :]:
+            more = f"/v2/{repository}/referrers/{digest}?from={first + self.page_size}"
+            headers["Link"] = f'<{more}>; rel="next"'
+        index = {"schemaVersion": 2, "mediaType": media_type, "manifests": page}
+        return Reply(200, headers, json.dumps(index).encode())
 
     def _challenge(self, request: Recorded, repository: str) -> str:
         given = request.headers.get("authorization", "")

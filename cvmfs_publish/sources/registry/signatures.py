@@ -34,8 +34,10 @@ from cvmfs_publish.sources.registry.manifest import (
     parse_artefact,
     parse_referrers,
 )
+from cvmfs_publish.sources.registry.tag_list import parse_next
 
 MAX_FETCHED = 100  # documents for one image; every signing adds one or two
+MAX_PAGES = 20  # of referrers; registries give a hundred and more in each
 MAX_SIGNATURE_BYTES = 1 << 20  # of one payload or bundle; real ones have one to ten thousand
 _MANIFEST = {"Accept": OCI_MANIFEST}
 _INDEX = {"Accept": OCI_INDEX}
@@ -114,31 +116,39 @@ class _Search:
         self._check(data, layer.digest)
         return data
 
-    def _referrers(self) -> tuple[Descriptor, ...]:
-        """Ask the referrers API, else the tag that stands for it."""
-        body = self._ask_api()
-        where = "list of referrers"
-        if body is None:
-            body = self._find(f"manifests/{self._tag}", _INDEX)
-            where = f"tag {self._tag}"
-        if body is None:
-            return ()
+    def _referrers(self) -> Iterator[Descriptor]:
+        """Ask the referrers API, page by page, else the tag that stands for it."""
+        path = f"referrers/{self._digest}"
+        query: str | None = ""
+        for _ in range(MAX_PAGES):
+            if query is None:
+                return
+            page = self._ask_api(f"{path}?{query}" if query else path)
+            if page is None:
+                body = self._find(f"manifests/{self._tag}", _INDEX)
+                yield from self._entries(body, f"tag {self._tag}") if body is not None else ()
+                return
+            body, query = page
+            yield from self._entries(body, "list of referrers")
+        self._skip(f"the list of referrers has more than {MAX_PAGES} pages, which were not read")
+
+    def _entries(self, body: bytes, where: str) -> tuple[Descriptor, ...]:
         try:
             return parse_referrers(body, f"{self._reference}: {where}")
         except IntegrityError as error:
             self._skip(str(error))
             return ()
 
-    def _ask_api(self) -> bytes | None:
-        path = f"referrers/{self._digest}"
+    def _ask_api(self, path: str) -> tuple[bytes, str | None] | None:
+        """Return a page and the query of the next one; None if there is no such API."""
         with self._client.open("GET", self._reference, path, _INDEX, allowed=_NO_API) as reply:
             if reply.status in _NO_API:
                 reply.drain()
                 return None
             check_not_a_web_page(reply.header("Content-Type"), str(self._reference))
-            if reply.header("Link"):
-                self._skip("the list of referrers has further pages, which were not read")
-            return reply.read_all(MANIFEST_LIMIT)
+            body = reply.read_all(MANIFEST_LIMIT)
+            url = self._client.url(self._reference, path)
+            return body, parse_next(reply.header("Link"), url, str(self._reference))
 
     def _find(self, path: str, headers: Mapping[str, str]) -> bytes | None:
         try:

@@ -428,11 +428,29 @@ def test_a_listed_referrer_that_is_gone_is_passed_over(
         check(store, registry, image, public(KEY))
 
 
-def test_further_pages_of_referrers_are_told(
+def test_every_page_of_referrers_is_read(
+    registry: FakeRegistry,
+    store: RegistrySignatures,
+    image: Digest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.page_size = 2
+    for number in range(6):
+        refer(registry, "a/b", image, b"%d" % number, "application/spdx+json")
+    refer(registry, "a/b", image, bundle(KEY, statement(image)))
+    assert check(store, registry, image, public(KEY)).signed_by
+    assert registry.count("GET", "/referrers/") == 4
+    monkeypatch.setattr(signatures, "MAX_PAGES", 3)
+    with pytest.raises(UntrustedError, match="more than 3 pages"):
+        check(store, registry, image, public(KEY))
+
+
+def test_a_page_of_referrers_that_is_elsewhere_is_not_asked_for(
     registry: FakeRegistry, store: RegistrySignatures, image: Digest
 ) -> None:
-    registry.fault("GET", "/referrers/", with_header("Link", '<x>; rel="next"'), times=None)
-    with pytest.raises(UntrustedError, match="has further pages"):
+    link = with_header("Link", '<https://evil.example.org/x?from=1>; rel="next"')
+    registry.fault("GET", "/referrers/", link, times=None)
+    with pytest.raises(RemoteError, match=r"evil\.example\.org"):
         check(store, registry, image, public(KEY))
 
 
