@@ -1,7 +1,7 @@
 """The publisher's configuration: what `cvmfs-publish.yaml` may say, and what each key means.
 
 Keys that interface documents promise but no code reads yet are refused: whoever writes
-`trust:` believes that signatures are checked.
+`webhooks:` believes that somebody listens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import ClassVar, Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.patterns import ImagePattern
+from cvmfs_publish.settings import RefusedKeyError, about
 
 FILE_NAME = "cvmfs-publish.yaml"
 SYSTEM_FILE = Path("/etc/cvmfs-publish") / FILE_NAME
@@ -29,6 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # host ::= name or IPv4 or [IPv6], port optional; docker's reference grammar, "domain"
 _HOST = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 _DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+# A path of a repository, as distribution-spec has it
+_MIRROR_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s*([kMGT]i?B|KiB|B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _PLAIN = re.compile(r"[A-Za-z0-9./_][A-Za-z0-9./_-]*")  # needs no quotes in YAML
@@ -82,6 +86,47 @@ class RegistryHost(str):
             )
         host = text.lower()
         return cls("docker.io" if host in _DOCKER_HUB else host)
+
+
+class MirrorPlace(str):
+    """Where a mirror has a registry's images: `mirror.example.org`, `harbor.example.org/hub`."""
+
+    __slots__ = ()
+    WANTED = "HOST or HOST/PATH, such as harbor.example.org/hub"
+
+    @classmethod
+    def parse(cls, text: str) -> MirrorPlace:
+        host, slash, path = text.partition("/")
+        if slash and not _MIRROR_PATH.fullmatch(path):
+            raise InputError(
+                f"{text[:200]!r} is not a place of a mirror",
+                hint=f"write {cls.WANTED}, without https:// and as image names are written",
+            )
+        return cls(f"{RegistryHost.parse(host)}{slash}{path}")
+
+    @property
+    def host(self) -> RegistryHost:
+        return RegistryHost(self.partition("/")[0])
+
+    @property
+    def path(self) -> str:
+        return self.partition("/")[2]
+
+
+class VariableName(str):
+    """The name of an environment variable."""
+
+    __slots__ = ()
+    WANTED = "the name of an environment variable such as GHCR_TOKEN"
+
+    @classmethod
+    def parse(cls, text: str) -> VariableName:
+        if not _VARIABLE.fullmatch(text):
+            raise InputError(
+                f"{text[:3]!r}… is not the name of an environment variable",  # may be a secret
+                hint=f"write {cls.WANTED}, not what it holds",
+            )
+        return cls(text)
 
 
 class ByteSize(int):
@@ -379,8 +424,6 @@ class SandboxConfig:
 class RegistryConfig:
     """How one registry is reached."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"mirrors", "pulls_per_hour"})
-
     username: str | None = field(default=None, metadata=about("the account to log in with"))
     password: str | None = field(
         default=None,
@@ -390,23 +433,78 @@ class RegistryConfig:
     password_file: Path | None = field(
         default=None, metadata=about("a file that holds the password or token and nothing else")
     )
+    password_env: VariableName | None = field(
+        default=None, metadata=about("the environment variable that holds the password or token")
+    )
     plain_http: bool = field(
         default=False,
         metadata=about(
             "speak HTTP instead of HTTPS; only for a registry on this machine or a trusted network"
         ),
     )
+    ca_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "certificates of authorities (PEM) to trust for this registry beside the usual ones"
+        ),
+    )
+    mirrors: tuple[MirrorPlace, ...] = field(
+        default=(),
+        metadata=about(
+            "mirrors and pull-through proxies to ask first, in this order: HOST or HOST/PATH"
+        ),
+    )
+    mirror_tags: bool = field(
+        default=True,
+        metadata=about(
+            "also ask the mirrors what a tag names; false: the registry says so, and mirrors only"
+            " give bytes by digest"
+        ),
+    )
+    pulls_per_hour: int | None = field(
+        default=None,
+        metadata=about("GETs of manifests in any 60 minutes, which is what Docker Hub limits"),
+    )
+    requests_per_hour: int | None = field(
+        default=None, metadata=about("requests of any kind in any 60 minutes")
+    )
+    foreign_layers: bool = field(
+        default=False,
+        metadata=about(
+            "fetch layers that the registry does not have from the addresses in its manifests;"
+            " whoever makes an image can then have any web server asked"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if self.password is not None and self.password_file is not None:
-            raise InputError("password and password_file are both given", hint="remove one of them")
-        has_password = self.password is not None or self.password_file is not None
-        if has_password != (self.username is not None):
-            missing = "username" if has_password else "password_file"
+        given = [
+            name
+            for name in ("password", "password_file", "password_env")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given", hint="remove one of them")
+        if bool(given) != (self.username is not None):
+            missing = "username" if given else "password_file"
             raise InputError(f"{missing} is missing: a login needs an account and a password")
+        for name in ("pulls_per_hour", "requests_per_hour"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: wants a number above zero, found {getattr(self, name)}",
+                    hint="leave it out where there is no limit",
+                )
 
-    def read_password(self) -> str | None:
-        """Return the password, from its file if that is where it is; None without a login."""
+    def read_password(self, environ: Mapping[str, str]) -> str | None:
+        """Return the password from where it is; None without a login."""
+        if self.password_env is not None:
+            password = environ.get(self.password_env, "")
+            if not password or not password.isprintable():
+                raise InputError(
+                    f"password_env {self.password_env}: the variable"
+                    f" {'is not set' if not password else 'does not hold one line'}",
+                    hint="set it where cvmfs-publish runs, or use `password_file`",
+                )
+            return password
         if self.password_file is None:
             return self.password
         return _read_secret(self.password_file, "password")
@@ -560,12 +658,24 @@ class LimitsConfig:
         default=4095,
         metadata=about("length of a path inside an image; Linux opens none longer than 4095"),
     )
+    path_depth: int = field(
+        default=256,
+        metadata=about("folders above a file inside an image, itself included; real ones have 30"),
+    )
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
+    manifest_bytes: ByteSize = field(
+        default=ByteSize(4 * 1024**2),
+        metadata=about("size of a manifest or index; registries take no larger ones"),
+    )
+    config_bytes: ByteSize = field(
+        default=ByteSize(8 * 1024**2),
+        metadata=about("size of an image's configuration; real ones have 100 kB"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("entries", "path_bytes", "compression_ratio"):
+        for name in ("entries", "path_bytes", "path_depth", "compression_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: wants a number above zero, found {getattr(self, name)}")
 
@@ -643,11 +753,66 @@ class FallbackConfig:
 
 
 @dataclass(frozen=True)
+class TrustRule:
+    """What is asked of the images that a pattern fits, before they are published."""
+
+    match: ImagePattern = field(
+        metadata=about(
+            "the images: REGISTRY/REPOSITORY[:TAG], `*` for any characters; the narrowest pattern"
+            " that fits an image decides, `*` alone is for all others"
+        )
+    )
+    policy: Literal["accept", "digest", "cosign", "sif-pgp", "reject"] = field(
+        metadata=about(
+            "`accept`: as it comes; `digest`: only references with a digest; `cosign`: only with a"
+            " signature of `cosign sign --key` by one of `keys`; `sif-pgp`: only SIF files that one"
+            " of `keys` signed as a whole; `reject`: never"
+        )
+    )
+    keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "files of public keys, of which one has to have signed: PEM for `cosign`; for `sif-pgp`"
+            " OpenPGP, or PEM as for `apptainer sign --key`"
+        ),
+    )
+    annotations: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("what the signature has to say as well, as `cosign sign -a KEY=VALUE` does"),
+    )
+    signed_name: Literal["any", "same"] = field(
+        default="any",
+        metadata=about(
+            "`same`: the signature has to be for an image of this name; what was signed elsewhere"
+            " and copied here is refused then"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        needs_keys = self.policy in KEY_POLICIES
+        if needs_keys and not self.keys:
+            raise InputError(
+                f"keys is missing: the policy {self.policy} needs public keys",
+                hint="keys: [cosign.pub]",
+            )
+        if self.keys and not needs_keys:
+            raise RefusedKeyError(("keys",), f"the policy {self.policy} looks at no keys")
+        if self.policy != "cosign":
+            if self.annotations:
+                raise RefusedKeyError(("annotations",), "is for the policy cosign only")
+            if self.signed_name != "any":
+                raise RefusedKeyError(("signed_name",), "is for the policy cosign only")
+
+
+KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
     UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"trust", "wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
+        {"wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
     )
 
     repository: RepositoryConfig = field(
@@ -666,7 +831,10 @@ class Config:
     )
     registries: Mapping[RegistryHost, RegistryConfig] = field(
         default_factory=dict,
-        metadata=about("logins by host; where this is silent, Docker's config.json is asked"),
+        metadata=about(
+            "how registries are reached, by host; where no login is given, Docker's config.json is"
+            " asked"
+        ),
     )
     sources: SourcesConfig = field(
         default_factory=SourcesConfig,
@@ -674,6 +842,10 @@ class Config:
     )
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
+    )
+    trust: tuple[TrustRule, ...] = field(
+        default=(),
+        metadata=about("what is asked of images; where no pattern fits, they are accepted"),
     )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
@@ -685,6 +857,17 @@ class Config:
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
     )
+
+    def __post_init__(self) -> None:
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, rule in enumerate(self.trust):
+            first = seen.setdefault(rule.match.key, number)
+            if first != number:
+                raise RefusedKeyError(
+                    ("trust", number, "match"),
+                    f"{rule.match} is the same pattern as that of trust[{first}]",
+                    hint="remove one of the two rules",
+                )
 
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
@@ -838,14 +1021,30 @@ sandbox:
   # target, false replaces the link, as container engines do.
   #keep_dirlinks: false
 
-# Logins by registry.  For other registries Docker's config.json and its helpers are asked.
+# How registries are reached.  Where no login is given, Docker's config.json and its helpers are
+# asked.
 registries:
   #ghcr.io:
     #username: bot
-    # A file with the password or token and nothing else; or `password:` right here.
+    # A file with the password or token and nothing else; or `password_env:`, the name of an
+    # environment variable; or `password:` right here.
     #password_file: token
     # HTTP without TLS; only for a registry on this machine or a trusted network.
     #plain_http: false
+    # Certificates of authorities (PEM) to trust for this registry beside the usual ones.
+    #ca_file: ca.pem
+    # Layers that the registry does not have, from the addresses in its manifests.  Whoever makes
+    # an image can then have any web server asked.
+    #foreign_layers: false
+  #docker.io:
+    # Asked first, in this order: HOST or HOST/PATH.  Logins of mirrors stand under their own names.
+    #mirrors: []
+    # Also ask them what a tag names.  false: the registry says so, mirrors only give bytes.
+    #mirror_tags: true
+    # What is asked for in any 60 minutes: manifests (Docker Hub's pulls), and anything.  What is
+    # above that fails with `rate-limited` and can be published later.
+    #pulls_per_hour: 60
+    #requests_per_hour: 1000
 
 # Where images come from that are in no registry.
 sources:
@@ -889,8 +1088,22 @@ limits:
   #entries: 500000
   # Length of a path inside an image.  Linux opens none longer than 4095 bytes.
   #path_bytes: 4095
+  # Folders above a file inside an image, itself included.
+  #path_depth: 256
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
+  # Size of a manifest or index, and of the configuration of an image.
+  #manifest_bytes: 4MiB
+  #config_bytes: 8MiB
+
+# What is asked of an image before it is published.  The narrowest pattern that fits it decides;
+# without any, it is accepted.  Policies: accept; digest: only references with a digest; cosign:
+# signed with one of the keys; sif-pgp: a SIF file signed with one of the keys; reject.
+# For cosign: `annotations: {KEY: VALUE}`, what the signature has to say as well; and
+# `signed_name: same`, so that a signature for another name does not count.
+# Example: [{match: ghcr.io/team/*, policy: cosign, keys: [cosign.pub]},
+#           {match: "*", policy: reject}]
+#trust: []
 
 nesting:
   # The most entries of one catalog, the unit in which clients download the index.  Images of more

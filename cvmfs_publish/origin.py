@@ -67,7 +67,9 @@ class Origin:
         """Return the same with the path of a file made absolute, as seen from `folder`."""
         if self.transport not in FILES:
             return self
-        return replace(self, place=posixpath.normpath(posixpath.join(folder, self.place)))
+        path = posixpath.normpath(posixpath.join(folder, self.place))
+        # POSIX lets two leading slashes mean something else; here they would begin a URL
+        return replace(self, place="/" + path.lstrip("/"))
 
     @property
     def url(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cvmfs_publish.layers.read import LayerLimits
+from cvmfs_publish.sources.base import SourceLimits
 from cvmfs_publish.sources.downloads import Downloads
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
@@ -19,7 +19,7 @@ from tests import parts
 @contextmanager
 def open_sources(folder: Path, **changes: Any) -> Iterator[Sources]:  # noqa: ANN401
     """Open all of them; `changes` of `Access`."""
-    limits = changes.get("limits", LayerLimits())
+    limits = changes.get("limits", SourceLimits())
     with RegistryClient(attempts=3, sleep=lambda _: None) as client, ExitStack() as stack:
         access = Access(
             registry=RegistrySource(client),

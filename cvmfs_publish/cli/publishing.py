@@ -17,7 +17,7 @@ from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
-from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
+from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
 from cvmfs_publish.config import (
     Config,
     LimitsConfig,
@@ -46,14 +46,19 @@ from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.base import Platform, SourceLimits
 from cvmfs_publish.sources.downloads import Downloads
 from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
+from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
+from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
+from cvmfs_publish.sources.registry.mirrors import MirrorSettings
+from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.sources.transports import Access, Sources
+from cvmfs_publish.sources.trust import Trust, load_rules
 
 app = command_app()
 
@@ -107,11 +112,18 @@ def publish(
             hint="publish them in calls of their own",
         )
     chosen = Platform.parse(platform) if platform else None
+    budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
         with (
             open_reporter(session.out) as reporter,
             open_publisher(
-                session.config, session.environ, images, reporter, packer, folder=session.cwd
+                session.config,
+                session.environ,
+                images,
+                reporter,
+                packer,
+                folder=session.cwd,
+                budgets=budgets,
             ) as publisher,
         ):
             result = publisher.publish(
@@ -125,8 +137,9 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     repository = session.config.repository.name
+    used = budgets.snapshots(datetime.now(UTC))
     session.out.result(
-        publish_document(repository, result, dry_run=dry_run), _text(result, dry_run)
+        publish_document(repository, result, used, dry_run=dry_run), _text(result, dry_run)
     )
     if not session.out.as_json:
         for image in result.images:
@@ -134,6 +147,9 @@ def publish(
                 message = str(image.error)
                 subject = "" if image.reference in message else f"{image.reference}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
+    if session.out.verbosity:
+        for host, budget in used.items():
+            session.out.note(f"{host}: {budget}")
     session.out.note(f"{repository} is at revision {result.revision}")
     return result.exit_code
 
@@ -150,6 +166,7 @@ def open_publisher(
     packer: Packer | None = None,
     *,
     folder: Path,
+    budgets: Budgets | None = None,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
 
@@ -167,37 +184,64 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
-    with open_source(config, environ, images, folder) as source:
+    rules = load_rules(config.trust)
+    with open_source(config, environ, images, folder, budgets) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, source, records, settings, reporter, packer)
+        trust = Trust(rules, source)
+        yield Publisher(repository, source, records, settings, reporter, packer, trust)
+
+
+def open_budgets(config: Config | None, now: datetime) -> Budgets:
+    """Return what registries may be asked, and what they were asked in the last hour."""
+    if config is None:
+        return Budgets()
+    allowances: dict[str, Allowance] = {
+        host: Allowance(registry.pulls_per_hour, registry.requests_per_hour)
+        for host, registry in config.registries.items()
+    }
+    return Budgets(allowances, read_spent(_spent_file(config), now))
+
+
+def keep_budgets(config: Config | None, budgets: Budgets, now: datetime) -> None:
+    """Let the runs after this know what registries were asked."""
+    if config is not None:
+        add_spent(_spent_file(config), budgets.spent(), now)
+
+
+def _spent_file(config: Config) -> Path:
+    return config.state / "registries.json"
 
 
 @contextmanager
 def open_source(
-    config: Config | None, environ: Mapping[str, str], images: Sequence[str], folder: Path
+    config: Config | None,
+    environ: Mapping[str, str],
+    images: Sequence[str],
+    folder: Path,
+    budgets: Budgets | None = None,
 ) -> Iterator[Sources]:
-    """Open what has these images; connections are closed at the end."""
+    """Open what has these images; connections are closed at the end.
+
+    `budgets` of registries are given by whoever opens sources again and again.
+    """
+    budgets = budgets or open_budgets(config, datetime.now(UTC))
+    limits = config.limits if config is not None else LimitsConfig()
     registries = config.registries if config is not None else {}
-    plain_http = [host for host, registry in registries.items() if registry.plain_http]
     sources = complete_sources(config.sources if config is not None else SourcesConfig(), environ)
-    limits = layer_limits(config.limits) if config is not None else LayerLimits()
     scratch = make_scratch(config) if config is not None else None
     sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
-    with (
-        RegistryClient(
-            credentials=find_credentials(config, environ, images), plain_http=plain_http
-        ) as client,
-        ExitStack() as stack,
-    ):
+    credentials = find_credentials(config, environ, images)
+    with open_registries(config, credentials, budgets) as registry, ExitStack() as stack:
         access = Access(
-            registry=RegistrySource(client),
-            downloads=Downloads(client, stack, scratch, limits.layer_bytes),
-            credentials=_web_credentials(registries, sources, images),
+            registry=registry,
+            signatures=RegistrySignatures(registry.client),
+            downloads=Downloads(registry.client, stack, scratch, limits.layer_bytes),
+            credentials=_web_credentials(registries, sources, images, environ),
             s3=s3_access(sources.s3),
             swift=swift_access(sources.swift),
             library=sources.library,
             hub=sources.shub,
-            limits=limits,
+            limits=source_limits(limits),
             scratch=scratch,
             sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
@@ -234,6 +278,7 @@ def _web_credentials(
     registries: Mapping[RegistryHost, RegistryConfig],
     sources: SourcesConfig,
     images: Sequence[str],
+    environ: Mapping[str, str],
 ) -> dict[str, Credential]:
     """Return the configured logins of hosts that are no registries, for these images alone."""
     hosts: set[str] = set()
@@ -244,10 +289,46 @@ def _web_credentials(
                 hosts.add(origin.place.partition("/")[0].lower())
                 hosts |= {sources.library, sources.shub} if origin.transport != "oras" else set()
     return {
-        host: Credential(login.username, login.read_password() or "")
+        host: Credential(login.username, login.read_password(environ) or "")
         for host, login in registries.items()
         if host in hosts and login.username is not None
     }
+
+
+@contextmanager
+def open_registries(
+    config: Config | None, credentials: Mapping[str, Credential], budgets: Budgets
+) -> Iterator[RegistrySource]:
+    """Open registries as they are configured; what they were asked is kept at the end."""
+    registries = config.registries if config is not None else {}
+    limits = config.limits if config is not None else LimitsConfig()
+    with RegistryClient(
+        credentials=credentials,
+        plain_http=[host for host, registry in registries.items() if registry.plain_http],
+        ca_files={
+            host: registry.ca_file
+            for host, registry in registries.items()
+            if registry.ca_file is not None
+        },
+        budgets=budgets,
+    ) as client:
+        try:
+            yield RegistrySource(
+                client,
+                mirrors={
+                    str(host): MirrorSettings(
+                        tuple((place.host, place.path) for place in registry.mirrors),
+                        registry.mirror_tags,
+                    )
+                    for host, registry in registries.items()
+                },
+                foreign_layers=[
+                    host for host, registry in registries.items() if registry.foreign_layers
+                ],
+                limits=source_limits(limits),
+            )
+        finally:
+            keep_budgets(config, budgets, datetime.now(UTC))
 
 
 def make_scratch(config: Config) -> Path:
@@ -262,6 +343,16 @@ def make_scratch(config: Config) -> Path:
     return folder
 
 
+def source_limits(limits: LimitsConfig) -> SourceLimits:
+    """Return what sources may read of an image."""
+    return SourceLimits(
+        layer_bytes=limits.layer_bytes,
+        ratio=limits.compression_ratio,
+        manifest_bytes=limits.manifest_bytes,
+        config_bytes=limits.config_bytes,
+    )
+
+
 def layer_limits(limits: LimitsConfig) -> LayerLimits:
     """Return what a layer may hold."""
     return LayerLimits(
@@ -269,6 +360,7 @@ def layer_limits(limits: LimitsConfig) -> LayerLimits:
         ratio=limits.compression_ratio,
         entries=limits.entries,
         path_bytes=limits.path_bytes,
+        path_depth=limits.path_depth,
     )
 
 
@@ -299,18 +391,19 @@ def find_credentials(
     """
     found: dict[str, Credential] = {}
     unknown: set[str] = set()
-    for registry in _registries(images):
+    for registry in _registries(images, config):
         own = config.registries.get(RegistryHost(registry)) if config is not None else None
         if own is not None and own.username is not None:
-            found[registry] = Credential(own.username, own.read_password() or "")
+            found[registry] = Credential(own.username, own.read_password(environ) or "")
         else:
             unknown.add(registry)
     folder = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME") or "/") / ".docker")
     return found | read_docker_credentials(Path(folder) / "config.json", unknown)
 
 
-def _registries(images: Sequence[str]) -> set[str]:
-    registries = set()
+def _registries(images: Sequence[str], config: Config | None) -> set[str]:
+    """Return the registries of these images, and the mirrors of these registries."""
+    registries: set[str] = set()
     for image in images:
         with suppress(InputError):  # told by `publish`, with the other failures
             origin = Origin.parse(image)
@@ -318,6 +411,9 @@ def _registries(images: Sequence[str]) -> set[str]:
                 registries.add(Reference.parse(image).registry)
             elif origin.transport == "oras":
                 registries.add(Reference.parse(origin.place).registry)
+    if config is not None:
+        own = [config.registries.get(RegistryHost(registry)) for registry in registries]
+        registries |= {place.host for found in own if found is not None for place in found.mirrors}
     return registries
 
 
@@ -345,7 +441,9 @@ class Phases:
             self._out.note(f"{reference}: fetched {digest}, {format_bytes(total)}")
 
 
-def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict[str, object]:
+def publish_document(
+    name: str, result: PublishResult, registries: Mapping[str, Snapshot], *, dry_run: bool
+) -> dict[str, object]:
     """Return the JSON document of `publish`; its keys are a promise to scripts."""
     return {
         "repository": name,
@@ -353,6 +451,27 @@ def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict
         "root_hash": result.root_hash,
         "dry_run": dry_run,
         "images": [_image_document(image) for image in result.images],
+        "registries": {host: budget_document(budget) for host, budget in registries.items()},
+    }
+
+
+def budget_document(budget: Snapshot) -> dict[str, object]:
+    """Return what JSON documents say about the budget of a registry."""
+    stated = budget.stated
+    return {
+        "pulls": budget.pulls,
+        "pulls_per_hour": budget.allowance.pulls_per_hour,
+        "requests": budget.requests,
+        "requests_per_hour": budget.allowance.requests_per_hour,
+        "next_pull_seconds": round(budget.wait.total_seconds(), 3),
+        "stated": None
+        if stated is None
+        else {
+            "remaining": stated.remaining,
+            "limit": stated.limit,
+            "window_seconds": stated.window and stated.window.total_seconds(),
+            "resets_at": stated.resets_at and format_time(stated.resets_at),
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from cvmfs_publish.sources.base import (
     PlacedSource,
     Platform,
     ResolvedImage,
+    SourceLimits,
     origin_of,
 )
+from cvmfs_publish.sources.cosign import Candidate
 from cvmfs_publish.sources.downloads import Downloads
 from cvmfs_publish.sources.held import FileHolder, LocalFiles
 from cvmfs_publish.sources.library import DEFAULT_LIBRARY, LibraryFiles
@@ -30,9 +32,10 @@ from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.sources.renamed import RenamedSource
 from cvmfs_publish.sources.shub import DEFAULT_HUB, HubFiles
 from cvmfs_publish.sources.sif import SIF, TAR, FileSource
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
 from cvmfs_publish.sources.squashfs import SquashfsTool
+from cvmfs_publish.sources.trust import SignatureStore
 from cvmfs_publish.sources.web import WebFiles
-from cvmfs_publish.streams.compression import DecompressionLimits
 
 REGISTRY = "docker"  # the transport of an image in a registry that is published under another name
 
@@ -48,7 +51,8 @@ class Access:
     swift: SwiftAccess = field(default_factory=SwiftAccess)
     library: str = DEFAULT_LIBRARY
     hub: str = DEFAULT_HUB
-    limits: DecompressionLimits = field(default_factory=DecompressionLimits)
+    signatures: SignatureStore | None = None  # of images in registries
+    limits: SourceLimits = field(default_factory=SourceLimits)
     scratch: Path | None = None  # where copies are made that nobody sees
     sqfs2tar: Path | None = None  # the program of squashfs-tools-ng
 
@@ -80,11 +84,12 @@ SOURCES: dict[str, Callable[[Access], PlacedSource]] = {
 
 
 class Sources:
-    """The `ImageSource` of every image, and the `Locator` of what people type."""
+    """The `ImageSource` of every image, what proves it, and the `Locator` of what people type."""
 
     def __init__(self, access: Access, folder: str) -> None:
         """Open nothing yet; relative paths are relative to `folder`."""
         self._registry = access.registry
+        self._signatures = access.signatures
         self._placed: Mapping[str, PlacedSource] = {
             transport: make(access) for transport, make in SOURCES.items()
         }
@@ -151,6 +156,29 @@ class Sources:
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> BlobStream:
         """As promised by `ImageSource.open_layer`."""
         return self._source(reference).open_layer(reference, layer)
+
+    # Evidence
+
+    def iter_candidates(
+        self, reference: Reference, digest: Digest, skip: Callable[[str], None]
+    ) -> Iterator[Candidate]:
+        """As promised by `Evidence.iter_candidates`."""
+        if self._signatures is None:
+            return iter(())
+        return self._signatures.iter_candidates(reference, digest, skip)
+
+    def find_sif_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        """As promised by `Evidence.find_sif_signers`."""
+        source = self._source(image.reference)
+        if not isinstance(source, FileSource):
+            raise UnsignedSifError("it is no SIF file")
+        return source.find_signers(image, keys)
+
+    # SecondSource
+
+    def distrust(self, digest: Digest) -> bool:
+        """As promised by `SecondSource.distrust`."""
+        return self._registry.distrust(digest)
 
     def _source(self, reference: Reference) -> ImageSource:
         return self._registry if reference.origin is None else self._of(reference)

@@ -91,11 +91,12 @@ def test_what_may_be_secret_is_in_no_text_of_it() -> None:
 
 def test_only_paths_of_files_are_relative_to_a_folder() -> None:
     assert str(parse("oci:a/../b:1").below("/work")) == "oci:/work/b:1"
+    assert str(parse("sif:a//b.sif").below("//")) == "sif:/a/b.sif"
     assert str(parse("sif:/a/b.sif").below("/work")) == "sif:/a/b.sif"
     assert parse("library://a/b/c").below("/work") == parse("library://a/b/c")
 
 
-WORDS = st.text(alphabet="aB0._-/ ü", min_size=1, max_size=20)
+WORDS = st.from_regex(r"/?[aB0._ ü-][aB0._/ ü-]{0,20}", fullmatch=True)
 
 
 @given(st.sampled_from(sorted(FILES)), WORDS, st.booleans())

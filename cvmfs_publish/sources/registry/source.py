@@ -5,17 +5,20 @@ Source: OCI distribution-spec `spec.md`, "Pull".
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage, SourceLimits
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
 from cvmfs_publish.sources.registry.client import RegistryClient, Reply
 from cvmfs_publish.sources.registry.manifest import (
     ACCEPT,
-    MANIFEST_LIMIT,
+    MANIFEST_HINT,
     Descriptor,
     Index,
     Manifest,
@@ -25,10 +28,21 @@ from cvmfs_publish.sources.registry.manifest import (
     parse_config,
     parse_manifest,
 )
+from cvmfs_publish.sources.registry.mirrors import ATTEMPTS, Mirrors, MirrorSettings
 from cvmfs_publish.sources.registry.platform import check_platform, choose_manifest
+from cvmfs_publish.sources.registry.tag_list import (
+    MAX_PAGES,
+    MAX_TAGS,
+    PAGE_LIMIT,
+    first_query,
+    parse_next,
+    parse_tags,
+)
+from cvmfs_publish.sources.registry.ways import Way, Ways, join_hints
 
 DIGEST_HEADER = "Docker-Content-Digest"
 _ACCEPT = {"Accept": ACCEPT}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +55,25 @@ class _Document:
 
 
 class RegistrySource:
-    """An `ImageSource` for every registry the client can reach."""
+    """An `ImageSource` and `TagLister` for every registry the client can reach.
 
-    def __init__(self, client: RegistryClient) -> None:
+    `mirrors` are asked first.  `foreign_layers` lists registries whose manifests may name addresses
+    outside for layers that the registry itself does not have.
+    """
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        *,
+        mirrors: Mapping[str, MirrorSettings] | None = None,
+        foreign_layers: Collection[str] = (),
+        limits: SourceLimits | None = None,
+    ) -> None:
         self.client = client
+        self._mirrors = Mirrors(mirrors or {}, client.clock)
+        self._foreign_layers = frozenset(foreign_layers)
+        self._taken: dict[Digest, Reference] = {}  # blobs that last came from a mirror → from where
+        self._limits = limits or SourceLimits()
 
     def head(self, reference: Reference) -> Digest:
         """As promised by `ImageSource.head`; one HEAD request with a registry that knows digests.
@@ -53,24 +82,16 @@ class RegistrySource:
         """
         if reference.digest is not None:
             return reference.digest
-        path = f"manifests/{reference.tag}"
-        # 405, 501: some registries know no HEAD
-        with self.client.open("HEAD", reference, path, _ACCEPT, allowed=(405, 501)) as reply:
-            stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
-        if stated:
-            return _parse_stated(stated, reference)
-        document = self._fetch_manifest(reference, reference.tag)
-        parse_manifest(document.body, document.content_type, str(reference))
-        return document.digest
+        return self._ask(reference, reference.tag, self._head)
 
     def resolve(
         self, reference: Reference, platform: Platform, digest: Digest | None = None
     ) -> ResolvedImage:
         """As promised by `ImageSource.resolve`: two GETs, or three with an index."""
         subject = str(reference)
-        document = self._fetch_manifest(reference, digest or reference.digest or reference.tag)
+        document = self._fetch(reference, digest or reference.digest or reference.tag)
         top = document.digest
-        manifest = parse_manifest(document.body, document.content_type, subject)
+        manifest = self._parse(document, subject)
         chosen: Platform | None = None
         if isinstance(manifest, Index):
             entry = choose_manifest(manifest, platform, subject)
@@ -93,12 +114,93 @@ class RegistrySource:
 
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> VerifiedBlob:
         """As promised by `ImageSource.open_layer`."""
-        return self._open_blob(reference, layer.digest, layer.size)
+        return self._open_blob(reference, layer.digest, layer.size, layer.urls)
 
-    def _open_blob(self, reference: Reference, digest: Digest, size: int) -> VerifiedBlob:
+    def distrust(self, digest: Digest) -> bool:
+        """As promised by `SecondSource.distrust`."""
+        place = self._taken.pop(digest, None)
+        if place is not None:
+            self._mirrors.tell_lie(place, digest)
+        return place is not None
+
+    def tags(self, registry: str, repository: str) -> tuple[str, ...]:
+        """As promised by `TagLister.tags`; one GET for each page."""
+        whole = Reference(registry, repository, "")
+        subject = str(whole)
+        found: dict[str, None] = {}
+        asked: set[str] = set()
+        query: str | None = first_query()
+        while query is not None:
+            # What is incomplete must not pass for complete: names may be removed because of it
+            if query in asked:
+                raise RemoteError(
+                    f"{subject}: the list of tags leads round in a circle after {len(found)} tags"
+                )
+            asked.add(query)
+            page, query = self._fetch_tags(whole, query)
+            found.update(dict.fromkeys(page))
+            if len(found) > MAX_TAGS or len(asked) > MAX_PAGES:
+                raise RemoteError(f"{subject}: the list of tags has no end after {len(found)} tags")
+        return tuple(found)
+
+    def _fetch_tags(self, whole: Reference, query: str) -> tuple[list[str], str | None]:
+        """Return the tags of one page and the query of the next."""
+        path, subject = f"tags/list?{query}", str(whole)
+        body, header = self.client.fetch(whole, path, {}, PAGE_LIMIT)
+        page = parse_tags(body, header("Content-Type"), subject)
+        return page, parse_next(header("Link"), self.client.url(whole, path), subject)
+
+    def _ask(
+        self, reference: Reference, name: Digest | str, question: Callable[[Reference, int], _T]
+    ) -> _T:
+        """Ask the mirrors and then the registry, until one answers; `name` is what it is about.
+
+        `question` is given the image's name at the place and how often to try.
+        """
+        failures: list[PublishError] = []
+        for place in self._mirrors.find(reference, name):
+            try:
+                return question(place, ATTEMPTS)
+            except (RemoteError, IntegrityError) as exc:
+                self._mirrors.tell_failure(place, exc)
+                failures.append(exc)
+        try:
+            return question(reference, 0)
+        except RemoteError as exc:
+            if failures:
+                exc.hint = join_hints(exc.hint, f"a mirror failed as well: {failures[0]}")
+            raise
+
+    def _head(self, place: Reference, attempts: int) -> Digest:
+        path = f"manifests/{place.tag}"
+        # 405, 501: some registries know no HEAD
+        with self.client.open(
+            "HEAD", place, path, _ACCEPT, allowed=(405, 501), attempts=attempts
+        ) as reply:
+            stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
+        if stated:
+            return _parse_stated(stated, place)
+        document = self._fetch_manifest(place, place.tag, attempts)
+        self._parse(document, str(place))
+        return document.digest
+
+    def _open_blob(
+        self, reference: Reference, digest: Digest, size: int, urls: Sequence[str] = ()
+    ) -> VerifiedBlob:
+        ways = Ways(
+            [
+                *(self._way(place, digest) for place in self._mirrors.find(reference, digest)),
+                Way(partial(self._open_at, reference, digest, 0)),
+                *(self._foreign_way(reference, url) for url in urls),
+            ]
+        )
+
         def open_at(offset: int) -> Reply:
-            headers = {"Range": f"bytes={offset}-"} if offset else {}
-            return self.client.open("GET", reference, f"blobs/{digest}", headers, allowed=(416,))
+            reply = ways.open_at(offset)
+            self._taken.pop(digest, None)
+            if ways.current.mirror is not None:
+                self._taken[digest] = ways.current.mirror
+            return reply
 
         return VerifiedBlob(
             open_at,
@@ -109,8 +211,50 @@ class RegistrySource:
             wait=self.client.wait,
         )
 
-    def _fetch_manifest(self, reference: Reference, name: Digest | str) -> _Document:
-        body, header = self.client.fetch(reference, f"manifests/{name}", _ACCEPT, MANIFEST_LIMIT)
+    def _way(self, place: Reference, digest: Digest) -> Way:
+        return Way(
+            partial(self._open_at, place, digest, ATTEMPTS),
+            partial(self._mirrors.tell_failure, place),
+            place,
+        )
+
+    def _foreign_way(self, reference: Reference, url: str) -> Way:
+        def open_at(offset: int) -> Reply:
+            if reference.registry not in self._foreign_layers:
+                raise RemoteError(
+                    f"{reference}: the registry does not have a layer that the manifest says is at"
+                    f" {url[:200]!a}",
+                    hint=f"`registries.{reference.registry}.foreign_layers: true` allows to fetch"
+                    " it from there; or push the image with all its layers",
+                )
+            return self.client.open_address(url, reference, _range(offset))
+
+        return Way(open_at)
+
+    def _open_at(self, place: Reference, digest: Digest, attempts: int, offset: int) -> Reply:
+        return self.client.open(
+            "GET",
+            place,
+            f"blobs/{digest}",
+            _range(offset),
+            allowed=(416,),
+            attempts=attempts,
+        )
+
+    def _fetch(self, reference: Reference, name: Digest | str) -> _Document:
+        return self._ask(
+            reference, name, lambda place, tries: self._fetch_manifest(place, name, tries)
+        )
+
+    def _fetch_manifest(self, reference: Reference, name: Digest | str, attempts: int) -> _Document:
+        path, limit = f"manifests/{name}", self._limits.manifest_bytes
+        try:
+            body, header = self.client.fetch(reference, path, _ACCEPT, limit, attempts)
+        except IntegrityError as exc:
+            raise IntegrityError(
+                f"{reference}: the manifest has more than {limit} bytes",
+                hint=MANIFEST_HINT,
+            ) from exc
         stated = header(DIGEST_HEADER)
         if isinstance(name, Digest):
             promised = name
@@ -128,23 +272,41 @@ class RegistrySource:
             )
         return _Document(body, header("Content-Type"), promised)
 
+    def _parse(
+        self, document: _Document, subject: str, promised_type: str = ""
+    ) -> Manifest | Index:
+        return parse_manifest(
+            document.body,
+            document.content_type,
+            subject,
+            promised_type,
+            config_limit=self._limits.config_bytes,
+        )
+
     def _fetch_entry(self, reference: Reference, entry: Descriptor) -> tuple[_Document, Manifest]:
         subject = f"{reference} ({entry.digest})"
-        document = self._fetch_manifest(reference, entry.digest)
+        document = self._fetch(reference, entry.digest)
         if len(document.body) != entry.size:
             raise IntegrityError(
                 f"{subject}: the manifest has {len(document.body)} bytes, promised {entry.size}"
             )
-        manifest = parse_manifest(
-            document.body, document.content_type, subject, promised_type=entry.media_type
-        )
+        manifest = self._parse(document, subject, entry.media_type)
         if isinstance(manifest, Index):
             raise NotAnImageError(f"{subject} is an index inside an index")
         return document, manifest
 
     def _read_config(self, reference: Reference, config: Descriptor) -> bytes:
-        with self._open_blob(reference, config.digest, config.size) as blob:
-            return b"".join(iter(lambda: blob.read(1 << 20), b""))
+        while True:
+            try:
+                with self._open_blob(reference, config.digest, config.size) as blob:
+                    return b"".join(iter(lambda: blob.read(1 << 20), b""))
+            except (RemoteError, IntegrityError):
+                if not self.distrust(config.digest):
+                    raise
+
+
+def _range(offset: int) -> dict[str, str]:
+    return {"Range": f"bytes={offset}-"} if offset else {}
 
 
 def _parse_stated(text: str, reference: Reference) -> Digest:

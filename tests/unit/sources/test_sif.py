@@ -11,9 +11,8 @@ import pytest
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, PublishError, RepositoryError
-from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.base import Platform, SourceLimits
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
 from cvmfs_publish.sources.transports import Sources
 from tests.images import Tar
@@ -227,7 +226,7 @@ def test_a_squashfs_that_is_a_bomb_is_refused(tmp_path: Path) -> None:
     tar.file("zeros", bytes(100 << 20))
     data = make_sif([system(squashfs_of(tar.done()))])
     assert len(data) < 2 << 20
-    with open_sources(tmp_path, limits=LayerLimits(ratio=20)) as sources:
+    with open_sources(tmp_path, limits=SourceLimits(ratio=20)) as sources:
         reference = place(sources, tmp_path, data)
         with pytest.raises(IntegrityError, match="decompression bomb") as caught:
             drain(sources, reference)
