@@ -185,6 +185,39 @@ def test_two_platforms_are_published_side_by_side(tmp_path: Path, first: str) ->
         assert [image.status for image in again.images] == ["unchanged"]
 
 
+def test_several_platforms_of_a_call_are_of_one_index_and_in_one_revision(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        add_platforms(registry)
+        platforms = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/arm64")]
+        result = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [(image.platform, image.status) for image in result.images] == [
+            ("linux/arm64", "published"),
+            ("linux/amd64", "published"),
+        ]
+        assert result.revision == 2
+        assert len({image.publication and image.publication.digest for image in result.images}) == 1
+        assert registry.count("HEAD") == 1
+        assert registry.count("GET", "/manifests/") == 3  # one index, two manifests
+        assert_sound(target)
+        again = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [image.status for image in again.images] == ["unchanged", "unchanged"]
+        assert registry.count("HEAD") == 2
+
+
+def test_a_platform_that_is_missing_does_not_hold_back_the_others(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        add_platforms(registry)
+        platforms = [Platform.parse("linux/riscv64"), Platform.default()]
+        result = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [image.status for image in result.images] == ["failed", "published"]
+        assert "no image for linux/riscv64" in str(result.images[0].error)
+        assert result.exit_code == 6
+        with target.repository.open() as view:  # one platform alone: a link that needs no client
+            link = view.read_symlink(f"{registry.host}/a/one:1")
+        assert link is not None
+        assert link.startswith("../../.flat/")
+
+
 def test_layers_in_all_compressions_give_the_same_tree(tmp_path: Path) -> None:
     archive = layer(one=b"1" * 100_000, two=b"")
     with FakeRegistry() as registry, site(tmp_path) as target:
