@@ -38,6 +38,7 @@ def write_layout(root: Path) -> Digest:
         "os": "linux",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(tar)) for tar in TARS]},
+        "history": [{"created_by": "a"}, {"created_by": "b"}, {"empty_layer": True}],
     }
     manifest = {
         "schemaVersion": 2,
