@@ -214,3 +214,26 @@ def test_a_schema_1_image_of_a_real_registry_is_read(tmp_path: Path) -> None:
             same = source.resolve(Reference.parse(new), Platform.default())
             assert [layer.digest for layer in old.layers] == [each.digest for each in same.layers]
             assert [layer.size for layer in old.layers] == [each.size for each in same.layers]
+
+
+@pytest.mark.parametrize(
+    ("form", "magic"),
+    [("gzip", b"\x1f\x8b"), ("zstd", b"(\xb5/\xfd"), ("zstd:chunked", b"(\xb5/\xfd")],
+)
+def test_layers_are_read_however_skopeo_packs_them(tmp_path: Path, form: str, magic: bytes) -> None:
+    write_layout(tmp_path / "layout", "none")
+    home = Shell(tmp_path / "home")
+    home.cwd.mkdir()
+    repository(home)
+    # One of its own: skopeo knows which forms of a layer a registry has, and sends no other
+    with parts.docker_registry(tmp_path) as server, RegistryClient() as client:
+        options = (f"--dest-compress-format={form}",)
+        image = Place(server).push(tmp_path / "layout", "packed/image:1", *options)
+        source, reference = RegistrySource(client), Reference.parse(image)
+        layer = source.resolve(reference, Platform.default()).layers[0]
+        with source.open_layer(reference, layer) as stream:
+            assert stream.read(4).startswith(magic)
+        assert home.run("publish", image).code == 0
+    assert home.run("export", image, str(tmp_path / "tree")).code == 0
+    assert (tmp_path / "tree/a").read_bytes() == b"1" * 100_000
+    assert (tmp_path / "tree/b").read_bytes() == b"2"
