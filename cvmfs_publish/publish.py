@@ -144,6 +144,7 @@ class _Wish:
     """One image of a call, on its way."""
 
     result: ImageResult
+    platform: Platform
     reference: Reference | None = None
     digest: Digest | None = None
     state: str = ""  # of what it comes from; see `Locator.state`
@@ -197,7 +198,7 @@ class Publisher:
         *,
         names: Mapping[str, str] | None = None,
         now: datetime,
-        platform: Platform | None = None,
+        platform: Platform | Sequence[Platform] | None = None,
         force: bool = False,
         dry_run: bool = False,
     ) -> PublishResult:
@@ -207,7 +208,7 @@ class Publisher:
             references: as people type them; duplicates are published once.
             names: under which some of them are published, if not under their own.
             now: time of the new revision.
-            platform: of all images; linux/amd64 by default.
+            platform: of all images; linux/amd64 by default.  Several are published side by side.
             force: prepare and publish again what is unchanged.  Layers are still not read again.
             dry_run: resolve images and say what would happen; nothing is fetched or written.
 
@@ -216,18 +217,22 @@ class Publisher:
             RepositoryError: the repository cannot be written; nothing of the call is published.
         """
         chosen = platform or DEFAULT_PLATFORM
+        platforms = [chosen] if isinstance(chosen, Platform) else dict.fromkeys(chosen)
         called = names or {}
         wishes = [
-            self._wish(text, called.get(text, ""), chosen) for text in dict.fromkeys(references)
+            self._wish(text, called.get(text, ""), each)
+            for text in dict.fromkeys(references)
+            for each in platforms
         ]
         _refuse_namesakes(wishes)
+        asked: dict[str, Digest] = {}
         with self._repository.open() as view:
-            due = [wish for wish in wishes if self._is_due(wish, view, chosen, force=force)]
+            due = [wish for wish in wishes if self._is_due(wish, view, asked, force=force)]
         if due and dry_run:
             for wish in due:
-                self._foresee(wish, chosen)
+                self._foresee(wish)
         elif due:
-            self._publish_due(due, chosen, now, force=force)
+            self._publish_due(due, now, force=force)
         revision = self._repository.revision()
         return PublishResult(
             revision.number, revision.root_hash, tuple(wish.result for wish in wishes)
@@ -236,7 +241,8 @@ class Publisher:
     # before the transaction
 
     def _wish(self, text: str, name: str, platform: Platform) -> _Wish:
-        wish = _Wish(ImageResult(text, "failed", str(platform)), started=time.monotonic())
+        result = ImageResult(text, "failed", str(platform))
+        wish = _Wish(result, platform, started=time.monotonic())
         try:
             if isinstance(self._source, Locator):
                 wish.reference = self._source.locate(text, name)
@@ -247,16 +253,19 @@ class Publisher:
             wish.fail(error)
         return wish
 
-    def _is_due(self, wish: _Wish, view: View, platform: Platform, *, force: bool) -> bool:
-        """Ask the source for the digest; whether it is not what is published already."""
+    def _is_due(self, wish: _Wish, view: View, asked: dict[str, Digest], *, force: bool) -> bool:
+        """Ask the source for the digest; whether it is not what is published already.
+
+        `asked` holds what the call was told so far: all platforms of an image are of one digest.
+        """
         if wish.reference is None:
             return False
         wish.start()
         self._reporter.phase(wish.result.reference, "asking")
-        found = read_publication(view, place_name(wish.reference, platform).publication)
+        found = read_publication(view, place_name(wish.reference, wish.platform).publication)
         try:
             self._trust.admit(wish.reference)
-            wish.digest = self._ask(wish, wish.reference, platform, None if force else found)
+            wish.digest = self._ask(wish, wish.reference, asked, None if force else found)
         except PublishError as error:
             wish.fail(error)
             return False
@@ -279,15 +288,21 @@ class Publisher:
         return bool(wanted) and wanted != found.trust
 
     def _ask(
-        self, wish: _Wish, reference: Reference, platform: Platform, found: Publication | None
+        self,
+        wish: _Wish,
+        reference: Reference,
+        asked: dict[str, Digest],
+        found: Publication | None,
     ) -> Digest:
         """Return the digest of an image; that of its record, if its file is as it was then."""
         if reference.origin is not None and isinstance(self._source, Locator):
-            wish.state = self._source.state(reference, platform)
+            wish.state = self._source.state(reference, wish.platform)
             is_same = found is not None and found.source == str(reference.origin)
             if found is not None and is_same and found.source_state == wish.state != "":
                 return Digest.parse(found.digest)
-        return self._source.head(reference)
+        if wish.result.reference not in asked:
+            asked[wish.result.reference] = self._source.head(reference)
+        return asked[wish.result.reference]
 
     def _lacks_artefact(self, wish: _Wish, view: View, found: Publication) -> bool:
         """Whether all that is missing of an image that is published is its artefact."""
@@ -312,12 +327,12 @@ class Publisher:
         is_wanted = self._packer is None or self._packer.has(record.fallback)
         return record.fallback if is_wanted else None
 
-    def _foresee(self, wish: _Wish, platform: Platform) -> None:
+    def _foresee(self, wish: _Wish) -> None:
         if wish.reference is None or wish.present is not None:
             return
         wish.start()
         try:
-            image = self._source.resolve(wish.reference, platform, wish.digest)
+            image = self._source.resolve(wish.reference, wish.platform, wish.digest)
             self._trust.check(image)
         except PublishError as error:
             wish.fail(error)
@@ -331,9 +346,7 @@ class Publisher:
 
     # inside the transaction
 
-    def _publish_due(
-        self, due: list[_Wish], platform: Platform, now: datetime, *, force: bool
-    ) -> None:
+    def _publish_due(self, due: list[_Wish], now: datetime, *, force: bool) -> None:
         def step(name: str) -> None:
             self._reporter.phase("", name)
 
@@ -348,7 +361,7 @@ class Publisher:
                     if wish.present is not None:
                         self._complete(wish, wish.present, transaction)
                     else:
-                        self._publish_one(wish, platform, transaction, ingestor, now, force=force)
+                        self._publish_one(wish, transaction, ingestor, now, force=force)
                 except ArtefactError as error:
                     wish.fail(error)
                 except RepositoryError:
@@ -389,7 +402,6 @@ class Publisher:
     def _publish_one(
         self,
         wish: _Wish,
-        platform: Platform,
         transaction: Transaction,
         ingestor: Ingestor,
         now: datetime,
@@ -401,7 +413,7 @@ class Publisher:
         wish.start()
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
-        image = self._source.resolve(wish.reference, platform, wish.digest)
+        image = self._source.resolve(wish.reference, wish.platform, wish.digest)
         approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")

@@ -16,7 +16,6 @@ from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
-from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
 from cvmfs_publish.config import (
     Config,
@@ -80,7 +79,14 @@ def publish(
             help="Publish the one image under this name, REGISTRY/REPOSITORY:TAG.",
         ),
     ] = None,
-    platform: PlatformOption = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OS/ARCH[/VARIANT]",
+            help="Platform of the images, else linux/amd64. Several, each with --platform, are"
+            " published side by side.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Prepare and publish again what is unchanged.")
     ] = False,
@@ -111,7 +117,7 @@ def publish(
             f"--as {name} names one image, and {len(images)} are to be published",
             hint="publish them in calls of their own",
         )
-    chosen = Platform.parse(platform) if platform else None
+    chosen = [Platform.parse(each) for each in platform or ()]
     budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
         with (
@@ -145,7 +151,7 @@ def publish(
         for image in result.images:
             if image.error is not None:
                 message = str(image.error)
-                subject = "" if image.reference in message else f"{image.reference}: "
+                subject = "" if image.reference in message else f"{_name(image)}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
     if session.out.verbosity:
         for host, budget in used.items():
@@ -509,19 +515,23 @@ def _text(result: PublishResult, dry_run: bool) -> str:
 def _line(image: ImageResult, dry_run: bool) -> str:
     record = image.publication
     if image.status == "unchanged" and record is not None:
-        return f"unchanged  {image.reference}  {record.path}{_fallback(image)}"
+        return f"unchanged  {_name(image)}  {record.path}{_fallback(image)}"
     layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
     if record is None or dry_run:
         return (
-            f"would publish  {image.reference}  {layers}, {format_bytes(image.fetched_bytes)}"
-            " to fetch"
+            f"would publish  {_name(image)}  {layers}, {format_bytes(image.fetched_bytes)} to fetch"
         )
     findings = f", {plural(len(record.findings), 'finding')}" if record.findings else ""
     return (
-        f"published  {image.reference}  {record.path}  "
+        f"published  {_name(image)}  {record.path}  "
         f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
         f"{layers}{findings}{_fallback(image)}; {image.seconds:.1f} s"
     )
+
+
+def _name(image: ImageResult) -> str:
+    is_usual = image.platform == str(Platform.default())
+    return image.reference if is_usual else f"{image.reference} ({image.platform})"
 
 
 def _fallback(image: ImageResult) -> str:

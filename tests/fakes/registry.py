@@ -52,6 +52,7 @@ TYPES = {
         "zstd": "application/vnd.docker.image.rootfs.diff.tar.zstd",
     },
 }
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 _ROUTE = re.compile(r"/v2/(.+)/(manifests|blobs|tags|referrers)/([^/]+)")
 _RANGE = re.compile(r"bytes=([0-9]+)-")
 
@@ -193,6 +194,45 @@ class FakeRegistry:
         media_type = TYPES[flavour]["index"]
         index = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
         return self.add_manifest(repository, index, media_type, tag=tag)
+
+    def add_old_image(
+        self,
+        repository: str,
+        layers: Sequence[bytes],
+        *,
+        tag: str = "latest",
+        empty_on_top: bool = False,
+        media_type: str = SCHEMA_1,
+    ) -> Digest:
+        """Store tar archives as a Docker schema 1 image with a signature nobody can check."""
+        history: list[dict[str, Any]] = []
+        blobs: list[dict[str, str]] = []
+        for number, packed in enumerate([pack(layer, "gzip") for layer in layers]):
+            entry: dict[str, Any] = {"id": f"{number:064x}", "created": "2015-01-01T00:00:00Z"}
+            if history:
+                entry["parent"] = history[0]["id"]
+            history.insert(0, entry)
+            blobs.insert(0, {"blobSum": self.add_blob(packed)["digest"]})
+        if empty_on_top:
+            nothing = self.add_blob(pack(tar_of({}), "gzip"))["digest"]
+            parent = history[0]["id"]
+            history.insert(0, {"id": "f" * 64, "parent": parent, "throwaway": True, "Size": 0})
+            blobs.insert(0, {"blobSum": nothing})
+        history[0] |= {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]}}
+        document = {
+            "schemaVersion": 1,
+            "name": repository,
+            "tag": tag,
+            "architecture": "amd64",
+            "fsLayers": blobs,
+            "history": [{"v1Compatibility": json.dumps(entry)} for entry in history],
+        }
+        payload = json.dumps(document, indent=3).encode()
+        body = sign_old_manifest(payload) if media_type == SCHEMA_1 else payload
+        digest = Digest.of(payload)
+        self.manifests[repository, str(digest)] = (media_type, body)
+        self.tags.setdefault(repository, {})[tag] = str(digest)
+        return digest
 
     def add_manifest(
         self, repository: str, document: Mapping[str, Any] | bytes, media_type: str, tag: str = ""
@@ -444,6 +484,27 @@ def _basic(username: str, password: str) -> str:
 
 
 # ---------------------------------------------------------------------- material
+
+
+def sign_old_manifest(payload: bytes) -> bytes:
+    """Return a schema 1 manifest as registries send it: signed as libtrust signs, with any key."""
+
+    def encode(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    length = payload.rstrip().rindex(b"\n")  # before the line of the last brace
+    protected = {
+        "formatLength": length,
+        "formatTail": encode(payload[length:]),
+        "time": "2015-01-01T00:00:00Z",
+    }
+    signature = {
+        "header": {"alg": "ES256"},
+        "signature": encode(bytes(64)),
+        "protected": encode(json.dumps(protected).encode()),
+    }
+    signatures = json.dumps([signature], indent=3).encode()
+    return payload[:length] + b',\n   "signatures": ' + signatures + payload[length:]
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:

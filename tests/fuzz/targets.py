@@ -22,12 +22,12 @@ from cvmfs_publish.layers.read import LayerLimits, read_layer
 from cvmfs_publish.layers.tree import Directory, encode_name
 from cvmfs_publish.origin import Origin
 from cvmfs_publish.patterns import ImageName, ImagePattern
-from cvmfs_publish.reference import Reference
+from cvmfs_publish.reference import Reference, is_tag
 from cvmfs_publish.sources import cosign
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.openpgp import is_openpgp_text, open_message, parse_key_ring
 from cvmfs_publish.sources.public_keys import PublicKey, parse_public_keys
-from cvmfs_publish.sources.registry import answers, manifest
+from cvmfs_publish.sources.registry import answers, manifest, schema1, tag_list
 from cvmfs_publish.sources.registry.auth import (
     Credential,
     Response,
@@ -87,7 +87,7 @@ def _authorise(header: str, credential: Credential | None, body: bytes) -> str:
 
 
 def answer(data: bytes) -> None:
-    """Headers and bodies that say when to come back and where to go."""
+    """Headers and bodies that say when to come back and where to go; pages of tags."""
     first, _, rest = data.decode("latin-1").partition("\0")
     headers = {"Retry-After": first, "Date": rest}
     wait = answers.parse_retry_after(lambda name: headers.get(name, ""))
@@ -96,6 +96,11 @@ def answer(data: bytes) -> None:
         target = answers.parse_redirect("https://example.org/v2/", first, "test")
         assert is_web_address(target)
         assert target.startswith("https:")
+    with answers_are_ours():
+        query = tag_list.parse_next(first, "https://example.org/v2/a/tags/list", "test")
+        assert query is None or query.isprintable()
+    with answers_are_ours():
+        assert all(map(is_tag, tag_list.parse_tags(data, "", "test")))
     code, said = answers.parse_errors(data)
     assert said.isprintable()
     assert isinstance(code, str)
@@ -134,7 +139,13 @@ def document(data: bytes) -> None:
             else:
                 config = manifest.parse_config(data, "test")
                 manifest.describe_layers(found, config, "test")
-    for parse in (manifest.parse_config, manifest.parse_artefact, manifest.parse_referrers):
+    for parse in (
+        manifest.parse_config,
+        manifest.parse_artefact,
+        manifest.parse_referrers,
+        schema1.payload_of,
+        schema1.parse_old_manifest,
+    ):
         with answers_are_ours():
             parse(data, "test")
 

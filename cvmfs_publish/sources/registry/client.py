@@ -87,12 +87,14 @@ _PASSING = (
     ConnectionError,
     TimeoutError,
 )
-# OpenSSL's x509_vfy.h, X509_V_ERR_…: the dates and the name in a certificate
+_OTHER_NAME = "the certificate is for another name: write the registry's name as it stands in there"
+# OpenSSL's x509_vfy.h, X509_V_ERR_…: the dates and the names in a certificate
 _CERTIFICATE_HINTS = {
     9: "the certificate is not valid yet: is the clock of this host right?",
     10: "the registry's certificate has expired: its administrator has to renew it, or the clock"
     " of this host is wrong",
-    62: "the certificate is for another name: write the registry's name as it stands in there",
+    62: _OTHER_NAME,
+    64: _OTHER_NAME,  # of addresses
 }
 _PRIVATE_CA = (
     "if the registry has a private certificate authority, set `ca_file` under its name in"
@@ -199,7 +201,8 @@ class RegistryClient:
     """Sends requests about images to their registries.  Close it, or use `with`.
 
     `credentials` are used for exactly the host[:port] they are listed under.  `plain_http` lists
-    registries spoken to without TLS; loopback addresses always are (as Docker treats them).
+    registries spoken to without TLS; loopback addresses always are (as Docker treats them), but for
+    those of `ca_files`.
     `ca_files` are certificate authorities trusted beside the usual ones, each for its registry, the
     token server and the content servers this sends to.  `budgets` say when a registry may be asked.
     `requests_made` (by method) and `bytes_received` (of bodies) count what went over the wire,
@@ -544,7 +547,9 @@ class RegistryClient:
         )
 
     def _is_plain(self, host: str) -> bool:
-        return host.lower() in self._plain_http or is_loopback(host)
+        return host.lower() in self._plain_http or (
+            is_loopback(host) and host.lower() not in self._own_sessions
+        )
 
 
 def translate(error: Exception, subject: str) -> TransferError:

@@ -6,7 +6,6 @@ Sources: OCI image-spec `manifest.md`, `image-index.md`, `config.md`, `descripto
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import Any
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 from cvmfs_publish.sources.base import LayerDescriptor, Platform, SourceLimits
+from cvmfs_publish.sources.registry import schema1
+from cvmfs_publish.sources.registry.values import parse_digest, parse_object
 
 MIB = 1 << 20
 MANIFEST_LIMIT = SourceLimits().manifest_bytes
@@ -30,7 +31,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
-ACCEPT = ", ".join((OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST))
+ACCEPT = ", ".join(
+    (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST, schema1.SIGNED, schema1.PLAIN)
+)
 CONFIG_TYPES = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
@@ -42,7 +45,6 @@ _LAYER_TYPE = re.compile(
     r"application/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+gzip|\+zstd)?"
     r"|application/vnd\.docker\.image\.rootfs\.(?:foreign\.)?diff\.tar(?:\.gzip|\.zstd)?"
 )
-_SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+\w+")
 # Content types of servers that know no better; then only the body can say what it is
 _GENERIC = frozenset(
     {"", "application/json", "application/octet-stream", "binary/octet-stream", "text/plain"}
@@ -114,13 +116,14 @@ def parse_manifest(
     present must not contradict each other.  Raises `IntegrityError` if they do or the body is
     malformed, `NotAnImageError` for anything but an image, `RemoteError` for a web page.
     """
-    stated = content_type.partition(";")[0].strip().lower()
+    stated = _stated_type(content_type)
     check_not_a_web_page(stated, subject)
-    document = _parse_object(body, subject)
-    if _SCHEMA_1.fullmatch(stated) or document.get("schemaVersion") == 1:
+    document = parse_object(body, subject)
+    if stated in schema1.TYPES or document.get("schemaVersion") == 1:
         raise NotAnImageError(
-            f"{subject} has a Docker schema 1 manifest, which names no verifiable layers",
-            hint="push it again with a current tool, for example `skopeo copy --format v2s2`",
+            f"{subject} is a Docker schema 1 manifest, where none can be",
+            hint="such images are read from registries, not inside an index and not with the type"
+            " of another manifest; push it again, for example with `skopeo copy --format v2s2`",
         )
     if document.get("schemaVersion") != 2:
         raise IntegrityError(
@@ -144,7 +147,7 @@ def parse_manifest(
 
 def parse_artefact(body: bytes, subject: str) -> Artefact:
     """Return what belongs to an image; raise `IntegrityError` for what is no manifest."""
-    document = _parse_object(body, subject)
+    document = parse_object(body, subject)
     image = document.get("subject")
     return Artefact(
         _parse_descriptor(image, subject).digest if image is not None else None,
@@ -159,15 +162,30 @@ def parse_referrers(body: bytes, subject: str) -> tuple[Descriptor, ...]:
 
     distribution-spec, "Listing Referrers": an image index, by the API or under the fallback tag.
     """
-    document = _parse_object(body, subject)
+    document = parse_object(body, subject)
     return tuple(
         _parse_descriptor(entry, subject) for entry in _get_list(document, "manifests", subject)
     )
 
 
+def is_old(body: bytes, content_type: str) -> bool:
+    """Whether a manifest is of Docker's schema 1; early registries called it application/json."""
+    stated = _stated_type(content_type)
+    if stated not in _GENERIC:
+        return stated in schema1.TYPES
+    try:
+        return parse_object(body, "").get("schemaVersion") == 1
+    except IntegrityError:
+        return False  # what it is, if anything, is told by whoever parses it
+
+
+def _stated_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 def parse_config(body: bytes, subject: str) -> Config:
     """Raise `IntegrityError` unless `body` is an image config with a list of diff ids."""
-    document = _parse_object(body, subject)
+    document = parse_object(body, subject)
     rootfs = document.get("rootfs")
     if not isinstance(rootfs, dict) or rootfs.get("type") != "layers":
         raise IntegrityError(f'{subject}: the image config has no rootfs of type "layers"')
@@ -177,7 +195,7 @@ def parse_config(body: bytes, subject: str) -> Config:
     if not isinstance(diff_ids, list):
         raise IntegrityError(f"{subject}: rootfs.diff_ids of the image config is not a list")
     return Config(
-        _parse_platform(document), tuple(_parse_digest(text, subject) for text in diff_ids)
+        _parse_platform(document), tuple(parse_digest(text, subject) for text in diff_ids)
     )
 
 
@@ -201,7 +219,7 @@ def describe_layers(
 
 def check_not_a_web_page(content_type: str, subject: str) -> None:
     """Raise `RemoteError` for HTML: a proxy or an outage answered in place of the registry."""
-    if content_type.partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
+    if _stated_type(content_type) in {"text/html", "application/xhtml+xml"}:
         raise RemoteError(
             f"{subject}: the answer is a web page ({content_type[:80]!r}), not registry data",
             hint="is this host a registry, or does a proxy or login page answer in its place?",
@@ -266,7 +284,7 @@ def _parse_descriptor(value: object, subject: str) -> Descriptor:
     if not isinstance(value, dict):
         raise IntegrityError(f"{subject}: the manifest has a descriptor that is not an object")
     media_type, size = value.get("mediaType"), value.get("size")
-    digest = _parse_digest(value.get("digest"), subject)
+    digest = parse_digest(value.get("digest"), subject)
     if not isinstance(media_type, str) or not media_type:
         raise IntegrityError(f"{subject}: the descriptor of {digest} has no mediaType")
     # bool is an int to Python, not to JSON
@@ -304,34 +322,8 @@ def _parse_platform(value: dict[str, Any]) -> Platform | None:
         return Platform("unknown", "unknown")
 
 
-def _parse_digest(value: object, subject: str) -> Digest:
-    try:
-        return Digest.parse(value if isinstance(value, str) else "")
-    except IntegrityError as exc:
-        raise IntegrityError(f"{subject}: {str(value)[:100]!a} is not a digest") from exc
-
-
 def _get_list(document: dict[str, Any], name: str, subject: str) -> list[object]:
     value = document.get(name)
     if not isinstance(value, list):
         raise IntegrityError(f"{subject}: the manifest has no list of {name!r}")
     return value
-
-
-def _parse_object(body: bytes, subject: str) -> dict[str, Any]:
-    try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique_keys)
-    # RecursionError: a megabyte of "[" is valid UTF-8 and exhausts the parser's stack
-    except (ValueError, RecursionError) as exc:
-        raise IntegrityError(f"{subject}: not valid JSON ({type(exc).__name__})") from exc
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{subject}: the JSON is not an object")
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """RFC 8259 leaves the meaning of repeated names open: two readers could see two images."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a name is repeated in one object")
-    return document

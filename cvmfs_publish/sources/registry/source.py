@@ -25,11 +25,13 @@ from cvmfs_publish.sources.registry.manifest import (
     NotAnImageError,
     check_not_a_web_page,
     describe_layers,
+    is_old,
     parse_config,
     parse_manifest,
 )
 from cvmfs_publish.sources.registry.mirrors import ATTEMPTS, Mirrors, MirrorSettings
 from cvmfs_publish.sources.registry.platform import check_platform, choose_manifest
+from cvmfs_publish.sources.registry.schema1 import OldImage, parse_old_manifest, payload_of
 from cvmfs_publish.sources.registry.tag_list import (
     MAX_PAGES,
     MAX_TAGS,
@@ -42,12 +44,16 @@ from cvmfs_publish.sources.registry.ways import Way, Ways, join_hints
 
 DIGEST_HEADER = "Docker-Content-Digest"
 _ACCEPT = {"Accept": ACCEPT}
+OLD_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"  # of schema 1, always gzip
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A manifest or index as received, its bytes proven to match the digest."""
+    """A manifest or index as received, its bytes proven to match the digest.
+
+    Of a schema 1 manifest only what the digest is about: not the signatures.
+    """
 
     body: bytes
     content_type: str
@@ -72,6 +78,8 @@ class RegistrySource:
         self.client = client
         self._mirrors = Mirrors(mirrors or {}, client.clock)
         self._foreign_layers = frozenset(foreign_layers)
+        # The last index: each platform of an image asks for it, and registries count
+        self._index: Mapping[tuple[str, str, Digest], _Document] = {}
         self._taken: dict[Digest, Reference] = {}  # blobs that last came from a mirror → from where
         self._limits = limits or SourceLimits()
 
@@ -87,7 +95,10 @@ class RegistrySource:
     def resolve(
         self, reference: Reference, platform: Platform, digest: Digest | None = None
     ) -> ResolvedImage:
-        """As promised by `ImageSource.resolve`: two GETs, or three with an index."""
+        """As promised by `ImageSource.resolve`: two GETs, or three with an index.
+
+        A schema 1 image costs one GET, and a HEAD for the size of each layer.
+        """
         subject = str(reference)
         document = self._fetch(reference, digest or reference.digest or reference.tag)
         top = document.digest
@@ -96,9 +107,17 @@ class RegistrySource:
         if isinstance(manifest, Index):
             entry = choose_manifest(manifest, platform, subject)
             chosen = entry.platform
+            self._index = {(reference.registry, reference.repository, top): document}
             document, manifest = self._fetch_entry(reference, entry)
-        config_bytes = self._read_config(reference, manifest.config)
-        config = parse_config(config_bytes, subject)
+        if isinstance(manifest, Manifest):
+            config_bytes = self._read_config(reference, manifest.config)
+            config_digest = manifest.config.digest
+            config = parse_config(config_bytes, subject)
+            layers = describe_layers(manifest, config, subject)
+        else:
+            config_bytes, config_digest = manifest.config, Digest.of(manifest.config)
+            config = parse_config(config_bytes, subject)
+            layers = tuple(self._describe_old(reference, each) for each in manifest.layers)
         if chosen is None:  # an index entry for the platform outweighs what the config says
             check_platform(config.platform, platform, subject)
         return ResolvedImage(
@@ -106,9 +125,9 @@ class RegistrySource:
             digest=top,
             manifest_digest=document.digest,
             manifest=document.body,
-            config_digest=manifest.config.digest,
+            config_digest=config_digest,
             config=config_bytes,
-            layers=describe_layers(manifest, config, subject),
+            layers=layers,
             platform=platform,
         )
 
@@ -242,6 +261,10 @@ class RegistrySource:
         )
 
     def _fetch(self, reference: Reference, name: Digest | str) -> _Document:
+        if isinstance(name, Digest):
+            kept = self._index.get((reference.registry, reference.repository, name))
+            if kept is not None:
+                return kept
         return self._ask(
             reference, name, lambda place, tries: self._fetch_manifest(place, name, tries)
         )
@@ -255,6 +278,10 @@ class RegistrySource:
                 f"{reference}: the manifest has more than {limit} bytes",
                 hint=MANIFEST_HINT,
             ) from exc
+        # A web page has no such digest either, but is the fault of something passing
+        check_not_a_web_page(header("Content-Type"), str(reference))
+        if is_old(body, header("Content-Type")):
+            body = payload_of(body, str(reference))
         stated = header(DIGEST_HEADER)
         if isinstance(name, Digest):
             promised = name
@@ -262,8 +289,6 @@ class RegistrySource:
             promised = _parse_stated(stated, reference) if stated else Digest.of(body)
         hasher = promised.hasher()
         hasher.update(body)
-        # A web page has no such digest either, but is the fault of something passing
-        check_not_a_web_page(header("Content-Type"), str(reference))
         if hasher.hexdigest() != promised.hex:
             raise IntegrityError(
                 f"{reference}: the manifest should be {promised}, "
@@ -272,7 +297,12 @@ class RegistrySource:
             )
         return _Document(body, header("Content-Type"), promised)
 
-    def _parse(
+    def _parse(self, document: _Document, subject: str) -> Manifest | Index | OldImage:
+        if is_old(document.body, document.content_type):
+            return parse_old_manifest(document.body, subject)
+        return self._parse_current(document, subject)
+
+    def _parse_current(
         self, document: _Document, subject: str, promised_type: str = ""
     ) -> Manifest | Index:
         return parse_manifest(
@@ -290,10 +320,22 @@ class RegistrySource:
             raise IntegrityError(
                 f"{subject}: the manifest has {len(document.body)} bytes, promised {entry.size}"
             )
-        manifest = self._parse(document, subject, entry.media_type)
+        manifest = self._parse_current(document, subject, entry.media_type)
         if isinstance(manifest, Index):
             raise NotAnImageError(f"{subject} is an index inside an index")
         return document, manifest
+
+    def _describe_old(self, reference: Reference, digest: Digest) -> LayerDescriptor:
+        """Ask how large a layer is, of which the manifest says the digest alone."""
+
+        def ask(place: Reference, attempts: int) -> int:
+            with self.client.open("HEAD", place, f"blobs/{digest}", {}, attempts=attempts) as reply:
+                length = reply.header("Content-Length")
+            if not (length.isascii() and length.isdigit() and len(length) < 19):
+                raise RemoteError(f"{place}: how large {digest} is, the registry does not say")
+            return int(length)
+
+        return LayerDescriptor(digest, self._ask(reference, digest, ask), OLD_LAYER, None)
 
     def _read_config(self, reference: Reference, config: Descriptor) -> bytes:
         while True:
