@@ -37,7 +37,18 @@ def merge(records: list[LayerRecord], *, keep_dirlinks: bool = False) -> tuple[T
         for entry in record.entries:
             layer.apply(entry)
         findings.extend(record.findings)
+    findings += _futile(records)
     return tree, findings
+
+
+def _futile(records: list[LayerRecord]) -> list[Finding]:
+    """Tell of names that mean whiteouts and hide nothing: a SIF or a tar may have real files so."""
+    return [
+        Finding(entry.path, "whiteout dropped: there is no layer below")
+        for record in records[:1]
+        for entry in record.entries
+        if entry.change in (Change.WHITEOUT, Change.OPAQUE)
+    ]
 
 
 class _Layer:

@@ -55,7 +55,7 @@ HOMES: dict[str, set[str]] = {
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/pages.py"},
     "nacl": {"sources/public_keys.py"},
-    "obstore": {"content/s3_client.py"},
+    "obstore": {"content/s3_client.py", "sources/objectstore.py"},
     "pysequoia": {"sources/openpgp.py"},
     "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "rich": {"cli/"},
