@@ -473,7 +473,7 @@ class DockerArchiveSource(ArchiveSource):
         documents: list[dict[str, Any]] = []
         layers: list[str] = []
         layer: object = top
-        while layer:
+        while layer or not layers:
             if not isinstance(layer, str) or not _HEX.fullmatch(layer) or "/" in layer:
                 raise IntegrityError(f"{subject}: {str(layer)[:100]!a} is not the id of a layer")
             if len(layers) > MAX_PARENTS:
