@@ -435,7 +435,12 @@ def test_contain_hides_tmp_and_home(node: Node) -> None:
             "--contain", "--mode", "supervise", node.image, "sh", "-c", script, "sh", outside.name,
             env={"HOME": str(home), "TMPDIR": str(scratch)},
         )  # fmt: skip
-    assert (result.returncode, result.stdout) == (0, b"")
+        assert (result.returncode, result.stdout) == (0, b"")
+        given = node.output(
+            "--contain", "--mode", "supervise", node.image, "sh", "-c", 'pwd; test ! -e "$1"', "sh",
+            outside.name, cwd=Path("/tmp"),
+        )  # fmt: skip
+        assert given == "/tmp\n"
     assert not Path("/tmp/mine").exists()
     assert list(scratch.iterdir()) == []
     shutil.rmtree(scratch)
