@@ -88,7 +88,9 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     name = session.config.repository.name
-    session.out.result(publish_document(name, result, dry_run=dry_run), _text(result, dry_run))
+    due = dry_run and packer is not None
+    text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
+    session.out.result(publish_document(name, result, dry_run=dry_run), text)
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
@@ -252,14 +254,11 @@ def _image_document(image: ImageResult) -> dict[str, object]:
     }
 
 
-def _text(result: PublishResult, dry_run: bool) -> str:
-    return "\n".join(_line(image, dry_run) for image in result.images if image.error is None)
-
-
-def _line(image: ImageResult, dry_run: bool) -> str:
+def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
     record = image.publication
     if image.status == "unchanged" and record is not None:
-        return f"unchanged  {image.reference}  {record.path}{_fallback(image)}"
+        due = "; its fallback file is to be made" if file_is_due and image.fallback is None else ""
+        return f"unchanged  {image.reference}  {record.path}{_fallback(image)}{due}"
     layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
     if record is None or dry_run:
         return (
