@@ -51,6 +51,7 @@ class Wish:
     owner: str = ""
     priority: int = 0  # the higher, the sooner
     keep_replaced: timedelta | None = None  # if the list says so
+    policy: str = ""  # how its sandbox differs from what is configured, as JSON; "" not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class Image:
     owner: str
     priority: int
     keep_replaced: timedelta | None
+    policy: str
     requested_at: datetime
     seen_at: datetime | None  # when the digest of now was seen first
     fetching_at: datetime | None
@@ -182,6 +184,7 @@ class Job:
     digest: str  # "" if it was not asked for
     owner: str
     priority: int
+    policy: str
     reason: Reason
     enqueued_at: datetime
     not_before: datetime
@@ -294,6 +297,17 @@ class Replica:
     revision: int
     checked_at: datetime
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file in the drop directory that was looked at."""
+
+    path: str
+    mark: str  # of its size and times: another one is another file
+    key: ImageKey | None  # None: it is no image
+    failure: Failure | None
+    found_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from cvmfs_publish.state.database import Database, StateError
 from cvmfs_publish.state.model import (
     REASONS,
     Budget,
+    Dropped,
     Event,
     Image,
     ImageKey,
@@ -40,6 +41,7 @@ from cvmfs_publish.state.model import (
 from cvmfs_publish.state.reading import Reader
 
 LOCK_NAME = "watch.lock"
+DROP_LIST = "drop"  # what is wished because its file is, or was, in the drop directory
 MAX_EVENTS = 100_000  # kept; a busy month
 DELIVERY_MEMORY = timedelta(days=30)  # a registry repeats a delivery for hours, or by hand
 
@@ -105,8 +107,7 @@ class State(Reader):
         """
         chosen: dict[ImageKey, Wish] = {}
         for wish in wishes:
-            other = chosen.setdefault(wish.key, wish)
-            if wish.priority > other.priority:
+            if wish.priority > chosen.setdefault(wish.key, wish).priority:
                 chosen[wish.key] = wish
         time = now.timestamp()
         with self._database.writing():
@@ -114,26 +115,30 @@ class State(Reader):
             new = [wish for key, wish in chosen.items() if key not in known]
             self._database.change_many(
                 "INSERT INTO image (name, platform, registry, reference, list, line, owner,"
-                " priority, keep_replaced, requested_at, changed_at, next_poll_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " priority, keep_replaced, policy, requested_at, changed_at, next_poll_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(wish.key.name, wish.key.platform, wish.key.name.partition("/")[0]),
                         *_wish_values(wish),
-                        *(time, time, time),
+                        *(time, time, time if _is_in_registry(wish) else None),
                     )
                     for wish in new
                 ],
             )
             self._database.change_many(
                 "UPDATE image SET wished = 1, unlisted_at = NULL, unlisted_checked_at = NULL,"
-                " absent_at = NULL, next_poll_at = COALESCE(next_poll_at, ?),"
+                " absent_at = NULL, next_poll_at = ?,"
                 " requested_at = CASE WHEN wished THEN requested_at ELSE ? END, changed_at = ?,"
                 " status = CASE WHEN status = 'gone' AND NOT wished THEN 'waiting'"
                 " ELSE status END, reference = ?, list = ?, line = ?, owner = ?, priority = ?,"
-                " keep_replaced = ? WHERE name = ? AND platform = ?",
+                " keep_replaced = ?, policy = ? WHERE name = ? AND platform = ?",
                 [
-                    (time, time, time, *_wish_values(wish), *(key.name, key.platform))
+                    (
+                        *(time if _is_in_registry(wish) else None, time, time),
+                        *_wish_values(wish),
+                        *(key.name, key.platform),
+                    )
                     for key, wish in chosen.items()
                     if key in known and known[key] != wish
                 ],
@@ -153,13 +158,43 @@ class State(Reader):
                 " (SELECT id FROM image WHERE NOT wished)"
             )
             self._settle_unqueued()
+            for key, other in known.items():
+                if other is not None and other.policy != chosen.get(key, other).policy:
+                    self._enqueue(key, "", now, "poll")
         return tuple(wish.key for wish in new)
 
-    def add_wish(self, wish: Wish, now: datetime) -> None:
-        """Wish one image more, as a file that was dropped; it stays as long as its list is kept."""
+    def drop(self, dropped: Dropped, wish: Wish | None, now: datetime) -> None:
+        """Take in a file of the drop directory; with a wish its image is to be published.
+
+        An image that a list wishes from its registry stays that list's.
+        """
         with self._database.writing():
-            others = [known for known in self._wishes().values() if known is not None]
-            self.replace_wishes([wish, *(o for o in others if o.key != wish.key)], now)
+            self._database.change(
+                "INSERT OR REPLACE INTO dropped VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    *(dropped.path, dropped.mark),
+                    *((dropped.key.name, dropped.key.platform) if dropped.key else (None, None)),
+                    *(schema.format_failure(dropped.failure), dropped.found_at.timestamp()),
+                ],
+            )
+            if wish is not None:
+                others = [known for known in self._wishes().values() if known is not None]
+                self.replace_wishes([*(o for o in others if o.key != wish.key), wish], now)
+                self.enqueue([wish.key], now, "file")
+
+    def dropped(self) -> dict[str, Dropped]:
+        """Return the files of the drop directory that were looked at, by their paths."""
+        rows = self._database.rows(
+            "SELECT path, mark, name, platform, failure, found_at FROM dropped"
+        )
+        return {row[0]: schema.dropped(row) for row in rows}
+
+    def forget_dropped(self, paths: Iterable[str]) -> None:
+        """Forget files that are no longer there; what was published of them stays."""
+        with self._database.writing():
+            self._database.change_many(
+                "DELETE FROM dropped WHERE path = ?", [(path,) for path in paths]
+            )
 
     def wished(self, list_name: str) -> tuple[Wish, ...]:
         """Return what a list wishes at present."""
@@ -170,12 +205,12 @@ class State(Reader):
     def _wishes(self) -> dict[ImageKey, Wish | None]:
         """Return all images and who wishes them; None: nobody does."""
         found: dict[ImageKey, Wish | None] = {}
-        for name, platform, wished, *values, keep in self._database.rows(
-            "SELECT name, platform, wished, reference, list, line, owner, priority, keep_replaced"
-            " FROM image"
+        for name, platform, wished, *values in self._database.rows(
+            "SELECT name, platform, wished, reference, list, line, owner, priority, keep_replaced,"
+            " policy FROM image"
         ):
             key = ImageKey(name, platform)
-            found[key] = _wish(key, values, keep) if wished else None
+            found[key] = _wish(key, values) if wished else None
         return found
 
     def _settle_unqueued(self) -> None:
@@ -270,7 +305,7 @@ class State(Reader):
             self._update(key, digest_seen=digest, seen_at=time, changed_at=time)
             if image.status == "quarantined":
                 self._update(key, status="waiting", attempts=0, failure=None)
-                self._log_image("released", image, now, "its digest has changed")
+                self._log_image("image-released", image, now, "its digest has changed")
             elif image.status == "failed" and image.next_attempt_at is not None:
                 self._update(key, attempts=0)  # what failed is not what is there now
                 self._database.change(
@@ -347,17 +382,28 @@ class State(Reader):
         return tuple(map(schema.push, rows))
 
     def take_pushes(
-        self, pushes: Iterable[StoredPush], keys: Iterable[ImageKey], now: datetime
-    ) -> None:
-        """Pushes were understood as being about these images, which are now looked at."""
+        self, pushes: Iterable[StoredPush], digests: Mapping[ImageKey, str], now: datetime
+    ) -> tuple[ImageKey, ...]:
+        """Pushes were understood as being about these images; return those to be published now.
+
+        `digests` are what was pushed, "" where that was not told; one that is published already
+        needs nothing.
+        """
+        due = []
         with self._database.writing():
-            for key in dict.fromkeys(keys):
+            for key, digest in digests.items():
                 image = self.image(key)
-                if image is not None and image.is_wished:
+                if image is None or not image.is_wished:
+                    continue
+                if image.status == "quarantined":  # is it another digest?
                     self._update(key, next_poll_at=now.timestamp())
+                elif not digest or digest != image.digest_published:
+                    self._enqueue(key, digest, now, "push")
+                    due.append(key)
             self._database.change_many(
                 "DELETE FROM push WHERE id = ?", [(push.id,) for push in pushes]
             )
+        return tuple(due)
 
     # the queue
 
@@ -373,7 +419,7 @@ class State(Reader):
                     continue
                 if image.status in ("quarantined", "failed"):
                     self._update(key, status="waiting", attempts=0, next_attempt_at=None)
-                    self._log_image("released", image, now, "somebody wants it tried again")
+                    self._log_image("image-released", image, now, "somebody wants it tried again")
                 self._enqueue(key, image.digest_seen, now, reason)
 
     def _enqueue(self, key: ImageKey, digest: str, now: datetime, reason: Reason) -> bool:
@@ -391,10 +437,12 @@ class State(Reader):
                 self._database.change(
                     "UPDATE job SET digest = ?, reason = ? WHERE id = ?", [digest, best, number]
                 )
-                if reason == "command":
+                if reason in ("command", "file", "push"):
                     self._database.change(
                         "UPDATE job SET not_before = ? WHERE id = ?", [time, number]
                     )
+            else:
+                self._database.change("UPDATE job SET again = ? WHERE id = ?", [digest, number])
             return False
         self._database.insert(
             "INSERT INTO job (image, digest, reason, enqueued_at, not_before)"
@@ -436,9 +484,8 @@ class State(Reader):
                     " WHERE name = ? AND platform = ?",
                     [time, time, job.key.name, job.key.platform],
                 )
-            self._database.change_many(
-                "INSERT OR REPLACE INTO share VALUES (?, ?)", list(shares.items())
-            )
+            self._database.change("DELETE FROM share")
+            self._database.change_many("INSERT INTO share VALUES (?, ?)", list(shares.items()))
         return run
 
     def set_progress(self, progress: Mapping[ImageKey, Progress]) -> None:
@@ -476,20 +523,25 @@ class State(Reader):
             if image.digest_published != facts.digest or image.published_at is None:
                 changes |= {"published_at": time, "replicated_at": None}
                 changes["revision"] = facts.revision
-            if not image.digest_seen:
+            if image.digest_seen != facts.digest:
                 changes |= {"digest_seen": facts.digest, "seen_at": time}
+            if image.digest_published != facts.digest:
+                self._log_image("image-published", image, now, f"published, {facts.digest}")
+        elif result.failure is not None:
+            kind = "image-quarantined" if result.status == "quarantined" else "image-failed"
+            self._log_image(kind, image, now, result.failure.message)
         changes["next_attempt_at"] = schema.stamp(result.next_attempt_at)
         self._update(job.key, **changes)
+        again = self._database.rows("SELECT again FROM job WHERE id = ?", [job.id])[0][0]
         if result.status == "failed" and result.next_attempt_at is not None:
             self._database.change(
-                "UPDATE job SET run = NULL, alone = 0, not_before = ? WHERE id = ?",
-                [result.next_attempt_at.timestamp(), job.id],
+                "UPDATE job SET run = NULL, again = NULL, alone = 0, not_before = ? WHERE id = ?",
+                [time if again is not None else result.next_attempt_at.timestamp(), job.id],
             )
-        else:
-            self._database.change("DELETE FROM job WHERE id = ?", [job.id])
-        moved = image.digest_seen not in ("", job.digest, facts.digest if facts else "")
-        if facts is not None and moved and job.digest:  # pushed again in the meantime
-            self._enqueue(job.key, image.digest_seen, now, job.reason)
+            return
+        self._database.change("DELETE FROM job WHERE id = ?", [job.id])
+        if again is not None and (facts is None or again != facts.digest):
+            self._enqueue(job.key, again, now, job.reason)  # pushed again in the meantime
 
     def _requeue(self, job: Job, now: datetime, *, is_counted: bool, alone: bool = False) -> None:
         """Put a job back where it was; `is_counted`: what happened may be the image's fault."""
@@ -689,6 +741,15 @@ class State(Reader):
                 [(name, label, amount) for (name, label), amount in amounts.items()],
             )
 
+    def cursor(self, reader: str) -> int:
+        """Return the number of the last event that a reader has dealt with."""
+        rows = self._database.rows("SELECT event FROM cursor WHERE reader = ?", [reader])
+        return int(rows[0][0]) if rows else 0
+
+    def set_cursor(self, reader: str, event: int) -> None:
+        with self._database.writing():
+            self._database.change("INSERT OR REPLACE INTO cursor VALUES (?, ?)", [reader, event])
+
     def mark(self, name: str, now: datetime) -> None:
         """Something happened now: `alive`, `collected`."""
         with self._database.writing():
@@ -743,14 +804,22 @@ def _place(problem: ListProblem) -> tuple[str, int, str]:
     return problem.list, problem.line, problem.text
 
 
-def _wish(key: ImageKey, values: Sequence[Any], keep: float | None) -> Wish:
-    reference, list_name, line, owner, priority = values
-    return Wish(key, reference, list_name, line, owner, priority, schema.span(keep))
+def _is_in_registry(wish: Wish) -> bool:
+    """Whether a registry can be asked about it; files are told of by the drop directory."""
+    return wish.list != DROP_LIST
+
+
+def _wish(key: ImageKey, values: Sequence[Any]) -> Wish:
+    reference, list_name, line, owner, priority, keep, policy = values
+    return Wish(key, reference, list_name, line, owner, priority, schema.span(keep), policy)
 
 
 def _wish_values(wish: Wish) -> tuple[object, ...]:
     keep = wish.keep_replaced.total_seconds() if wish.keep_replaced is not None else None
-    return wish.reference, wish.list, wish.line, wish.owner, wish.priority, keep
+    return (
+        *(wish.reference, wish.list, wish.line, wish.owner, wish.priority),
+        *(keep, wish.policy),
+    )
 
 
 def _push_values(push: Push) -> tuple[str, ...]:

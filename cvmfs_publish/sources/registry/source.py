@@ -57,6 +57,7 @@ class RegistrySource:
         # 405, 501: some registries know no HEAD
         with self.client.open("HEAD", reference, path, _ACCEPT, allowed=(405, 501)) as reply:
             stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
+            reply.drain()  # there is no body to come; now the connection is for the next request
         if stated:
             return _parse_stated(stated, reference)
         document = self._fetch_manifest(reference, reference.tag)
