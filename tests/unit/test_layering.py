@@ -60,6 +60,7 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "check_databases.py",
         NATIVE + "check_schema.py",
         NATIVE + "database.py",
+        "state/database.py",
     },
     "starlette": {"web/"},
     "subprocess": {
