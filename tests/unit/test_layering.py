@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "cvmfs_publish"
 # The flow.  A stage may import itself and what stands above it.
 FLOW = (
     "errors",
+    "words",
     "digest",
     "findings",
     "settings",
@@ -49,7 +50,7 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "whitelist.py",
     },
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
-    "jinja2": {"sites/pages.py"},
+    "jinja2": {"sites/pages.py", "web/pages.py"},
     "obstore": {"content/s3_client.py"},
     "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "rich": {"cli/"},
