@@ -141,7 +141,12 @@ def parse_ducc_name(entry: str) -> Named:
     scheme, host, path = (match[1] or "https").lower(), match[2], match[3] or ""
     if scheme not in ("https", "http", "docker"):
         raise InputError(f"{entry!r}: the scheme {scheme}:// is none of a registry", hint=_WRITE)
-    if not _is_host(host):
+    if "@" in host:
+        raise InputError(
+            f"{entry!r}: a list holds no logins",
+            hint="they belong into the section `registries` of the configuration",
+        )
+    if not _is_host(host) or not (match[1] or match[3]):
         raise InputError(f"{entry!r}: {host!r} is not a registry", hint=_remedy(match))
     path, at, digest = path.partition("@")
     repository, colon, tag = path.partition(":")

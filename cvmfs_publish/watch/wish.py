@@ -24,6 +24,8 @@ MAX_SHOWN = 200  # characters of a line that is shown as wrong
 # What is left of RFC 5322 when nothing in it needs quotes
 _ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 
+_LOGIN = re.compile(r"://[^/@\s]{1,500}@")  # in a URL; it may hold a password
+
 
 class Owner(str):
     """Who answers for a wish: an address of e-mail, or a name."""
@@ -296,6 +298,7 @@ def line_at(lines: Sequence[str], number: int) -> str:
 
 def shown(text: str) -> str:
     """Return a line of anybody's as it can be stored, printed and mailed."""
+    text = _LOGIN.sub("://", text)
     cut = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
     if cut.isprintable():
         return cut
