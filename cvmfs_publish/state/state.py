@@ -236,13 +236,25 @@ class State(Reader):
         rows = self._database.rows("SELECT MIN(next_poll_at) FROM image WHERE wished")
         return schema.at(rows[0][0])
 
-    def poll_soon(self, keys: Iterable[ImageKey], now: datetime) -> None:
-        """Let registries be asked about these at once."""
+    def postpone(self, polls: Mapping[ImageKey, datetime]) -> None:
+        """Let registries be asked about these at other times."""
         with self._database.writing():
             self._database.change_many(
                 "UPDATE image SET next_poll_at = ? WHERE name = ? AND platform = ? AND wished",
-                [(now.timestamp(), key.name, key.platform) for key in keys],
+                [(at.timestamp(), key.name, key.platform) for key, at in polls.items()],
             )
+
+    def poll_all(self, now: datetime) -> None:
+        """Let registries be asked about everything at once."""
+        with self._database.writing():
+            self._database.change(
+                "UPDATE image SET next_poll_at = ? WHERE wished AND next_poll_at IS NOT NULL",
+                [now.timestamp()],
+            )
+
+    def poll_soon(self, keys: Iterable[ImageKey], now: datetime) -> None:
+        """Let registries be asked about these at once."""
+        self.postpone(dict.fromkeys(keys, now))
 
     def record_polls(
         self, polls: Sequence[Polled], now: datetime, reason: Reason = "poll"
@@ -324,6 +336,13 @@ class State(Reader):
         rows = self._database.rows(
             f"SELECT {schema.IMAGE_COLUMNS} FROM image"  # noqa: S608
             " WHERE unlisted_at IS NOT NULL ORDER BY name, platform"
+        )
+        return tuple(map(schema.image, rows))
+
+    def kept_longer(self) -> tuple[Image, ...]:
+        """Return the images whose list says how long what they replaced is kept."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE keep_replaced IS NOT NULL"  # noqa: S608
         )
         return tuple(map(schema.image, rows))
 
@@ -677,13 +696,12 @@ class State(Reader):
                 ],
             )
 
-    def list_tags_soon(self, registry: str, repository: str, now: datetime) -> None:
-        """Let the tags of a repository be listed again at once."""
-        with self._database.writing():
-            self._database.change(
-                "UPDATE tags SET next_at = ? WHERE registry = ? AND repository = ?",
-                [now.timestamp(), registry, repository],
-            )
+    def tag_lists(self) -> dict[tuple[str, str], TagList]:
+        """Return the tags of all repositories that were listed, by registry and repository."""
+        rows = self._database.rows(
+            "SELECT registry, repository, tags, etag, fetched_at, next_at FROM tags"
+        )
+        return {(found.registry, found.repository): found for found in map(schema.tag_list, rows)}
 
     def set_budgets(self, budgets: Iterable[Budget], now: datetime) -> None:
         with self._database.writing():

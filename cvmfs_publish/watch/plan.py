@@ -29,6 +29,11 @@ class Health:
     failures: int = 0  # rounds in a row that failed
     blocked_until: datetime | None = None
 
+    def shifted(self, by: timedelta) -> Health:
+        """Return the same after the clock was set."""
+        until = self.blocked_until
+        return replace(self, blocked_until=until + by if until is not None else None)
+
     def is_open(self, now: datetime) -> bool:
         return self.blocked_until is None or self.blocked_until <= now
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self
@@ -44,8 +44,8 @@ class Registries(Protocol):
     def forget(self, registry: str) -> None:
         """Make a new source next time, with credentials as they are then."""
 
-    def allowance(self, registry: str, now: datetime) -> int | None:
-        """Return how many requests its budget permits at present; None: there is no limit."""
+    def budget(self, registry: str, now: datetime) -> Budget:
+        """Return what may still be asked of a registry, as far as that is known."""
 
 
 @dataclass(slots=True)
@@ -93,14 +93,14 @@ class Poller:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def step(self, now: datetime) -> int:
-        """Ask one round of questions; return how many were asked.
+    def step(self, now: datetime) -> bool:
+        """Ask one round of questions; return whether anything was due.
 
         What was not asked stays due, or is due later: nothing is forgotten.
         """
         images = {image.key: image for image in self._state.due_polls(now, ROUND)}
         if not images:
-            return 0
+            return False
         questions = [Question(key, key.name.partition("/")[0]) for key in images]
         plan = plan_polls(
             questions, self._healths, self._allowances(questions, now), now, self.interval
@@ -113,26 +113,22 @@ class Poller:
             for question in plan.ask
         ]
         answers = [answer for future in futures if (answer := future.result()) is not None]
-        put_off = [
-            Polled(key, at, images[key].digest_seen, is_answer=False)
-            for key, at in plan.later.items()
-        ]
-        self._state.record_polls([*answers, *put_off], now)
+        self._state.postpone(plan.later)
+        self._state.record_polls(answers, now)
         self._note_health(rounds, now)
-        return sum(each.asked for each in rounds.values())
+        return True
 
     def note_clock(self, by: timedelta) -> None:
         """The clock was set: what is blocked stays so for as long as it would have been."""
-        self._healths = {
-            registry: health.shifted(by) for registry, health in self._healths.items()
-        }
+        self._healths = {registry: health.shifted(by) for registry, health in self._healths.items()}
 
     def _allowances(self, questions: Iterable[Question], now: datetime) -> dict[str, int]:
-        found = {
-            registry: self._registries.allowance(registry, now)
-            for registry in {question.registry for question in questions}
-        }
-        return {registry: number for registry, number in found.items() if number is not None}
+        found = {}
+        for registry in {question.registry for question in questions}:
+            budget = self._registries.budget(registry, now)
+            if budget.remaining is not None:
+                found[registry] = budget.remaining
+        return found
 
     def _ask(self, image: Image, question: Question, state: _Round, now: datetime) -> Polled | None:
         """Return the answer; None if the question was not asked after all."""
@@ -159,7 +155,8 @@ class Poller:
         except PublishError as error:
             with state.lock:
                 state.failures += 1
-                state.is_over = state.is_over or state.failures >= GIVE_UP
+                if state.failures >= GIVE_UP:
+                    state.is_over = True
             return Polled(image.key, at, failure=Failure.of(error))
         return Polled(image.key, at, str(digest))
 
@@ -182,10 +179,10 @@ class Poller:
                 log.warning("%s answers again", registry)
             self._healths[registry] = health
             self._requests[registry] += found.asked
-        self._state.record_requests(
+        self._state.set_budgets(
             [
-                Budget(
-                    registry,
+                replace(
+                    self._registries.budget(registry, now),
                     blocked_until=self._healths[registry].blocked_until,
                     requests=self._requests[registry],
                     failures=self._healths[registry].failures,
@@ -198,8 +195,3 @@ class Poller:
 
 def _wait(error: RateLimitedError) -> timedelta:
     return error.retry_after or timedelta()
-
-
-def references_of(images: Collection[Image]) -> Sequence[str]:
-    """Return what is fetched for images, each once."""
-    return tuple(dict.fromkeys(image.reference for image in images))

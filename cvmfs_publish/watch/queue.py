@@ -118,7 +118,7 @@ def judge(
 
 def plan_wait(attempts: int, settings: QueueSettings, jitter: float) -> timedelta:
     """Return how long to wait after so many attempts: doubling, and up to half as much less."""
-    doubled = settings.first_wait * 2 ** min(attempts - 1, MAX_DOUBLINGS)
+    doubled = settings.first_wait * float(2 ** min(attempts - 1, MAX_DOUBLINGS))
     return min(doubled, settings.longest_wait) * (0.5 + jitter / 2)
 
 
