@@ -9,7 +9,7 @@ import email.utils
 import ipaddress
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urljoin, urlsplit
 
 from cvmfs_publish.errors import RemoteError
@@ -27,15 +27,20 @@ def plan_backoff(failures: int, jitter: float) -> float:
 def parse_retry_after(header: Callable[[str], str]) -> timedelta | None:
     """Return the wait a server asks for; a date counts from the server's own clock.
 
-    RFC 9110, section 10.2.3: an HTTP-date or a number of seconds.
+    RFC 9110, section 10.2.3: an HTTP-date or a number of seconds.  Docker Hub also has an
+    `X-Retry-After` with a Unix time, which has ten digits until the year 2286.
     """
-    text = header("Retry-After").strip()
-    if text.isascii() and text.isdigit():
+    text = (header("Retry-After") or header("X-Retry-After")).strip()
+    is_number = text.isascii() and text.isdigit()
+    if is_number and len(text) != 10:
         return timedelta(seconds=min(int(text[:9]), 10**8))
     try:
-        wait = email.utils.parsedate_to_datetime(text) - email.utils.parsedate_to_datetime(
-            header("Date")
+        until = (
+            datetime.fromtimestamp(int(text), UTC)
+            if is_number
+            else email.utils.parsedate_to_datetime(text)
         )
+        wait = until - email.utils.parsedate_to_datetime(header("Date"))
     # TypeError: one of the dates has no time zone
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
