@@ -27,6 +27,7 @@ from cvmfs_publish.cli.fallback import open_own_store, open_packer, refresh, tel
 from cvmfs_publish.cli.output import PROGRAM, Output
 from cvmfs_publish.cli.publishing import open_publisher
 from cvmfs_publish.errors import PublishError
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.publish import ImageResult
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.names import unpublish_images
@@ -91,14 +92,27 @@ def _publish(session: Session, order: Publish) -> RunEnd:
     config = session.config
     if order.policy:
         config = replace(config, sandbox=replace(config.sandbox, **json.loads(order.policy)))
+    placed = {
+        item.reference: item.name
+        for item in order.items
+        if Origin.parse(item.reference) is not None
+    }
     # what the publisher says of an image names it as it is written when parsed
-    names = {str(Reference.parse(item.reference)): item.name for item in order.items}
+    names = {
+        str(Reference.parse(placed.get(item.reference, item.reference))): item.name
+        for item in order.items
+    }
     texts = [item.reference for item in order.items]
     teller = Teller(session.out.stdout, names)
     with open_packer(config, session.environ, wanted=None) as packer:
-        with open_publisher(config, session.environ, texts, teller, packer) as publisher:
+        with open_publisher(
+            config, session.environ, texts, teller, packer, folder=session.cwd
+        ) as publisher:
             result = publisher.publish(
-                texts, now=datetime.now(UTC), platform=Platform.parse(order.platform)
+                texts,
+                names=placed,
+                now=datetime.now(UTC),
+                platform=Platform.parse(order.platform),
             )
         teller.end_phase()
         if packer is not None:
@@ -127,6 +141,7 @@ def _item_end(image: ImageResult, names: Mapping[str, str], revision: int) -> It
         fetched_bytes=image.fetched_bytes,
         seconds=round(image.seconds, 3),
         findings=len(record.findings),
+        recipe=record.recipe,
     )
     return ItemEnd(name, image.status, facts)
 

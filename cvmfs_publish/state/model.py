@@ -107,6 +107,7 @@ class Facts:
     fetched_bytes: int = 0
     seconds: float = 0.0
     findings: int = 0
+    recipe: str = ""  # how its sandbox was made
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from cvmfs_publish.state.model import (
     Budget,
     Dropped,
     Event,
+    Facts,
     Image,
     ImageKey,
     Job,
@@ -534,8 +535,9 @@ class State(Reader):
         changes["failure"] = schema.format_failure(result.failure)
         facts = result.facts
         if facts is not None:
-            if result.status == "unchanged" and image.facts is not None:
-                facts = image.facts if image.facts.digest == facts.digest else facts
+            known = image.facts
+            if result.status == "unchanged" and known and known.digest == facts.digest:
+                facts = replace(known, recipe=facts.recipe)
             changes["facts"] = json.dumps(asdict(facts))
             changes["digest_published"] = facts.digest
             changes["attempts"] = 0
@@ -614,16 +616,28 @@ class State(Reader):
 
     # what is published already
 
-    def adopt(self, key: ImageKey, digest: str, published_at: datetime) -> None:
-        """A wished image is found published, by this digest; it need not be published again."""
-        time = published_at.timestamp()
+    def adopt(self, found: Iterable[tuple[ImageKey, Facts, datetime]]) -> None:
+        """Images are found published; those that are wished need not be published again."""
         with self._database.writing():
-            self._database.change(
-                "UPDATE image SET digest_published = ?, published_at = ?,"
+            self._database.change_many(
+                "UPDATE image SET digest_published = ?, facts = ?, published_at = ?, revision = ?,"
                 " status = CASE status WHEN 'waiting' THEN 'unchanged' ELSE status END"
                 " WHERE name = ? AND platform = ? AND digest_published = ''",
-                [digest, time, key.name, key.platform],
+                [
+                    (
+                        *(facts.digest, json.dumps(asdict(facts)), at.timestamp()),
+                        *(facts.revision, key.name, key.platform),
+                    )
+                    for key, facts, at in found
+                ],
             )
+
+    def published(self) -> tuple[Image, ...]:
+        """Return the wished images that are published."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE wished AND digest_published != ''"  # noqa: S608
+        )
+        return tuple(map(schema.image, rows))
 
     def record_replica(self, found: Replica, expected: Sequence[str], now: datetime) -> None:
         """Write down how far a replica is; what all `expected` ones have counts as replicated."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
-from cvmfs_publish.state.model import Event, Failure, ImageKey, Job, Progress, Push, Result
+from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import (
@@ -78,8 +78,8 @@ class SystemClock:
 class Drop(Protocol):
     """What looks after a directory into which files are put (`files.DropFolder`)."""
 
-    def step(self, now: datetime) -> None:
-        """Take in the files that are complete."""
+    def step(self, now: datetime) -> bool:
+        """Take in the files that are complete; return whether some may be so in a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,9 @@ class Parts:
     wanted: Wanted
     poller: Poller
     drop: Drop | None = None
-    find_published: Callable[[], Iterable[tuple[ImageKey, str, datetime]]] = tuple
+    # what the repository has: images, what is known of them, and when they were published
+    find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] = tuple
+    recipe_of: Callable[[str], str] = lambda _: ""  # how sandboxes of a policy are made now
 
 
 @dataclass(slots=True)
@@ -146,6 +148,7 @@ class Watcher:
         self._wake = threading.Event()
         self._wake_lists = threading.Event()
         self._wake_polls = threading.Event()
+        self._wake_files = threading.Event()
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._is_ready = False  # what is wanted and what is published is known
@@ -168,10 +171,14 @@ class Watcher:
         self._listed_at = float("-inf")
         self._wake_lists.set()
 
+    def look_at_files_soon(self) -> None:
+        """Something was put into the drop directory."""
+        self._wake_files.set()
+
     def stop(self) -> None:
         """End in order: what is published now is finished, or left as it was."""
         self._stopping.set()
-        for event in (self._wake, self._wake_lists, self._wake_polls):
+        for event in (self._wake, self._wake_lists, self._wake_polls, self._wake_files):
             event.set()
 
     def reload_soon(self) -> None:
@@ -189,6 +196,7 @@ class Watcher:
             for name, work, event in (
                 ("lists", self._read_lists, self._wake_lists),
                 ("polls", self._ask_registries, self._wake_polls),
+                ("files", self._look_at_files, self._wake_files),
             )
         ]
         for thread in threads:
@@ -215,8 +223,8 @@ class Watcher:
         self._state.poll_all(now)
         while self._parts.poller.step(now) and not self._stopping.is_set():
             pass
-        if self._parts.drop is not None:
-            self._parts.drop.step(self._clock.now())
+        while self._look_at_files() == IDLE and not self._stopping.wait(IDLE.total_seconds()):
+            pass
         while not self._stopping.is_set():
             self.tick(self._clock.now())
             if self._active is None and not self._can_start():
@@ -257,6 +265,7 @@ class Watcher:
         self._alive(f"RELOADING=1\nMONOTONIC_USEC={int(self._clock.monotonic() * 1e6)}")
         try:
             self._parts = load_parts()
+            self._is_ready = False
         finally:
             self.read_lists_soon()
             self._alive("READY=1")
@@ -283,10 +292,28 @@ class Watcher:
             return timedelta()
         return IDLE
 
+    def _look_at_files(self) -> timedelta:
+        drop = self._parts.drop
+        if drop is None or not self._is_ready:
+            return TICK
+        is_pending = drop.step(self._clock.now())
+        self._wake.set()
+        return IDLE if is_pending else TICK
+
     def _adopt(self) -> None:
-        """What is published already need not be published again."""
-        for key, digest, at in self._parts.find_published():
-            self._state.adopt(key, digest, at)
+        """What is published already need not be published again, unless it is made otherwise."""
+        now = self._clock.now()
+        self._state.adopt(self._parts.find_published())
+        outdated = [
+            image.key
+            for image in self._state.published()
+            if image.facts is not None
+            and image.status in ("published", "unchanged")
+            and image.facts.recipe not in ("", self._parts.recipe_of(image.policy))
+        ]
+        if outdated:
+            log.info("%d images are to be prepared otherwise than they are", len(outdated))
+        self._state.enqueue(outdated, now, "poll")
         self._is_ready = True
 
     # one pass of the main thread; everything here takes milliseconds
@@ -308,8 +335,6 @@ class Watcher:
             self._look_after(self._active, now)
         if self._parts.wanted.is_loaded:
             self._take_pushes(now)
-        if self._parts.drop is not None:
-            self._parts.drop.step(now)
         if self._active is None and not self._stopping.is_set():
             self._start_something(now)
         return self._wait(now)

@@ -71,10 +71,12 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "watch/child.py",  # a process of our own for each publish
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
+    "watchdog": {"watch/files.py"},
     "yaml": {
         "settings.py",  # read
         "sites/inherit.py",  # put together

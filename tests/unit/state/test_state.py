@@ -315,7 +315,8 @@ def test_the_clock_may_be_set(memory: State) -> None:
 
 def test_what_is_found_published_is_not_published_again(memory: State) -> None:
     memory.replace_wishes([wish(ONE)], NOW)
-    memory.adopt(ONE, D1, NOW - MINUTE)
+    memory.adopt([(ONE, Facts(D1, revision=2), NOW - MINUTE), (TWO, Facts(D2), NOW)])
+    assert [image.key for image in memory.published()] == [ONE]
     assert (get(memory).status, get(memory).published_at) == ("unchanged", NOW - MINUTE)
     assert memory.record_polls([saw(ONE, D1)], NOW) == ()
 
