@@ -232,8 +232,6 @@ def _layer_sizes(manifest: bytes) -> dict[str, int]:
     """Return the compressed sizes the registry's manifest tells; whoever wrote it, we only show."""
     try:
         layers = json.loads(manifest)["layers"]
-        return {
-            layer["digest"]: layer["size"] for layer in layers if type(layer["size"]) is int
-        }
+        return {layer["digest"]: layer["size"] for layer in layers if type(layer["size"]) is int}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
