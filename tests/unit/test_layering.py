@@ -73,7 +73,14 @@ HOMES: dict[str, set[str]] = {
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
-    "yaml": {"settings.py", "sites/inherit.py", "cli/sites.py"},  # read, put together, written
+    "yaml": {
+        "settings.py",  # read
+        "sites/inherit.py",  # put together
+        "cli/sites.py",  # written
+        "watch/wishlist.py",  # read entry by entry, so that a wrong one stops no other
+        "watch/own_format.py",
+        "watch/foreign.py",
+    },
 }
 
 # What only the command line may do; a program of its own is named here.
