@@ -21,7 +21,7 @@ Status = Literal[
     "waiting", "queued", "publishing", "published", "unchanged", "failed", "quarantined", "gone"
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
-Order = Literal["name", "changed", "requested"]
+Order = Literal["name", "changed", "requested", "line"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 # What a job is for, most urgent first: somebody asked for it by hand, put a file into the drop
 # directory, pushed it, or a look at the registry found it.

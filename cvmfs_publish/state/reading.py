@@ -34,6 +34,7 @@ _ORDERS: dict[Order, str] = {
     "name": "name, platform",
     "changed": "changed_at DESC, name",
     "requested": "requested_at DESC, name",
+    "line": "list, line, name, platform",
 }
 
 

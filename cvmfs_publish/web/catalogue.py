@@ -120,7 +120,7 @@ def _merge(shelf: Shelf, outlines: Iterable[Outline]) -> list[Item]:
 
 
 def _condition(record: Publication | None, outline: Outline | None) -> Condition:
-    if outline is None or outline.status in ("published", "unchanged"):
+    if outline is None or outline.status == "published" or outline.status == "unchanged":
         return "published" if record is not None else "removed"
     if outline.status == "waiting" and record is not None:
         return "published"  # the watcher has not looked yet whether it still is what the tag names

@@ -90,9 +90,8 @@ def short_digest(digest: str) -> str:
 
 def format_moment(at: datetime | str) -> str:
     """Return a time for people; one of a record that another program wrote as it stands."""
-    if isinstance(at, str):
-        try:
-            at = datetime.fromisoformat(at)
-        except ValueError:
-            return at
-    return format_minute(at if at.tzinfo else at.replace(tzinfo=UTC))
+    try:
+        moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    except ValueError:
+        return str(at)
+    return format_minute(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
