@@ -523,6 +523,50 @@ class FallbackConfig:
     )
 
 
+class PageUrl(str):
+    """Where browsers find the status site: `https://images.example.org`."""
+
+    __slots__ = ()
+    WANTED = "a URL without a path, such as https://images.example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> PageUrl:
+        found = _ENDPOINT.fullmatch(text)
+        if not found or (found[3] or "/") != "/" or int((found[2] or ":0")[1:]) > MAX_PORT:
+            raise InputError(f"{text[:200]!r} is no such URL", hint=f"write {cls.WANTED}")
+        return cls(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What the status site shows, and who may change something there."""
+
+    token_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the token and nothing else, closed to others: whoever has the token"
+            " may have images published; without it the pages only show"
+        ),
+    )
+    url: PageUrl | None = field(
+        default=None,
+        metadata=about("what browsers call this place, where a proxy stands in between"),
+    )
+    sites: tuple[SiteName | Path, ...] = field(
+        default=(),
+        metadata=about(
+            "sites whose commands the pages of images show: names, or paths of site files; by"
+            " default those of `sandbox.sites`, or the site `generic`"
+        ),
+    )
+
+    def read_token(self) -> str | None:
+        """Return the token; None if nobody may change anything."""
+        if self.token_file is None:
+            return None
+        return _read_secret(self.token_file, "token", is_private=True)
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
@@ -561,6 +605,9 @@ class Config:
     fallback: FallbackConfig | None = field(
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
+    )
+    web: WebConfig = field(
+        default_factory=WebConfig, metadata=about("the status site, and who may do what there")
     )
 
 
@@ -749,4 +796,14 @@ fallback:
   #format: sif
   # An image whose file would be larger is refused.
   #max_bytes: 20GiB
+
+# The status site of `serve` and `watch --listen`.
+web:
+  # A file with a token and nothing else, mode 0400: whoever has the token may have images published
+  # there.  Without it the pages only show.  `openssl rand -hex 32` makes a good one.
+  #token_file: web.token
+  # What browsers call this place, where a proxy stands in between.
+  #url: https://images.example.org
+  # Sites whose commands the pages of images show; by default those of sandbox.sites.
+  #sites: []
 """)
