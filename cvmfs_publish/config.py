@@ -524,6 +524,50 @@ class FallbackConfig:
     )
 
 
+class PageUrl(str):
+    """Where browsers find the status site: `https://images.example.org`."""
+
+    __slots__ = ()
+    WANTED = "a URL without a path, such as https://images.example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> PageUrl:
+        found = _ENDPOINT.fullmatch(text)
+        if not found or (found[3] or "/") != "/" or int((found[2] or ":0")[1:]) > MAX_PORT:
+            raise InputError(f"{text[:200]!r} is no such URL", hint=f"write {cls.WANTED}")
+        return cls(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What the status site shows, and who may change something there."""
+
+    token_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the token and nothing else, closed to others: whoever has the token"
+            " may have images published; without it the pages only show"
+        ),
+    )
+    url: PageUrl | None = field(
+        default=None,
+        metadata=about("what browsers call this place, where a proxy stands in between"),
+    )
+    sites: tuple[SiteName | Path, ...] = field(
+        default=(),
+        metadata=about(
+            "sites whose commands the pages of images show: names, or paths of site files; by"
+            " default those of `sandbox.sites`, or the site `generic`"
+        ),
+    )
+
+    def read_token(self) -> str | None:
+        """Return the token; None if nobody may change anything."""
+        if self.token_file is None:
+            return None
+        return _read_secret(self.token_file, "token", is_private=True)
+
+
 @dataclass(frozen=True)
 class WatchConfig:
     """How `watch` finds out what to publish, and publishes it."""
@@ -664,6 +708,9 @@ class Config:
     retention: RetentionConfig = field(
         default_factory=RetentionConfig,
         metadata=about("what `watch` keeps of images that are replaced or no longer wished"),
+    )
+    web: WebConfig = field(
+        default_factory=WebConfig, metadata=about("the status site, and who may do what there")
     )
 
 
@@ -884,4 +931,13 @@ retention:
   #gc: 1d
   # Predecessors of the published revision to keep, however old.
   #keep_revisions: 1
+# The status site of `serve` and `watch --listen`.
+web:
+  # A file with a token and nothing else, mode 0400: whoever has the token may have images published
+  # there.  Without it the pages only show.  `openssl rand -hex 32` makes a good one.
+  #token_file: web.token
+  # What browsers call this place, where a proxy stands in between.
+  #url: https://images.example.org
+  # Sites whose commands the pages of images show; by default those of sandbox.sites.
+  #sites: []
 """)

@@ -35,6 +35,7 @@ from cvmfs_publish.state.model import (
     Reason,
     Replica,
     Result,
+    Status,
     StoredPush,
     TagList,
     Wish,
@@ -196,6 +197,14 @@ class State(Reader):
             self._database.change_many(
                 "DELETE FROM dropped WHERE path = ?", [(path,) for path in paths]
             )
+
+    def wished_below(self, place: str) -> tuple[ImageKey, ...]:
+        """Return the wished images of a repository, and of those below it."""
+        return tuple(
+            key
+            for key, wish in self._wishes().items()
+            if wish is not None and key.name.startswith((f"{place}:", f"{place}@", f"{place}/"))
+        )
 
     def wished(self, list_name: str) -> tuple[Wish, ...]:
         """Return what a list wishes at present."""
@@ -631,6 +640,15 @@ class State(Reader):
                     for key, facts, at in found
                 ],
             )
+
+    def with_status(self, status: Status) -> tuple[Image, ...]:
+        """Return all images of a status, by name."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE status = ?"  # noqa: S608
+            " ORDER BY name, platform",
+            [status],
+        )
+        return tuple(map(schema.image, rows))
 
     def published(self) -> tuple[Image, ...]:
         """Return the wished images that are published."""

@@ -171,6 +171,10 @@ class Watcher:
         self._listed_at = float("-inf")
         self._wake_lists.set()
 
+    def ask_soon(self) -> None:
+        """A registry is to be asked about something at once."""
+        self._wake_polls.set()
+
     def look_at_files_soon(self) -> None:
         """Something was put into the drop directory."""
         self._wake_files.set()

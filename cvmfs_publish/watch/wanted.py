@@ -10,7 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -27,26 +27,17 @@ from cvmfs_publish.state.model import (
 )
 from cvmfs_publish.state.state import DROP_LIST, State
 from cvmfs_publish.watch import wish as lines
+from cvmfs_publish.watch.lists import Loaded
 from cvmfs_publish.watch.plan import next_poll
 from cvmfs_publish.watch.selection import expand
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedList:
-    """What became of one wishlist that the configuration names."""
-
-    name: str  # as the configuration names it
-    wishlist: lines.Wishlist | None  # None: it was never read
-    loaded_at: datetime | None = None  # when it was read last
-    failure: Failure | None = None  # of the last look; what is given is from before then
-
-
 class Lists(Protocol):
     """Where wishlists come from.  One thread asks."""
 
-    def load(self, now: datetime) -> Sequence[LoadedList]:
+    def load(self, now: datetime) -> Sequence[Loaded]:
         """Return all lists; one that cannot be read now is given as it was read last.
 
         Raises nothing for what is wrong with a list.
@@ -74,7 +65,7 @@ class Wanted:
         self._lists = lists
         self._taggers = taggers
         self._lock = threading.Lock()  # guards what follows, and writing wishes
-        self._loaded: Sequence[LoadedList] = ()
+        self._loaded: Sequence[Loaded] = ()
         self._learned: dict[tuple[str, str], dict[str, None]] = {}  # while tags are listed
         self.is_loaded = False
 
@@ -86,7 +77,7 @@ class Wanted:
             self._loaded = loaded
             self._settle(now)
         self.is_loaded = True
-        if all(each.failure is None for each in self._loaded):
+        if all(each.error is None for each in self._loaded):
             absent = [
                 image.key
                 for image in self._state.unlisted()
@@ -103,11 +94,16 @@ class Wanted:
             if self._learn_tags(pushes, now):
                 self._settle(now)
         digests: dict[ImageKey, str] = {}
+        unclear: list[ImageKey] = []
         for stored in pushes:
             push = stored.push
-            name = f"{push.registry}/{push.repository}:{push.tag}"
-            for image in self._state.platforms(name):
-                digests[image.key] = push.digest
+            place = f"{push.registry}/{push.repository}"
+            if push.tag:
+                for image in self._state.platforms(f"{place}:{push.tag}"):
+                    digests[image.key] = push.digest
+            else:  # any of its tags, or of those below
+                unclear += self._state.wished_below(place)
+        self._state.poll_soon(unclear, now)
         return self._state.take_pushes(pushes, digests, now)
 
     def _learn_tags(self, pushes: Iterable[StoredPush], now: datetime) -> bool:
@@ -172,7 +168,14 @@ class Wanted:
             wishes += found
             entries = len(each.wishlist.wishes) if each.wishlist is not None else 0
             states.append(
-                ListState(each.name, entries, len(found), each.loaded_at, now, each.failure)
+                ListState(
+                    each.name,
+                    entries,
+                    len(found),
+                    each.read_at,
+                    now,
+                    Failure.of(each.error) if each.error is not None else None,
+                )
             )
         unread = {each.name for each in self._loaded if each.wishlist is None}
         self._state.replace_wishes(wishes, now, {DROP_LIST, *unread})
@@ -181,7 +184,7 @@ class Wanted:
             log.warning("%s:%d: %s", problem.list, problem.line, problem.failure.message)
 
 
-def _rules(loaded: Iterable[LoadedList]) -> list[lines.Wish]:
+def _rules(loaded: Iterable[Loaded]) -> list[lines.Wish]:
     return [
         wish
         for each in loaded
@@ -197,7 +200,7 @@ def repository_of(name: str) -> tuple[str, str]:
     return registry, path.partition("@")[0].rpartition(":")[0] or path.partition("@")[0]
 
 
-def _wishes(loaded: LoadedList, known: Mapping[tuple[str, str], TagList]) -> Iterable[Wish]:
+def _wishes(loaded: Loaded, known: Mapping[tuple[str, str], TagList]) -> Iterable[Wish]:
     if loaded.wishlist is None:
         return
     for wish in loaded.wishlist.wishes:
@@ -222,10 +225,10 @@ def _policy(wish: lines.Wish) -> str:
     return json.dumps(differences, sort_keys=True) if differences else ""
 
 
-def _problems(loaded: Iterable[LoadedList]) -> Iterable[ListProblem]:
+def _problems(loaded: Iterable[Loaded]) -> Iterable[ListProblem]:
     for each in loaded:
-        if each.failure is not None:
-            yield ListProblem(each.name, 0, "", each.failure)
+        if each.error is not None:
+            yield ListProblem(each.name, 0, "", Failure.of(each.error))
         for problem in each.wishlist.problems if each.wishlist is not None else ():
             yield ListProblem(
                 each.name,

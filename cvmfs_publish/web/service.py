@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from cvmfs_publish.errors import PublishError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import Pages
@@ -82,6 +84,14 @@ class Service:
     alive_within: timedelta = timedelta(minutes=1)  # a watcher shows every 10 s that it lives
     replicas: tuple[str, ...] = ()  # as configured
     url: str | None = None  # where browsers find these pages, if not where they ask
+
+    def warm(self) -> None:
+        """Read what is published now, so that nobody waits for it later; its faults are for pages.
+
+        Ten thousand records take a second, once.
+        """
+        with suppress(PublishError):
+            self.library.shelf()
 
     def catalogue(self) -> Catalogue:
         """Return all images of this moment.

@@ -475,6 +475,7 @@ class Site:
             "error.html",
             title,
             "",
+            heading=title,
             status=error.status,
             message=str(error),
             hint=error.hint,
