@@ -666,9 +666,7 @@ class RetentionConfig:
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"trust", "wishlists", "webhooks", "replicas", "notify"}
-    )
+    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"trust", "webhooks", "replicas", "notify"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -700,6 +698,9 @@ class Config:
     fallback: FallbackConfig | None = field(
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
+    )
+    wishlists: tuple[str, ...] = field(
+        default=(), metadata=about("wishlists: files, folders, URLs, git+URLs")
     )
     watch: WatchConfig = field(
         default_factory=WatchConfig,

@@ -37,6 +37,8 @@ from cvmfs_publish.state.model import Facts, Failure
 from cvmfs_publish.watch.child import format_end, parse_order
 from cvmfs_publish.watch.runs import Collect, ItemEnd, Publish, RunEnd, Unpublish
 
+STDIN = 0
+PIECE = 65536  # bytes read at a time
 REPORT_SECONDS = 0.25  # between two reports of one layer
 
 
@@ -177,9 +179,17 @@ def _collect(session: Session, order: Collect) -> RunEnd:
     return RunEnd(removed_bytes=plan.total.bytes)
 
 
+def _read_order() -> Publish | Unpublish | Collect:
+    """Read the one line of the input; not by a buffer, which another thread will wait in."""
+    line = b""
+    while not line.endswith(b"\n") and (piece := os.read(STDIN, PIECE)):
+        line += piece
+    return parse_order(line.decode())
+
+
 def _end_with_the_watcher() -> None:
     """Wait until the input ends; then nobody wants the result.  Every moment is safe to end at."""
-    while sys.stdin.buffer.read(4096):
+    while os.read(STDIN, PIECE):
         pass
     os._exit(EXIT_TERMINATED)
 
@@ -192,7 +202,7 @@ def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
     gc.set_threshold(*GC_THRESHOLDS)
-    order = parse_order(sys.stdin.buffer.readline().decode())
+    order = _read_order()
     threading.Thread(target=_end_with_the_watcher, daemon=True).start()
     logging.basicConfig(stream=sys.stderr, format=f"{PROGRAM}: %(message)s")
     out = Output(sys.stdout, sys.stderr, os.environ)

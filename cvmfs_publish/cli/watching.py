@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -34,12 +33,15 @@ from cvmfs_publish.state.state import State, WatchLock
 from cvmfs_publish.watch.child import ChildRunner
 from cvmfs_publish.watch.daemon import Parts, SystemClock, Watcher
 from cvmfs_publish.watch.files import DropFolder, FileEvents
+from cvmfs_publish.watch.lists import Place, WishlistLoader
+from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
 from cvmfs_publish.watch.retention import RetentionSettings
 from cvmfs_publish.watch.systemd import notify
 from cvmfs_publish.watch.wanted import Wanted
 from cvmfs_publish.web.app import create_app
+from cvmfs_publish.web.hooks import Hooks
 from cvmfs_publish.web.server import bind, create_server
 
 app = command_app()
@@ -145,15 +147,10 @@ class _Service:
 
     def _tell_counts(self) -> None:
         counts = self._state.counts()
-        problems = [
-            image
-            for status in ("failed", "quarantined")
-            for image in self._state.with_status(status)
-        ]
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         self._session.out.result({"images": counts}, text or "no wishlist wishes anything")
         if not self._session.out.as_json:
-            for image in problems:
+            for image in self._state.troubled():
                 if image.failure is not None:
                     failure = image.failure
                     self._session.out.error(failure.kind, failure.message, failure.hint)
@@ -198,6 +195,7 @@ class _Service:
             )
         )
         retention = config.retention
+        lists = self._open_lists(config, stack)
         return Parts(
             interval=watch.interval,
             queue=QueueSettings(
@@ -215,12 +213,21 @@ class _Service:
             runner=ChildRunner(
                 [sys.executable, "-P", "-m", "cvmfs_publish.cli.publish_run", str(path.absolute())]
             ),
-            wanted=Wanted(self._state, LocalLists(config), registries, watch.tags),
+            wanted=Wanted(self._state, lists, registries, watch.tags),
             poller=poller,
             drop=drop,
             find_published=lambda: _find_published(config),
             recipe_of=lambda policy: settings.with_policy(json.loads(policy or "{}")).recipe(),
         )
+
+    def _open_lists(self, config: Config, stack: ExitStack) -> WishlistLoader:
+        outbound = stack.enter_context(Outbound())
+        folder = self._session.cwd
+        places = [Place(text if "://" in text else folder / text) for text in config.wishlists]
+        return WishlistLoader(places, config.state / "wishlists", outbound, self._session.environ)
+
+    def _hooks(self) -> Hooks | None:
+        return None
 
     def _create_app(self) -> Starlette:
         config = self._session.config
@@ -273,6 +280,11 @@ class _Control:
         self._state.poll_soon([key], datetime.now(UTC))
         self._watcher.ask_soon()
         return True
+
+
+def _watched_files(config: Config) -> list[Path]:
+    """Return the files whose change is noticed at once."""
+    return [Path(text) for text in config.wishlists if "://" not in text]
 
 
 def _find_published(config: Config) -> Iterator[tuple[ImageKey, Facts, datetime]]:

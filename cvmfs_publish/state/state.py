@@ -35,7 +35,6 @@ from cvmfs_publish.state.model import (
     Reason,
     Replica,
     Result,
-    Status,
     StoredPush,
     TagList,
     Wish,
@@ -641,12 +640,12 @@ class State(Reader):
                 ],
             )
 
-    def with_status(self, status: Status) -> tuple[Image, ...]:
-        """Return all images of a status, by name."""
+    def troubled(self) -> tuple[Image, ...]:
+        """Return the wished images that cannot be published, by name."""
         rows = self._database.rows(
-            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE status = ?"  # noqa: S608
-            " ORDER BY name, platform",
-            [status],
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE wished AND"  # noqa: S608
+            " (status IN ('failed', 'quarantined') OR (status = 'gone' AND digest_published = ''))"
+            " ORDER BY name, platform"
         )
         return tuple(map(schema.image, rows))
 

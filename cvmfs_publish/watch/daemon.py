@@ -236,7 +236,7 @@ class Watcher:
             self._wake.wait(IDLE.total_seconds())
             self._wake.clear()
         self._finish_or_abandon()
-        return not (self._state.counts().keys() & {"failed", "quarantined"})
+        return not self._state.troubled()
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():
