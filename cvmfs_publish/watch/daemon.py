@@ -223,7 +223,7 @@ class Watcher:
         now = self._clock.now()
         self.recover(now)
         self._parts.wanted.load(now)
-        self._adopt()
+        self.adopt()
         self._state.poll_all(now)
         while self._parts.poller.step(now) and not self._stopping.is_set():
             pass
@@ -231,7 +231,7 @@ class Watcher:
             pass
         while not self._stopping.is_set():
             self.tick(self._clock.now())
-            if self._active is None and not self._can_start():
+            if self.is_idle():
                 break
             self._wake.wait(IDLE.total_seconds())
             self._wake.clear()
@@ -283,7 +283,7 @@ class Watcher:
         self._listed_at = self._clock.monotonic()
         self._parts.wanted.load(now)
         if not self._is_ready:
-            self._adopt()
+            self.adopt()
         self._wake.set()
         self._wake_polls.set()
         return IDLE
@@ -304,7 +304,7 @@ class Watcher:
         self._wake.set()
         return IDLE if is_pending else TICK
 
-    def _adopt(self) -> None:
+    def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""
         now = self._clock.now()
         self._state.adopt(self._parts.find_published())
@@ -377,6 +377,10 @@ class Watcher:
             self._parts.wanted.take_pushes(pushes, now)
 
     # runs
+
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, and nothing could be begun."""
+        return self._active is None and not self._can_start()
 
     def _can_start(self) -> bool:
         now = self._clock.now()
