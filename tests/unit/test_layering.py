@@ -51,7 +51,11 @@ HOMES: dict[str, set[str]] = {
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/pages.py"},
     "obstore": {"content/s3_client.py"},
-    "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
+    "requests": {
+        "sources/registry/client.py",
+        NATIVE + "http_origin.py",
+        "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
+    },
     "rich": {"cli/"},
     "sqlite3": {
         NATIVE + "catalog.py",
@@ -67,6 +71,7 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "watch/checkout.py",  # git
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
