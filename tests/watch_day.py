@@ -19,13 +19,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.repository.names import unpublish_images
-from cvmfs_publish.repository.native.gc import Collector, Retention
+from cvmfs_publish.repository.native.gc import Collector
 from cvmfs_publish.repository.records import iter_publications
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
-from cvmfs_publish.state.model import Budget, Facts, Failure, ImageKey, Progress, Push
+from cvmfs_publish.state.model import Budget, Facts, ImageKey, Progress, Push
 from cvmfs_publish.state.state import State, WatchLock
 from cvmfs_publish.watch.daemon import Parts, Watcher
 from cvmfs_publish.watch.lists import Place, WishlistLoader
@@ -33,8 +33,9 @@ from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
 from cvmfs_publish.watch.retention import RetentionSettings
-from cvmfs_publish.watch.runs import Collect, ItemEnd, Order, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import Collect, Order, Publish, RunEnd, Unpublish
 from cvmfs_publish.watch.wanted import Wanted
+from cvmfs_publish.watch.work import collect, end_of_publish, facts_of, unpublish
 from tests.support import Site
 
 INTERVAL = timedelta(minutes=15)
@@ -120,41 +121,20 @@ class InlineRunner:
         result = self._target.publish(
             *(item.reference for item in order.items), now=self._clock.now(), reporter=self
         )
-        items = []
-        for image in result.images:
-            name = Reference.parse(image.reference).name
-            if image.error is not None:
-                failure = Failure.of(image.error)
-                items.append(ItemEnd(name, "failed", None, failure, image.error.exit_code))
-            elif image.publication is not None:
-                facts = Facts(image.publication.digest, revision=result.revision)
-                items.append(ItemEnd(name, image.status, facts))
-        return RunEnd(tuple(items))
+        names = {str(Reference.parse(item.reference)): item.name for item in order.items}
+        return end_of_publish(result, names, {})
 
     def _unpublish(self, order: Unpublish) -> RunEnd:
-        result = unpublish_images(
+        return unpublish(
             self._target.repository,
-            order.names,
-            now=self._clock.now(),
-            step=lambda name: self._step(f"unpublish: {name}"),
-        )
-        return RunEnd(
-            tuple(
-                ItemEnd(
-                    Reference.parse(image.reference).name,
-                    image.status,
-                    failure=Failure.of(image.error) if image.error is not None else None,
-                )
-                for image in result.images
-            )
+            order,
+            self._clock.now(),
+            lambda name: self._step(f"unpublish: {name}"),
         )
 
     def _collect(self, order: Collect) -> RunEnd:
-        retention = Retention(timedelta(seconds=order.grace_seconds), order.keep_revisions)
-        plan = Collector(self._target.repository, self._target.state).collect(
-            int(self._clock.now().timestamp()), retention
-        )
-        return RunEnd(removed_bytes=plan.total.bytes)
+        collector = Collector(self._target.repository, self._target.state)
+        return collect(collector, order, self._clock.now())
 
 
 class Life:
@@ -183,6 +163,7 @@ class Life:
                 wanted=self.wanted,
                 poller=self.poller,
                 find_published=self._find_published,
+                recipe_of=lambda _: PublishSettings().recipe(),
             ),
             clock=self.clock,
             jitter=lambda: 0.5,
@@ -202,7 +183,7 @@ class Life:
             return [
                 (
                     ImageKey(Reference.parse(record.reference).name, record.platform),
-                    Facts(record.digest),
+                    facts_of(record),
                     datetime.fromisoformat(record.published_at),
                 )
                 for record in iter_publications(view)

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,14 +28,13 @@ from cvmfs_publish.cli.output import PROGRAM, Output
 from cvmfs_publish.cli.publishing import open_publisher
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.origin import Origin
-from cvmfs_publish.publish import ImageResult
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.repository.names import unpublish_images
-from cvmfs_publish.repository.native.gc import Collector, Retention
+from cvmfs_publish.repository.native.gc import Collector
 from cvmfs_publish.sources.base import Platform
-from cvmfs_publish.state.model import Facts, Failure
+from cvmfs_publish.state.model import Failure
 from cvmfs_publish.watch.child import format_end, parse_order
-from cvmfs_publish.watch.runs import Collect, ItemEnd, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import Collect, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.work import collect, end_of_publish, unpublish
 
 STDIN = 0
 PIECE = 65536  # bytes read at a time
@@ -119,64 +118,23 @@ def _publish(session: Session, order: Publish) -> RunEnd:
         teller.end_phase()
         if packer is not None:
             tell_copy(session, open_repository(config), packer.store)
-    items = [_item_end(image, names, result.revision) for image in result.images]
-    return RunEnd(tuple(items), phases=dict(teller.seconds))
-
-
-def _item_end(image: ImageResult, names: Mapping[str, str], revision: int) -> ItemEnd:
-    name = names.get(image.reference, image.reference)
-    if image.error is not None:
-        failure = Failure.of(image.error)
-        return ItemEnd(name, "failed", failure=failure, exit_code=image.error.exit_code)
-    record = image.publication
-    if record is None:
-        raise TypeError(f"{name} is {image.status}, but there is no record of it")
-    facts = Facts(
-        digest=record.digest,
-        image_id=record.image_id,
-        revision=record.revision if image.status == "unchanged" else revision,
-        entries=record.entries,
-        content_bytes=record.content_bytes,
-        stored_bytes=record.stored_bytes,
-        layers_total=image.layers_total,
-        layers_reused=image.layers_reused,
-        fetched_bytes=image.fetched_bytes,
-        seconds=round(image.seconds, 3),
-        findings=len(record.findings),
-        recipe=record.recipe,
-    )
-    return ItemEnd(name, image.status, facts)
+    return end_of_publish(result, names, dict(teller.seconds))
 
 
 def _unpublish(session: Session, order: Unpublish) -> RunEnd:
     repository = open_repository(session.config)
-    result = unpublish_images(
-        repository, order.names, now=datetime.now(UTC), platform=Platform.parse(order.platform)
-    )
+    end = unpublish(repository, order, datetime.now(UTC))
     refresh(session, repository)
-    items = []
-    for image in result.images:
-        error = image.error
-        items.append(
-            ItemEnd(
-                Reference.parse(image.reference).name,
-                image.status,
-                failure=Failure.of(error) if error is not None else None,
-                exit_code=error.exit_code if error is not None else 0,
-            )
-        )
-    return RunEnd(tuple(items))
+    return end
 
 
 def _collect(session: Session, order: Collect) -> RunEnd:
     repository = open_repository(session.config)
-    graces = {name: timedelta(seconds=seconds) for name, seconds in order.graces.items()}
-    retention = Retention(timedelta(seconds=order.grace_seconds), order.keep_revisions, graces)
     with open_own_store(session.config) as artefacts:
         collector = Collector(repository, session.config.state, artefacts=artefacts)
-        plan = collector.collect(int(datetime.now(UTC).timestamp()), retention)
+        end = collect(collector, order, datetime.now(UTC))
         tell_copy(session, repository, artefacts)
-    return RunEnd(removed_bytes=plan.total.bytes)
+    return end
 
 
 def _read_order() -> Publish | Unpublish | Collect:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from starlette.applications import Starlette
-
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.expiry import warn_of_expiry
@@ -27,7 +25,7 @@ from cvmfs_publish.cli.showing import open_service
 from cvmfs_publish.config import Config, complete, find_config, load_config
 from cvmfs_publish.errors import EXIT_PARTIAL, InputError
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.repository.records import Publication, iter_publications
+from cvmfs_publish.repository.records import iter_publications
 from cvmfs_publish.state.model import Facts, ImageKey
 from cvmfs_publish.state.state import State, WatchLock
 from cvmfs_publish.watch.child import ChildRunner
@@ -40,6 +38,7 @@ from cvmfs_publish.watch.queue import QueueSettings
 from cvmfs_publish.watch.retention import RetentionSettings
 from cvmfs_publish.watch.systemd import notify
 from cvmfs_publish.watch.wanted import Wanted
+from cvmfs_publish.watch.work import facts_of
 from cvmfs_publish.web.app import create_app
 from cvmfs_publish.web.hooks import Hooks
 from cvmfs_publish.web.server import bind, create_server
@@ -229,7 +228,9 @@ class _Service:
     def _hooks(self) -> Hooks | None:
         return None
 
-    def _create_app(self) -> Starlette:
+    @contextmanager
+    def _serving(self, listen: str) -> Iterator[str]:
+        """Serve what people and registries ask, in a thread; yield the URL."""
         config = self._session.config
         service = open_service(
             config,
@@ -238,17 +239,13 @@ class _Service:
             expects_watcher=True,
         )
         storage = config.repository.storage
-        return create_app(
+        application = create_app(
             service, storage=storage if isinstance(storage, Path) else None, hooks=self._hooks()
         )
-
-    @contextmanager
-    def _serving(self, listen: str) -> Iterator[str]:
-        """Serve what people and registries ask, in a thread; yield the URL."""
         with bind(listen) as listener:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            server = create_server(self._create_app(), log_requests=self._session.out.verbosity > 0)
+            server = create_server(application, log_requests=self._session.out.verbosity > 0)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web")
             thread.start()
             try:
@@ -292,18 +289,3 @@ def _find_published(config: Config) -> Iterator[tuple[ImageKey, Facts, datetime]
         for record in iter_publications(view):
             key = ImageKey(Reference.parse(record.reference).name, record.platform)
             yield key, facts_of(record), datetime.fromisoformat(record.published_at)
-
-
-def facts_of(record: Publication) -> Facts:
-    """Return what a record says of an image."""
-    return Facts(
-        digest=record.digest,
-        image_id=record.image_id,
-        revision=record.revision,
-        entries=record.entries,
-        content_bytes=record.content_bytes,
-        stored_bytes=record.stored_bytes,
-        layers_total=len(record.layers),
-        findings=len(record.findings),
-        recipe=record.recipe,
-    )

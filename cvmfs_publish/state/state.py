@@ -625,12 +625,12 @@ class State(Reader):
     # what is published already
 
     def adopt(self, found: Iterable[tuple[ImageKey, Facts, datetime]]) -> None:
-        """Images are found published; those that are wished need not be published again."""
+        """Images are found published; those that nobody has looked at yet are not again."""
         with self._database.writing():
             self._database.change_many(
                 "UPDATE image SET digest_published = ?, facts = ?, published_at = ?, revision = ?,"
-                " status = CASE status WHEN 'waiting' THEN 'unchanged' ELSE status END"
-                " WHERE name = ? AND platform = ? AND digest_published = ''",
+                " status = 'unchanged'"
+                " WHERE name = ? AND platform = ? AND digest_published = '' AND status = 'waiting'",
                 [
                     (
                         *(facts.digest, json.dumps(asdict(facts)), at.timestamp()),

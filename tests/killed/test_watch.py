@@ -45,6 +45,11 @@ class Days:
             cwd=ROOT,
         )
 
+    def close(self) -> None:
+        self.site.client.close()
+        with self.process:
+            cast(IO[str], self.process.stdin).close()
+
     def wish(self, *lines: str) -> None:
         text = "\n".join(f"  - {line}" for line in lines)
         (self.base / "list.yaml").write_text(f"version: 1\nimages:\n{text}\n")
@@ -101,8 +106,7 @@ def test_killed_at_every_step_nothing_is_lost_and_nothing_is_done_twice(tmp_path
         try:
             _live(days)
         finally:
-            cast(IO[str], days.process.stdin).close()
-            days.process.wait(60)
+            days.close()
 
 
 def _live(days: Days) -> None:
@@ -136,6 +140,8 @@ def _live(days: Days) -> None:
     days.wish(*lines)
     days.day("without a line")
     days.day("still without it", after=timedelta(hours=26))
+    for _ in range(9):  # so many steps unpublishing has, and it is begun once in an hour
+        days.day("still without it", after=timedelta(hours=2))
     days.day("the last")
     for (repository, tag), digests in {
         ("a/one", "1"): one,

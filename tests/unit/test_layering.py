@@ -54,7 +54,11 @@ HOMES: dict[str, set[str]] = {
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/pages.py", "web/pages.py"},
     "obstore": {"content/s3_client.py"},
-    "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
+    "requests": {
+        "sources/registry/client.py",
+        NATIVE + "http_origin.py",
+        "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
+    },
     "rich": {"cli/"},
     "sqlite3": {
         NATIVE + "catalog.py",
@@ -72,6 +76,7 @@ HOMES: dict[str, set[str]] = {
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
         "watch/child.py",  # a process of our own for each publish
+        "watch/checkout.py",  # git
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
