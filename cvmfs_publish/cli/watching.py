@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.expiry import warn_of_expiry
