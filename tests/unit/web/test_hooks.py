@@ -99,7 +99,8 @@ def test_whoever_does_not_know_the_secret_learns_only_that(
 
 
 def test_nonsense_with_the_secret_is_told(browser: Browser, pushes: Pushes) -> None:
-    for document in ({}, [], {"image": 5}, {"image": IMAGE, "x": 1}):
+    odd: list[object] = [{}, [], {"image": 5}, {"image": IMAGE, "x": 1}]
+    for document in odd:
         answer = tell(browser, document, authorization=BEARER)
         assert answer.status == 422
         assert answer.headers["content-type"] == "application/problem+json"
