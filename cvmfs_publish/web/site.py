@@ -27,7 +27,13 @@ from cvmfs_publish.web.feeds import format_atom, format_json_feed
 from cvmfs_publish.web.library import Details, Shelf
 from cvmfs_publish.web.ordering import Order, parse_key, place_order
 from cvmfs_publish.web.pages import DEFAULT_PLATFORM, image_path, short_digest
-from cvmfs_publish.web.parameters import NumberParameter, Parameter, Values, read_query
+from cvmfs_publish.web.parameters import (
+    PLATFORM_PATTERN,
+    NumberParameter,
+    Parameter,
+    Values,
+    read_query,
+)
 from cvmfs_publish.web.rollback import plan_rollbacks
 from cvmfs_publish.web.service import Service
 from cvmfs_publish.web.views import (
@@ -64,7 +70,9 @@ ORDER_TITLES = {
 _LIVE = ("waiting", "queued", "publishing")  # what will change soon
 
 _PAGE = NumberParameter("page", "which page, from 1", 1, 1_000_000, 1)
-_PLATFORM = Parameter("platform", "platform", max_length=100, default=DEFAULT_PLATFORM)
+_PLATFORM = Parameter(
+    "platform", "platform", PLATFORM_PATTERN, max_length=100, default=DEFAULT_PLATFORM
+)
 _SEARCH = (
     Parameter("q", "words"),
     Parameter("status", "what became of it", choices=("", *CONDITIONS)),
@@ -270,7 +278,7 @@ class Site:
     def show_image(self, request: Request) -> Response:
         platform = read_query(request.url.query, (_PLATFORM,)).text("platform")
         service = self._service
-        shelf, item, image = service.find(request.path_params["name"], platform)
+        shelf, item, image = service.find(parse_key(request.path_params["name"], platform))
         if item is None:
             raise absent(
                 f"There is no image {request.path_params['name']} for {platform}.",
@@ -308,7 +316,7 @@ class Site:
     def show_progress(self, request: Request) -> Response:
         """Return the part of an image's page that changes while somebody looks."""
         platform = read_query(request.url.query, (_PLATFORM,)).text("platform")
-        _, item, image = self._service.find(request.path_params["name"], platform)
+        _, item, image = self._service.find(parse_key(request.path_params["name"], platform))
         if item is None:
             raise absent(f"There is no image {request.path_params['name']} for {platform}.")
         text = self._html.render("progress.html", **self._progress(item, image))
@@ -443,7 +451,7 @@ class Site:
     async def _act(self, request: Request, what: Order) -> Response:
         form = await read_form(request)
         self._service.access.check_form(request, form.get("form_token", ""))
-        platform = form.get("platform", DEFAULT_PLATFORM)
+        platform = _PLATFORM.read(form.get("platform", DEFAULT_PLATFORM))
         key = parse_key(form.get("name", ""), platform)
         await place_order(self._service, what, key)
         return RedirectResponse(image_path(key.name, key.platform), HTTPStatus.SEE_OTHER)

@@ -135,8 +135,8 @@ def test_a_program_with_the_token_orders(everything: Everything) -> None:
     [
         ({}, 422),
         ({"name": 5}, 422),
-        ({"name": ""}, 422),
-        ({"name": "UPPER/CASE"}, 422),
+        ({"name": ""}, 404),
+        ({"name": "UPPER/CASE"}, 404),
         ({"name": BROKEN, "platform": "x"}, 422),
         ({"name": BROKEN, "force": True}, 422),
         ([], 422),

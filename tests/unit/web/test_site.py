@@ -235,9 +235,9 @@ def test_problems_of_a_wishlist_stand_where_they_are(browser: Browser) -> None:
     [
         ("/nowhere", 404),
         ("/images/ghcr.io/no/such:1", 404),
-        ("/images/..%2f..%2fetc%2fpasswd", 422),
-        ("/images/%00", 422),
-        ("/images/" + "a" * 2000, 422),
+        ("/images/..%2f..%2fetc%2fpasswd", 404),
+        ("/images/%00", 404),
+        ("/images/" + "a" * 2000, 404),
         (f"/images/{ROOT}?platform=nonsense", 422),
         (f"/live/images/{TRAIN}x", 404),
         ("/wishlists/lines?list=absent", 404),
