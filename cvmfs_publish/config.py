@@ -40,6 +40,7 @@ _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5}
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
 MAX_CONNECTIONS = 1000
+MAX_COUNT = 10_000  # of what is counted by hand
 MAX_PORT = 65535
 MAX_SECRET_BYTES = 64 * 1024  # a registry token; the longest in use are a few kilobytes
 
@@ -568,12 +569,104 @@ class WebConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """How `watch` finds out what to publish, and publishes it."""
+
+    interval: timedelta = field(
+        default=timedelta(minutes=15),
+        metadata=about(
+            "how often every wished image is looked at, spread evenly, and wishlists are read;"
+            " webhooks and changed files do not wait for it"
+        ),
+    )
+    tags: timedelta = field(
+        default=timedelta(hours=1),
+        metadata=about(
+            "how often the tags of a repository are listed, of which a wishlist wishes a pattern"
+        ),
+    )
+    listen: str | None = field(
+        default=None,
+        metadata=about("HOST:PORT of the status site, webhooks and metrics; --listen goes first"),
+    )
+    drop: Path | None = field(
+        default=None,
+        metadata=about(
+            "a folder: archives and SIF files that are put there are published, under the name"
+            " they have inside or by where they lie, REGISTRY/REPOSITORY:TAG.tar"
+        ),
+    )
+    batch: int = field(
+        default=16, metadata=about("images that wait together and are published in one revision")
+    )
+    quarantine_after: int = field(
+        default=5,
+        metadata=about(
+            "attempts without success after which an image is left alone until it changes; a"
+            " registry that is down does not count"
+        ),
+    )
+    weights: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata=about(
+            "how many images of an owner, as wishlists name them, have their turn when others"
+            " have one"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "tags"):
+            span = getattr(self, name)
+            if span < timedelta(seconds=1):
+                raise InputError(f"{name}: wants 1s or more, found {span.total_seconds():g}s")
+        numbers = {"batch": self.batch, "quarantine_after": self.quarantine_after}
+        numbers |= {f"weights.{owner}": weight for owner, weight in self.weights.items()}
+        for name, number in numbers.items():
+            if not 1 <= number <= MAX_COUNT:
+                raise InputError(f"{name}: wants a number from 1 to {MAX_COUNT}, found {number}")
+
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """What `watch` keeps of images that are replaced or no longer wished."""
+
+    keep_replaced: timedelta = field(
+        default=timedelta(days=30),
+        metadata=about(
+            "how long an image stays that no name leads to any more; counted from when the last"
+            " one left it, as jobs may still run in it.  A wishlist may say otherwise for its own"
+        ),
+    )
+    remove_unlisted: bool = field(
+        default=False,
+        metadata=about(
+            "unpublish names that no wishlist wishes any more, once lists have been read without"
+            " them for a day"
+        ),
+    )
+    max_share: float = field(
+        default=5.0,
+        metadata=about("percent of all names that may be unpublished so in an hour; at least one"),
+    )
+    gc: Literal["off"] | timedelta = field(
+        default=timedelta(days=1), metadata=about("how often garbage is collected, or off")
+    )
+    keep_revisions: int = field(
+        default=1, metadata=about("predecessors of the published revision to keep, however old")
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share <= 100:
+            raise InputError(f"max_share: wants a number up to 100, found {self.max_share:g}")
+        if self.keep_revisions < 0:
+            raise InputError(f"keep_revisions: wants 0 or more, found {self.keep_revisions}")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"trust", "wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
-    )
+    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"trust", "webhooks", "replicas", "notify"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -605,6 +698,17 @@ class Config:
     fallback: FallbackConfig | None = field(
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
+    )
+    wishlists: tuple[str, ...] = field(
+        default=(), metadata=about("wishlists: files, folders, URLs, git+URLs")
+    )
+    watch: WatchConfig = field(
+        default_factory=WatchConfig,
+        metadata=about("how `watch` finds out what to publish"),
+    )
+    retention: RetentionConfig = field(
+        default_factory=RetentionConfig,
+        metadata=about("what `watch` keeps of images that are replaced or no longer wished"),
     )
     web: WebConfig = field(
         default_factory=WebConfig, metadata=about("the status site, and who may do what there")
@@ -797,6 +901,37 @@ fallback:
   # An image whose file would be larger is refused.
   #max_bytes: 20GiB
 
+# The service `cvmfs-publish watch`.
+watch:
+  # How often every wished image is looked at, and wishlists are read.  Webhooks and changed files
+  # do not wait for it.
+  #interval: 15m
+  # How often the tags of a repository are listed of which a wishlist wishes a pattern.
+  #tags: 1h
+  # Where the status site, webhooks and metrics are.
+  #listen: 127.0.0.1:8080
+  # Archives and SIF files that are put into this folder are published, under the name they have
+  # inside or by where they lie: DROP/REGISTRY/REPOSITORY:TAG.tar
+  #drop: drop
+  # Images that wait together and are published in one revision.
+  #batch: 16
+  # Attempts without success after which an image is left alone until it changes.
+  #quarantine_after: 5
+  # How many images of an owner have their turn when others have one.
+  #weights: {someone@example.org: 2}
+
+# What `watch` keeps.
+retention:
+  # How long an image stays that no name leads to any more.
+  #keep_replaced: 30d
+  # Unpublish names that no wishlist wishes any more, once lists were read without them for a day.
+  #remove_unlisted: false
+  # Percent of all names that may be unpublished so in an hour.
+  #max_share: 5
+  # How often garbage is collected, or off.
+  #gc: 1d
+  # Predecessors of the published revision to keep, however old.
+  #keep_revisions: 1
 # The status site of `serve` and `watch --listen`.
 web:
   # A file with a token and nothing else, mode 0400: whoever has the token may have images published

@@ -51,6 +51,7 @@ class Wish:
     owner: str = ""
     priority: int = 0  # the higher, the sooner
     keep_replaced: timedelta | None = None  # if the list says so
+    policy: str = ""  # how its sandbox differs from what is configured, as JSON; "" not at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Facts:
     fetched_bytes: int = 0
     seconds: float = 0.0
     findings: int = 0
+    recipe: str = ""  # how its sandbox was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Image:
     owner: str
     priority: int
     keep_replaced: timedelta | None
+    policy: str
     requested_at: datetime
     seen_at: datetime | None  # when the digest of now was seen first
     fetching_at: datetime | None
@@ -195,6 +198,7 @@ class Job:
     digest: str  # "" if it was not asked for
     owner: str
     priority: int
+    policy: str
     reason: Reason
     enqueued_at: datetime
     not_before: datetime
@@ -307,6 +311,17 @@ class Replica:
     revision: int
     checked_at: datetime
     failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A file in the drop directory that was looked at."""
+
+    path: str
+    mark: str  # of its size and times: another one is another file
+    key: ImageKey | None  # None: it is no image
+    failure: Failure | None
+    found_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cvmfs_publish.state.model import (
     Budget,
+    Dropped,
     Event,
     Facts,
     Failure,
@@ -45,6 +46,7 @@ CREATE TABLE image (
   owner TEXT NOT NULL DEFAULT '',
   priority INTEGER NOT NULL DEFAULT 0,
   keep_replaced REAL,
+  policy TEXT NOT NULL DEFAULT '',
   requested_at REAL NOT NULL,
   seen_at REAL,
   fetching_at REAL,
@@ -81,6 +83,7 @@ CREATE TABLE job (
   enqueued_at REAL NOT NULL,
   not_before REAL NOT NULL,
   alone INTEGER NOT NULL DEFAULT 0,
+  again TEXT,
   run INTEGER REFERENCES run (id)
 );
 CREATE INDEX job_due ON job (not_before) WHERE run IS NULL;
@@ -147,6 +150,14 @@ CREATE TABLE tags (
   next_at REAL NOT NULL,
   PRIMARY KEY (registry, repository)
 );
+CREATE TABLE dropped (
+  path TEXT PRIMARY KEY,
+  mark TEXT NOT NULL,
+  name TEXT,
+  platform TEXT,
+  failure TEXT,
+  found_at REAL NOT NULL
+);
 CREATE TABLE budget (
   registry TEXT PRIMARY KEY,
   most INTEGER,
@@ -172,17 +183,21 @@ CREATE TABLE counter (
 CREATE TABLE moment (
   name TEXT PRIMARY KEY,
   at REAL NOT NULL
+);
+CREATE TABLE cursor (
+  reader TEXT PRIMARY KEY,
+  event INTEGER NOT NULL
 )"""
 
 IMAGE_COLUMNS = (
     "name, platform, reference, status, wished, list, line, owner, priority, keep_replaced,"
-    " requested_at, seen_at, fetching_at, published_at, replicated_at, changed_at, polled_at,"
-    " next_poll_at, digest_seen, digest_published, attempts, next_attempt_at, failure, progress,"
-    " facts, unlisted_at, unlisted_checked_at, absent_at"
+    " policy, requested_at, seen_at, fetching_at, published_at, replicated_at, changed_at,"
+    " polled_at, next_poll_at, digest_seen, digest_published, attempts,"
+    " next_attempt_at, failure, progress, facts, unlisted_at, unlisted_checked_at, absent_at"
 )
 JOB_COLUMNS = (
-    "job.id, name, platform, reference, job.digest, owner, priority, reason, enqueued_at,"
-    " not_before, attempts, alone, run IS NOT NULL"
+    "job.id, name, platform, reference, job.digest, owner, priority, policy, reason,"
+    " enqueued_at, not_before, attempts, alone, run IS NOT NULL"
 )
 EVENT_COLUMNS = "id, at, kind, message, name, platform, list, owner, details"
 
@@ -228,9 +243,11 @@ def _progress(text: str | None) -> Progress | None:
 def image(row: tuple[Any, ...]) -> Image:
     """Return the image of a row of `IMAGE_COLUMNS`."""
     name, platform, reference, status, wished, list_name, line, owner, priority, keep = row[:10]
-    requested, seen, fetching, published, replicated, changed, polled, next_poll = row[10:18]
-    digest_seen, digest_published, attempts, next_attempt, failure, progress, facts = row[18:25]
-    unlisted, unlisted_checked, absent = row[25:]
+    policy, requested, seen, fetching, published, replicated, changed, polled, next_poll = row[
+        10:19
+    ]
+    digest_seen, digest_published, attempts, next_attempt, failure, progress, facts = row[19:26]
+    unlisted, unlisted_checked, absent = row[26:]
     return Image(
         key=ImageKey(name, platform),
         reference=reference,
@@ -241,6 +258,7 @@ def image(row: tuple[Any, ...]) -> Image:
         owner=owner,
         priority=priority,
         keep_replaced=span(keep),
+        policy=policy,
         requested_at=known(requested),
         seen_at=at(seen),
         fetching_at=at(fetching),
@@ -264,8 +282,8 @@ def image(row: tuple[Any, ...]) -> Image:
 
 def job(row: tuple[Any, ...]) -> Job:
     """Return the job of a row of `JOB_COLUMNS`."""
-    number, name, platform, reference, digest, owner, priority, reason = row[:8]
-    enqueued, not_before, attempts, alone, running = row[8:]
+    number, name, platform, reference, digest, owner, priority, policy, reason = row[:9]
+    enqueued, not_before, attempts, alone, running = row[9:]
     return Job(
         number,
         ImageKey(name, platform),
@@ -273,6 +291,7 @@ def job(row: tuple[Any, ...]) -> Job:
         digest,
         owner,
         priority,
+        policy,
         reason,
         known(enqueued),
         known(not_before),
@@ -315,6 +334,12 @@ def budget(row: tuple[Any, ...]) -> Budget:
 def replica(row: tuple[Any, ...]) -> Replica:
     url, revision, checked, failure = row
     return Replica(url, revision, known(checked), parse_failure(failure))
+
+
+def dropped(row: tuple[Any, ...]) -> Dropped:
+    path, mark, name, platform, failure, found = row
+    key = ImageKey(name, platform) if name else None
+    return Dropped(path, mark, key, parse_failure(failure), known(found))
 
 
 def tag_list(row: tuple[Any, ...]) -> TagList:

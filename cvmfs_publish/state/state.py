@@ -21,7 +21,9 @@ from cvmfs_publish.state.database import Database, StateError
 from cvmfs_publish.state.model import (
     REASONS,
     Budget,
+    Dropped,
     Event,
+    Facts,
     Image,
     ImageKey,
     Job,
@@ -40,6 +42,7 @@ from cvmfs_publish.state.model import (
 from cvmfs_publish.state.reading import Reader
 
 LOCK_NAME = "watch.lock"
+DROP_LIST = "drop"  # what is wished because its file is, or was, in the drop directory
 MAX_EVENTS = 100_000  # kept; a busy month
 DELIVERY_MEMORY = timedelta(days=30)  # a registry repeats a delivery for hours, or by hand
 
@@ -105,8 +108,7 @@ class State(Reader):
         """
         chosen: dict[ImageKey, Wish] = {}
         for wish in wishes:
-            other = chosen.setdefault(wish.key, wish)
-            if wish.priority > other.priority:
+            if wish.priority > chosen.setdefault(wish.key, wish).priority:
                 chosen[wish.key] = wish
         time = now.timestamp()
         with self._database.writing():
@@ -114,26 +116,30 @@ class State(Reader):
             new = [wish for key, wish in chosen.items() if key not in known]
             self._database.change_many(
                 "INSERT INTO image (name, platform, registry, reference, list, line, owner,"
-                " priority, keep_replaced, requested_at, changed_at, next_poll_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " priority, keep_replaced, policy, requested_at, changed_at, next_poll_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         *(wish.key.name, wish.key.platform, wish.key.name.partition("/")[0]),
                         *_wish_values(wish),
-                        *(time, time, time),
+                        *(time, time, time if _is_in_registry(wish) else None),
                     )
                     for wish in new
                 ],
             )
             self._database.change_many(
                 "UPDATE image SET wished = 1, unlisted_at = NULL, unlisted_checked_at = NULL,"
-                " absent_at = NULL, next_poll_at = COALESCE(next_poll_at, ?),"
+                " absent_at = NULL, next_poll_at = ?,"
                 " requested_at = CASE WHEN wished THEN requested_at ELSE ? END, changed_at = ?,"
                 " status = CASE WHEN status = 'gone' AND NOT wished THEN 'waiting'"
                 " ELSE status END, reference = ?, list = ?, line = ?, owner = ?, priority = ?,"
-                " keep_replaced = ? WHERE name = ? AND platform = ?",
+                " keep_replaced = ?, policy = ? WHERE name = ? AND platform = ?",
                 [
-                    (time, time, time, *_wish_values(wish), *(key.name, key.platform))
+                    (
+                        *(time if _is_in_registry(wish) else None, time, time),
+                        *_wish_values(wish),
+                        *(key.name, key.platform),
+                    )
                     for key, wish in chosen.items()
                     if key in known and known[key] != wish
                 ],
@@ -153,13 +159,51 @@ class State(Reader):
                 " (SELECT id FROM image WHERE NOT wished)"
             )
             self._settle_unqueued()
+            for key, other in known.items():
+                if other is not None and other.policy != chosen.get(key, other).policy:
+                    self._enqueue(key, "", now, "poll")
         return tuple(wish.key for wish in new)
 
-    def add_wish(self, wish: Wish, now: datetime) -> None:
-        """Wish one image more, as a file that was dropped; it stays as long as its list is kept."""
+    def drop(self, dropped: Dropped, wish: Wish | None, now: datetime) -> None:
+        """Take in a file of the drop directory; with a wish its image is to be published.
+
+        An image that a list wishes from its registry stays that list's.
+        """
         with self._database.writing():
-            others = [known for known in self._wishes().values() if known is not None]
-            self.replace_wishes([wish, *(o for o in others if o.key != wish.key)], now)
+            self._database.change(
+                "INSERT OR REPLACE INTO dropped VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    *(dropped.path, dropped.mark),
+                    *((dropped.key.name, dropped.key.platform) if dropped.key else (None, None)),
+                    *(schema.format_failure(dropped.failure), dropped.found_at.timestamp()),
+                ],
+            )
+            if wish is not None:
+                others = [known for known in self._wishes().values() if known is not None]
+                self.replace_wishes([*(o for o in others if o.key != wish.key), wish], now)
+                self.enqueue([wish.key], now, "file")
+
+    def dropped(self) -> dict[str, Dropped]:
+        """Return the files of the drop directory that were looked at, by their paths."""
+        rows = self._database.rows(
+            "SELECT path, mark, name, platform, failure, found_at FROM dropped"
+        )
+        return {row[0]: schema.dropped(row) for row in rows}
+
+    def forget_dropped(self, paths: Iterable[str]) -> None:
+        """Forget files that are no longer there; what was published of them stays."""
+        with self._database.writing():
+            self._database.change_many(
+                "DELETE FROM dropped WHERE path = ?", [(path,) for path in paths]
+            )
+
+    def wished_below(self, place: str) -> tuple[ImageKey, ...]:
+        """Return the wished images of a repository, and of those below it."""
+        return tuple(
+            key
+            for key, wish in self._wishes().items()
+            if wish is not None and key.name.startswith((f"{place}:", f"{place}@", f"{place}/"))
+        )
 
     def wished(self, list_name: str) -> tuple[Wish, ...]:
         """Return what a list wishes at present."""
@@ -170,12 +214,12 @@ class State(Reader):
     def _wishes(self) -> dict[ImageKey, Wish | None]:
         """Return all images and who wishes them; None: nobody does."""
         found: dict[ImageKey, Wish | None] = {}
-        for name, platform, wished, *values, keep in self._database.rows(
-            "SELECT name, platform, wished, reference, list, line, owner, priority, keep_replaced"
-            " FROM image"
+        for name, platform, wished, *values in self._database.rows(
+            "SELECT name, platform, wished, reference, list, line, owner, priority, keep_replaced,"
+            " policy FROM image"
         ):
             key = ImageKey(name, platform)
-            found[key] = _wish(key, values, keep) if wished else None
+            found[key] = _wish(key, values) if wished else None
         return found
 
     def _settle_unqueued(self) -> None:
@@ -201,13 +245,25 @@ class State(Reader):
         rows = self._database.rows("SELECT MIN(next_poll_at) FROM image WHERE wished")
         return schema.at(rows[0][0])
 
-    def poll_soon(self, keys: Iterable[ImageKey], now: datetime) -> None:
-        """Let registries be asked about these at once."""
+    def postpone(self, polls: Mapping[ImageKey, datetime]) -> None:
+        """Let registries be asked about these at other times."""
         with self._database.writing():
             self._database.change_many(
                 "UPDATE image SET next_poll_at = ? WHERE name = ? AND platform = ? AND wished",
-                [(now.timestamp(), key.name, key.platform) for key in keys],
+                [(at.timestamp(), key.name, key.platform) for key, at in polls.items()],
             )
+
+    def poll_all(self, now: datetime) -> None:
+        """Let registries be asked about everything at once."""
+        with self._database.writing():
+            self._database.change(
+                "UPDATE image SET next_poll_at = ? WHERE wished AND next_poll_at IS NOT NULL",
+                [now.timestamp()],
+            )
+
+    def poll_soon(self, keys: Iterable[ImageKey], now: datetime) -> None:
+        """Let registries be asked about these at once."""
+        self.postpone(dict.fromkeys(keys, now))
 
     def record_polls(
         self, polls: Sequence[Polled], now: datetime, reason: Reason = "poll"
@@ -270,7 +326,7 @@ class State(Reader):
             self._update(key, digest_seen=digest, seen_at=time, changed_at=time)
             if image.status == "quarantined":
                 self._update(key, status="waiting", attempts=0, failure=None)
-                self._log_image("released", image, now, "its digest has changed")
+                self._log_image("image-released", image, now, "its digest has changed")
             elif image.status == "failed" and image.next_attempt_at is not None:
                 self._update(key, attempts=0)  # what failed is not what is there now
                 self._database.change(
@@ -289,6 +345,13 @@ class State(Reader):
         rows = self._database.rows(
             f"SELECT {schema.IMAGE_COLUMNS} FROM image"  # noqa: S608
             " WHERE unlisted_at IS NOT NULL ORDER BY name, platform"
+        )
+        return tuple(map(schema.image, rows))
+
+    def kept_longer(self) -> tuple[Image, ...]:
+        """Return the images whose list says how long what they replaced is kept."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE keep_replaced IS NOT NULL"  # noqa: S608
         )
         return tuple(map(schema.image, rows))
 
@@ -347,17 +410,28 @@ class State(Reader):
         return tuple(map(schema.push, rows))
 
     def take_pushes(
-        self, pushes: Iterable[StoredPush], keys: Iterable[ImageKey], now: datetime
-    ) -> None:
-        """Pushes were understood as being about these images, which are now looked at."""
+        self, pushes: Iterable[StoredPush], digests: Mapping[ImageKey, str], now: datetime
+    ) -> tuple[ImageKey, ...]:
+        """Pushes were understood as being about these images; return those to be published now.
+
+        `digests` are what was pushed, "" where that was not told; one that is published already
+        needs nothing.
+        """
+        due = []
         with self._database.writing():
-            for key in dict.fromkeys(keys):
+            for key, digest in digests.items():
                 image = self.image(key)
-                if image is not None and image.is_wished:
+                if image is None or not image.is_wished:
+                    continue
+                if image.status == "quarantined":  # is it another digest?
                     self._update(key, next_poll_at=now.timestamp())
+                elif not digest or digest != image.digest_published:
+                    self._enqueue(key, digest, now, "push")
+                    due.append(key)
             self._database.change_many(
                 "DELETE FROM push WHERE id = ?", [(push.id,) for push in pushes]
             )
+        return tuple(due)
 
     # the queue
 
@@ -373,7 +447,7 @@ class State(Reader):
                     continue
                 if image.status in ("quarantined", "failed"):
                     self._update(key, status="waiting", attempts=0, next_attempt_at=None)
-                    self._log_image("released", image, now, "somebody wants it tried again")
+                    self._log_image("image-released", image, now, "somebody wants it tried again")
                 self._enqueue(key, image.digest_seen, now, reason)
 
     def _enqueue(self, key: ImageKey, digest: str, now: datetime, reason: Reason) -> bool:
@@ -391,10 +465,12 @@ class State(Reader):
                 self._database.change(
                     "UPDATE job SET digest = ?, reason = ? WHERE id = ?", [digest, best, number]
                 )
-                if reason == "command":
+                if reason in ("command", "file", "push"):
                     self._database.change(
                         "UPDATE job SET not_before = ? WHERE id = ?", [time, number]
                     )
+            else:
+                self._database.change("UPDATE job SET again = ? WHERE id = ?", [digest, number])
             return False
         self._database.insert(
             "INSERT INTO job (image, digest, reason, enqueued_at, not_before)"
@@ -436,9 +512,8 @@ class State(Reader):
                     " WHERE name = ? AND platform = ?",
                     [time, time, job.key.name, job.key.platform],
                 )
-            self._database.change_many(
-                "INSERT OR REPLACE INTO share VALUES (?, ?)", list(shares.items())
-            )
+            self._database.change("DELETE FROM share")
+            self._database.change_many("INSERT INTO share VALUES (?, ?)", list(shares.items()))
         return run
 
     def set_progress(self, progress: Mapping[ImageKey, Progress]) -> None:
@@ -468,28 +543,34 @@ class State(Reader):
         changes["failure"] = schema.format_failure(result.failure)
         facts = result.facts
         if facts is not None:
-            if result.status == "unchanged" and image.facts is not None:
-                facts = image.facts if image.facts.digest == facts.digest else facts
+            known = image.facts
+            if result.status == "unchanged" and known and known.digest == facts.digest:
+                facts = replace(known, recipe=facts.recipe)
             changes["facts"] = json.dumps(asdict(facts))
             changes["digest_published"] = facts.digest
             changes["attempts"] = 0
             if image.digest_published != facts.digest or image.published_at is None:
                 changes |= {"published_at": time, "replicated_at": None}
                 changes["revision"] = facts.revision
-            if not image.digest_seen:
+            if image.digest_seen != facts.digest:
                 changes |= {"digest_seen": facts.digest, "seen_at": time}
+            if image.digest_published != facts.digest:
+                self._log_image("image-published", image, now, f"published, {facts.digest}")
+        elif result.failure is not None:
+            kind = "image-quarantined" if result.status == "quarantined" else "image-failed"
+            self._log_image(kind, image, now, result.failure.message)
         changes["next_attempt_at"] = schema.stamp(result.next_attempt_at)
         self._update(job.key, **changes)
+        again = self._database.rows("SELECT again FROM job WHERE id = ?", [job.id])[0][0]
         if result.status == "failed" and result.next_attempt_at is not None:
             self._database.change(
-                "UPDATE job SET run = NULL, alone = 0, not_before = ? WHERE id = ?",
-                [result.next_attempt_at.timestamp(), job.id],
+                "UPDATE job SET run = NULL, again = NULL, alone = 0, not_before = ? WHERE id = ?",
+                [time if again is not None else result.next_attempt_at.timestamp(), job.id],
             )
-        else:
-            self._database.change("DELETE FROM job WHERE id = ?", [job.id])
-        moved = image.digest_seen not in ("", job.digest, facts.digest if facts else "")
-        if facts is not None and moved and job.digest:  # pushed again in the meantime
-            self._enqueue(job.key, image.digest_seen, now, job.reason)
+            return
+        self._database.change("DELETE FROM job WHERE id = ?", [job.id])
+        if again is not None and (facts is None or again != facts.digest):
+            self._enqueue(job.key, again, now, job.reason)  # pushed again in the meantime
 
     def _requeue(self, job: Job, now: datetime, *, is_counted: bool, alone: bool = False) -> None:
         """Put a job back where it was; `is_counted`: what happened may be the image's fault."""
@@ -543,16 +624,37 @@ class State(Reader):
 
     # what is published already
 
-    def adopt(self, key: ImageKey, digest: str, published_at: datetime) -> None:
-        """A wished image is found published, by this digest; it need not be published again."""
-        time = published_at.timestamp()
+    def adopt(self, found: Iterable[tuple[ImageKey, Facts, datetime]]) -> None:
+        """Images are found published; those that nobody has looked at yet are not again."""
         with self._database.writing():
-            self._database.change(
-                "UPDATE image SET digest_published = ?, published_at = ?,"
-                " status = CASE status WHEN 'waiting' THEN 'unchanged' ELSE status END"
-                " WHERE name = ? AND platform = ? AND digest_published = ''",
-                [digest, time, key.name, key.platform],
+            self._database.change_many(
+                "UPDATE image SET digest_published = ?, facts = ?, published_at = ?, revision = ?,"
+                " status = 'unchanged'"
+                " WHERE name = ? AND platform = ? AND digest_published = '' AND status = 'waiting'",
+                [
+                    (
+                        *(facts.digest, json.dumps(asdict(facts)), at.timestamp()),
+                        *(facts.revision, key.name, key.platform),
+                    )
+                    for key, facts, at in found
+                ],
             )
+
+    def troubled(self) -> tuple[Image, ...]:
+        """Return the wished images that cannot be published, by name."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE wished AND"  # noqa: S608
+            " (status IN ('failed', 'quarantined') OR (status = 'gone' AND digest_published = ''))"
+            " ORDER BY name, platform"
+        )
+        return tuple(map(schema.image, rows))
+
+    def published(self) -> tuple[Image, ...]:
+        """Return the wished images that are published."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE wished AND digest_published != ''"  # noqa: S608
+        )
+        return tuple(map(schema.image, rows))
 
     def record_replica(self, found: Replica, expected: Sequence[str], now: datetime) -> None:
         """Write down how far a replica is; what all `expected` ones have counts as replicated."""
@@ -625,13 +727,12 @@ class State(Reader):
                 ],
             )
 
-    def list_tags_soon(self, registry: str, repository: str, now: datetime) -> None:
-        """Let the tags of a repository be listed again at once."""
-        with self._database.writing():
-            self._database.change(
-                "UPDATE tags SET next_at = ? WHERE registry = ? AND repository = ?",
-                [now.timestamp(), registry, repository],
-            )
+    def tag_lists(self) -> dict[tuple[str, str], TagList]:
+        """Return the tags of all repositories that were listed, by registry and repository."""
+        rows = self._database.rows(
+            "SELECT registry, repository, tags, etag, fetched_at, next_at FROM tags"
+        )
+        return {(found.registry, found.repository): found for found in map(schema.tag_list, rows)}
 
     def set_budgets(self, budgets: Iterable[Budget], now: datetime) -> None:
         with self._database.writing():
@@ -689,6 +790,15 @@ class State(Reader):
                 [(name, label, amount) for (name, label), amount in amounts.items()],
             )
 
+    def cursor(self, reader: str) -> int:
+        """Return the number of the last event that a reader has dealt with."""
+        rows = self._database.rows("SELECT event FROM cursor WHERE reader = ?", [reader])
+        return int(rows[0][0]) if rows else 0
+
+    def set_cursor(self, reader: str, event: int) -> None:
+        with self._database.writing():
+            self._database.change("INSERT OR REPLACE INTO cursor VALUES (?, ?)", [reader, event])
+
     def mark(self, name: str, now: datetime) -> None:
         """Something happened now: `alive`, `collected`."""
         with self._database.writing():
@@ -743,14 +853,22 @@ def _place(problem: ListProblem) -> tuple[str, int, str]:
     return problem.list, problem.line, problem.text
 
 
-def _wish(key: ImageKey, values: Sequence[Any], keep: float | None) -> Wish:
-    reference, list_name, line, owner, priority = values
-    return Wish(key, reference, list_name, line, owner, priority, schema.span(keep))
+def _is_in_registry(wish: Wish) -> bool:
+    """Whether a registry can be asked about it; files are told of by the drop directory."""
+    return wish.list != DROP_LIST
+
+
+def _wish(key: ImageKey, values: Sequence[Any]) -> Wish:
+    reference, list_name, line, owner, priority, keep, policy = values
+    return Wish(key, reference, list_name, line, owner, priority, schema.span(keep), policy)
 
 
 def _wish_values(wish: Wish) -> tuple[object, ...]:
     keep = wish.keep_replaced.total_seconds() if wish.keep_replaced is not None else None
-    return wish.reference, wish.list, wish.line, wish.owner, wish.priority, keep
+    return (
+        *(wish.reference, wish.list, wish.line, wish.owner, wish.priority),
+        *(keep, wish.policy),
+    )
 
 
 def _push_values(push: Push) -> tuple[str, ...]:

@@ -82,9 +82,7 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
     [
         "trust: []",
         "wishlists: [images.yaml]",
-        "watch: {interval: 15m}",
         "webhooks: {secret_file: hook}",
-        "retention: {keep_replaced: 30d}",
         "replicas: []",
         "notify: []",
         "registries: {docker.io: {mirrors: [mirror.example.org]}}",
@@ -139,6 +137,11 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
         (MINIMAL + "limits: {image_bytes: 0}", "'0' is not a possible size"),
         (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
         (MINIMAL + "limits: {image_bytes: 99999999TiB}", "is not a possible size"),
+        (MINIMAL + "watch: {interval: 0s}", "interval: wants 1s or more, found 0s"),
+        (MINIMAL + "watch: {batch: 0}", "batch: wants a number from 1 to 10000, found 0"),
+        (MINIMAL + "watch: {weights: {me: -1}}", "weights.me: wants a number from 1 to 10000"),
+        (MINIMAL + "retention: {max_share: 0}", "max_share: wants a number up to 100, found 0"),
+        (MINIMAL + "retention: {keep_revisions: -1}", "keep_revisions: wants 0 or more, found -1"),
         (MINIMAL + "nesting: {max_entries: 5}", "max_entries: 5 would make thousands of catalogs"),
         (MINIMAL + "nesting: {max_entries: 200001}", "max_entries: 200001 is more than the 200000"),
         (
@@ -286,7 +289,7 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.registries == {"ghcr.io": login}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|token_file|url"
+        "store|format|max_bytes|listen|drop|weights|token_file|url"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)

@@ -20,7 +20,9 @@ FLOW = (
     "findings",
     "settings",
     "config",
+    "origin",
     "reference",
+    "streams",
     "sources",
     "content",
     "layers",
@@ -52,7 +54,11 @@ HOMES: dict[str, set[str]] = {
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/pages.py", "web/pages.py"},
     "obstore": {"content/s3_client.py"},
-    "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
+    "requests": {
+        "sources/registry/client.py",
+        NATIVE + "http_origin.py",
+        "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
+    },
     "rich": {"cli/"},
     "sqlite3": {
         NATIVE + "catalog.py",
@@ -69,10 +75,13 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "watch/child.py",  # a process of our own for each publish
+        "watch/checkout.py",  # git
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
+    "watchdog": {"watch/files.py"},
     "yaml": {
         "settings.py",  # read
         "sites/inherit.py",  # put together

@@ -152,7 +152,9 @@ def test_quarantine_ends_with_a_new_digest_or_by_hand(memory: State) -> None:
     assert memory.record_polls([saw(ONE, D2)], NOW) == (ONE,)
     memory.enqueue([TWO], NOW, "command")
     assert {job.key for job in memory.due_jobs(NOW)} == {ONE, TWO}
-    assert [event.kind for event in memory.latest_events()] == ["released", "released"]
+    assert [event.kind for event in memory.latest_events()] == ["image-released"] * 2 + [
+        "image-quarantined"
+    ] * 2
 
 
 def test_a_run_that_died_is_counted_and_its_images_go_alone(memory: State) -> None:
@@ -231,9 +233,11 @@ def test_pushes_are_taken_once_and_stay_until_they_were_looked_at(memory: State)
     assert memory.submit([push], NOW) == 0
     assert memory.submit([push], NOW + timedelta(days=40)) == 1
     assert len(memory.pushes()) == 2
-    memory.take_pushes(memory.pushes(), [ONE, TWO], NOW)
+    assert memory.take_pushes(memory.pushes(), {ONE: D2, TWO: D2}, NOW) == (ONE,)
     assert memory.pushes() == ()
-    assert [image.key for image in memory.due_polls(NOW, 10)] == [ONE]
+    assert [(job.key, job.digest, job.reason) for job in memory.due_jobs(NOW)] == [
+        (ONE, D2, "push")
+    ]
 
 
 def test_images_are_found_by_words_and_filters(memory: State) -> None:
@@ -286,10 +290,7 @@ def test_tags_budgets_counters_and_times_are_kept(memory: State) -> None:
     memory.set_tag_list(tags)
     assert memory.tag_list("ghcr.io", "a/one") == tags
     assert memory.tag_list("ghcr.io", "a/two") is None
-    memory.list_tags_soon("ghcr.io", "a/one", NOW)
-    assert memory.tag_list("ghcr.io", "a/one") == TagList(
-        "ghcr.io", "a/one", ("1", "2"), '"etag"', NOW, NOW
-    )
+    assert memory.tag_lists() == {("ghcr.io", "a/one"): tags}
     budget = Budget("docker.io", 100, 7, NOW, None, 12, 1, NOW)
     memory.set_budgets([budget], NOW)
     assert memory.budgets() == (budget,)
@@ -314,7 +315,8 @@ def test_the_clock_may_be_set(memory: State) -> None:
 
 def test_what_is_found_published_is_not_published_again(memory: State) -> None:
     memory.replace_wishes([wish(ONE)], NOW)
-    memory.adopt(ONE, D1, NOW - MINUTE)
+    memory.adopt([(ONE, Facts(D1, revision=2), NOW - MINUTE), (TWO, Facts(D2), NOW)])
+    assert [image.key for image in memory.published()] == [ONE]
     assert (get(memory).status, get(memory).published_at) == ("unchanged", NOW - MINUTE)
     assert memory.record_polls([saw(ONE, D1)], NOW) == ()
 
