@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cvmfs_publish.errors import InputError
 from cvmfs_publish.state.database import StateError
 from cvmfs_publish.state.model import Push
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.webhooks import MAX_BODY, WEBHOOK_SOURCES, HookSettings
-from cvmfs_publish.web.hooks import Hooks, Outcome
+from cvmfs_publish.web.hooks import Hooks, Outcome, count_label, open_hooks
 from tests.asgi import Answer, Browser
 from tests.status_site import StatusSite
 
@@ -43,9 +44,7 @@ class Pushes:
 
 
 def hooks(pushes: Pushes) -> Hooks:
-    settings = HookSettings()
-    sources = {name: make(settings) for name, make in WEBHOOK_SOURCES.items()}
-    return Hooks(sources, SECRET, pushes.submit, pushes.count)
+    return open_hooks(SECRET, {}, pushes.submit, pushes.count)
 
 
 @pytest.fixture
@@ -137,9 +136,9 @@ def test_a_push_that_cannot_be_stored_is_to_be_sent_again(browser: Browser, push
 def test_the_same_delivery_is_taken_once(status_site: StatusSite, tmp_path: Path) -> None:
     with State.open(tmp_path) as state:
         outcomes: list[Outcome] = []
-        taking = Hooks(
-            {"generic": WEBHOOK_SOURCES["generic"](HookSettings())},
+        taking = open_hooks(
             SECRET,
+            {"generic": HookSettings()},
             lambda pushes: state.submit(pushes, status_site.now),
             lambda _, outcome: outcomes.append(outcome),
         )
@@ -148,3 +147,19 @@ def test_the_same_delivery_is_taken_once(status_site: StatusSite, tmp_path: Path
             assert tell(browser, authorization=BEARER).status == 202
         assert outcomes == ["accepted", "repeated", "repeated"]
         assert len(state.pushes()) == 1
+
+
+def test_only_sources_that_are_named_may_send(status_site: StatusSite, pushes: Pushes) -> None:
+    taking = open_hooks(SECRET, {"harbor": HookSettings()}, pushes.submit, pushes.count)
+    assert tell(status_site.browser(hooks=taking), authorization=BEARER).status == 404
+
+
+def test_settings_that_cannot_work_are_refused(pushes: Pushes) -> None:
+    with pytest.raises(InputError, match="has 5 characters, at least 16"):
+        open_hooks("short", {}, pushes.submit, pushes.count)
+    with pytest.raises(InputError, match="'quay' is no source"):
+        open_hooks(SECRET, {"quay": HookSettings()}, pushes.submit, pushes.count)
+
+
+def test_results_are_counted_where_figures_look() -> None:
+    assert count_label("harbor", "refused") == ("webhooks", "harbor refused")
