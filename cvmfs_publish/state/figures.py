@@ -33,6 +33,12 @@ def observe(name: str, label: str, seconds: float) -> Amounts:
     return amounts
 
 
+def add(total: Amounts, more: Amounts) -> None:
+    """Add amounts to others."""
+    for key, amount in more.items():
+        total[key] = total.get(key, 0.0) + amount
+
+
 def bucket(name: str, bound: float) -> str:
     return f"{name}_le_{bound:g}"
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
+from cvmfs_publish.state import figures
 from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.poller import Poller
@@ -489,19 +490,13 @@ class Watcher:
         self._count(end)
 
     def _count(self, end: RunEnd) -> None:
-        amounts: dict[tuple[str, str], float] = {
-            ("publish_seconds", phase): seconds for phase, seconds in end.phases.items()
-        }
+        amounts: figures.Amounts = {}
+        for phase, seconds in end.phases.items():
+            figures.add(amounts, figures.observe(figures.PUBLISH_SECONDS, phase, seconds))
         for item in end.items:
-            amounts["images", item.status] = amounts.get(("images", item.status), 0) + 1
+            figures.add(amounts, {(figures.IMAGES, item.status): 1})
             if item.facts is not None and item.status == "published":
-                for name, number in (
-                    ("fetched_bytes", item.facts.fetched_bytes),
-                    ("layers", item.facts.layers_total),
-                    ("layers_reused", item.facts.layers_reused),
-                    ("content_bytes", item.facts.content_bytes),
-                ):
-                    amounts[name, ""] = amounts.get((name, ""), 0) + number
+                figures.add(amounts, _amounts(item.facts))
         self._state.count(amounts)
 
     def _suspect(self, jobs: Sequence[Job], how: str, now: datetime) -> None:
@@ -605,6 +600,16 @@ class Watcher:
             log.error("collecting garbage failed: %s", failure.message)
             self._state.log([Event(0, now, "collect-failed", failure.message)])
             return
-        self._state.count({("collected_bytes", ""): end.removed_bytes})
+        self._state.count({(figures.COLLECTED_BYTES, ""): end.removed_bytes})
         message = f"garbage was collected: {end.removed_bytes} bytes"
         self._state.log([Event(0, now, "collected", message)])
+
+
+def _amounts(facts: Facts) -> figures.Amounts:
+    return {
+        (figures.FETCHED_BYTES, ""): facts.fetched_bytes,
+        (figures.CONTENT_BYTES, ""): facts.content_bytes,
+        (figures.STORED_BYTES, ""): facts.stored_bytes,
+        (figures.LAYERS, ""): facts.layers_total,
+        (figures.LAYERS_REUSED, ""): facts.layers_reused,
+    }

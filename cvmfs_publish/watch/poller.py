@@ -24,12 +24,14 @@ from cvmfs_publish.sources.base import (
     ImageSource,
     RateLimitedError,
 )
+from cvmfs_publish.state import figures
 from cvmfs_publish.state.model import Budget, Failure, Image, Polled
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.plan import Health, Question, after_round, next_poll, plan_polls
 
 PARALLEL = 8  # questions under way
 ROUND = 512  # questions before answers are written down
+FOUND = "found"  # how a question ended that was answered
 GIVE_UP = 3  # failures of a registry in a round, after which the rest of it waits
 
 TROUBLE = 3  # rounds in a row, after which a registry's failure is worth a word
@@ -117,6 +119,7 @@ class Poller:
         answers = [answer for future in futures if (answer := future.result()) is not None]
         self._state.postpone(plan.later)
         self._state.record_polls(answers, now)
+        self._state.count(_count(answers))
         self._note_health(rounds, now)
         return True
 
@@ -191,6 +194,15 @@ class Poller:
             ],
             now,
         )
+
+
+def _count(answers: Iterable[Polled]) -> figures.Amounts:
+    """Return how many questions ended how, by registry."""
+    labels = Counter(
+        f"{answer.key.name.partition('/')[0]} {answer.failure.kind if answer.failure else FOUND}"
+        for answer in answers
+    )
+    return {(figures.POLLS, label): number for label, number in labels.items()}
 
 
 def _wait(error: RateLimitedError) -> timedelta:

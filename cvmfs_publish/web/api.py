@@ -22,6 +22,7 @@ from cvmfs_publish.web.library import Details
 from cvmfs_publish.web.openapi import Endpoint, describe_api
 from cvmfs_publish.web.ordering import Order, parse_key, place_order
 from cvmfs_publish.web.parameters import (
+    PLATFORM_PATTERN,
     NumberParameter,
     Parameter,
     Values,
@@ -37,6 +38,7 @@ MAX_PAGE = 1_000_000
 _PLATFORM = Parameter(
     "platform",
     "platform of the image, OS/ARCH[/VARIANT]",
+    PLATFORM_PATTERN,
     max_length=100,
     default=str(DEFAULT_PLATFORM),
 )
@@ -278,7 +280,7 @@ class Api:
 
     def _find(self, request: Request, values: Values) -> tuple[Item, Image | None]:
         name, platform = request.path_params["name"], values.text("platform")
-        _, item, image = self._service.find(name, platform)
+        _, item, image = self._service.find(parse_key(name, platform))
         if item is None:
             raise absent(f"there is no image {name} for {platform}")
         return item, image
@@ -321,4 +323,4 @@ def _parse_order(body: bytes) -> ImageKey:
     name, platform = document.get("name"), document.get("platform", str(DEFAULT_PLATFORM))
     if not isinstance(name, str) or not isinstance(platform, str):
         raise unprocessable("`name` and `platform` are texts")
-    return parse_key(name, platform)
+    return parse_key(name, _PLATFORM.read(platform))

@@ -15,7 +15,7 @@ from cvmfs_publish.words import format_bytes
 
 COLOURS = 8  # classes of the style sheet; directories beyond share the last one
 LEAST_SHARE = 0.002  # of an area: smaller rectangles would be a pixel
-_CHARACTER = 7.2  # units: width of one at the size of labels, generously
+_CHARACTER = 8.0  # units: width of one at the size of labels, generously
 _LINE = 17.0  # units: height of a line of a label
 _GAP = 1.5  # units between rectangles
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cvmfs_publish.state.model import Event
+from cvmfs_publish.web.pages import DEFAULT_PLATFORM, image_path
 from cvmfs_publish.words import format_time
 
 ATOM = "http://www.w3.org/2005/Atom"
@@ -65,7 +66,9 @@ def _identity(repository: str, event: Event) -> str:
 
 def _page(event: Event) -> str:
     """Return the path of what tells most about an event."""
-    return f"/images/{event.name}" if event.name else f"/events?before={event.id + 1}"
+    if not event.name:
+        return f"/events?before={event.id + 1}"
+    return image_path(event.name, event.platform or DEFAULT_PLATFORM)
 
 
 def _summary(event: Event) -> str:

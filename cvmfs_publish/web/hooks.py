@@ -20,11 +20,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from cvmfs_publish.errors import InputError, PublishError
+from cvmfs_publish.state import figures
 from cvmfs_publish.state.model import Push
 from cvmfs_publish.watch.webhooks import (
     MAX_BODY,
+    MIN_SECRET,
+    WEBHOOK_SOURCES,
     Contents,
     Delivery,
+    HookSettings,
     WebhookRefusedError,
     WebhookSource,
 )
@@ -46,6 +50,43 @@ class Hooks:
     secret: str
     submit: Callable[[Sequence[Push]], int]  # stores pushes for good; returns how many are new
     count: Callable[[str, Outcome], None]  # what became of a delivery, by source
+
+
+def open_hooks(
+    secret: str,
+    settings: Mapping[str, HookSettings],
+    submit: Callable[[Sequence[Push]], int],
+    count: Callable[[str, Outcome], None],
+) -> Hooks:
+    """Return what takes webhooks in.
+
+    Args:
+        secret: of all who send them.
+        settings: what is known of each source; where it names none, all may send.
+        submit: stores pushes so that nothing loses them; returns how many are new.
+        count: told what became of each delivery.
+
+    Raises:
+        InputError: the secret could be guessed, or there is no such source.
+    """
+    if len(secret) < MIN_SECRET:
+        raise InputError(
+            f"the secret of webhooks has {len(secret)} characters, at least {MIN_SECRET} are wanted",
+            hint="`openssl rand -hex 32` makes a good one",
+        )
+    chosen = settings or {name: HookSettings() for name in WEBHOOK_SOURCES}
+    unknown = sorted(chosen.keys() - WEBHOOK_SOURCES.keys())
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is no source of webhooks", hint=f"known: {', '.join(WEBHOOK_SOURCES)}"
+        )
+    sources = {name: WEBHOOK_SOURCES[name](each) for name, each in chosen.items()}
+    return Hooks(sources, secret, submit, count)
+
+
+def count_label(source: str, outcome: Outcome) -> tuple[str, str]:
+    """Return the counter of the state for one result of one source."""
+    return figures.WEBHOOKS, f"{source} {outcome}"
 
 
 class HookRoutes:

@@ -262,7 +262,7 @@ def _histogram(
     for label, total in figures.by_label(counters, source).items():
         count = counts.get(label, 0.0)
         buckets = [
-            (f"{bound:g}", counters.get((figures.bucket(source, bound), label), 0.0))
+            (str(bound), counters.get((figures.bucket(source, bound), label), 0.0))
             for bound in figures.BUCKETS
         ]
         metric.add_metric([label], [*buckets, ("+Inf", count)], total)

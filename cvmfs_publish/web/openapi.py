@@ -13,7 +13,7 @@ from typing import Any, Literal
 from cvmfs_publish import __version__
 from cvmfs_publish.state.model import REASONS
 from cvmfs_publish.web.catalogue import CONDITIONS
-from cvmfs_publish.web.parameters import AnyParameter
+from cvmfs_publish.web.parameters import PLATFORM_PATTERN, AnyParameter
 
 Schema = dict[str, Any]
 
@@ -214,7 +214,7 @@ SCHEMAS: dict[str, Schema] = {
         url=TEXT, revision=NUMBER, behind=NUMBER, checked_at=TIME, failure=maybe(ref("Failure"))
     ),
     "Replicas": closed(revision=NUMBER, replicas=many("Replica")),
-    "Order": closed(name=NAME, platform={**TEXT, "maxLength": 100}),
+    "Order": closed(name=NAME, platform={**TEXT, "maxLength": 100, "pattern": PLATFORM_PATTERN}),
     "Accepted": closed(name=TEXT, platform=TEXT),
 }
 # The platform of an order may be left out: linux/amd64, as everywhere.

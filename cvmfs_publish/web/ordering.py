@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
 
+from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import ImageKey
@@ -17,8 +18,16 @@ Order: TypeAlias = Literal["publish", "look"]
 
 
 def parse_key(name: str, platform: str) -> ImageKey:
-    """Return which image is meant; raise `InputError` if that is no name or no platform."""
-    return ImageKey(Reference.parse(name).name, str(Platform.parse(platform)))
+    """Return which image is meant; `HttpError` (404) for what cannot be the name of one.
+
+    Raises:
+        InputError: `platform` is none.
+    """
+    try:
+        reference = Reference.parse(name)
+    except InputError as exc:
+        raise absent(str(exc), exc.hint) from exc
+    return ImageKey(reference.name, str(Platform.parse(platform)))
 
 
 async def place_order(service: Service, what: Order, key: ImageKey) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import jinja2
 
 from cvmfs_publish.errors import PublishError
+from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.words import format_bytes, format_minute, format_time, plural
 
 ASSETS = {
@@ -22,6 +24,7 @@ ASSETS = {
     "site.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+DEFAULT_PLATFORM = str(Platform.default())
 SHOWN_DIGITS = 12  # of a digest, as Docker shows them
 
 
@@ -56,7 +59,10 @@ class HtmlPages:
             "time": format_time,
         }
         self.assets = {name: _read_asset(folder / name, kind) for name, kind in ASSETS.items()}
-        self.environment.globals["assets"] = asset_urls(self.assets)
+        self.environment.globals |= {
+            "assets": asset_urls(self.assets),
+            "image_path": image_path,
+        }
 
     def render(self, name: str, /, **values: object) -> str:
         """Return the text of a page; `PublishError` if the template asks for what is not given."""
@@ -74,6 +80,12 @@ def asset_urls(assets: Mapping[str, Asset]) -> dict[str, str]:
     }
 
 
+def image_path(name: str, platform: str = DEFAULT_PLATFORM) -> str:
+    """Return where the page of an image is; `:` and `@` may stand in a path (RFC 3986)."""
+    query = "" if platform == DEFAULT_PLATFORM else "?" + urlencode({"platform": platform})
+    return f"/images/{quote(name, safe='/:@')}{query}"
+
+
 def _read_asset(path: Path, media_type: str) -> Asset:
     content = path.read_bytes()
     return Asset(content, media_type, hashlib.sha256(content).hexdigest()[:16])
@@ -89,9 +101,10 @@ def short_digest(digest: str) -> str:
 
 
 def format_moment(at: datetime | str) -> str:
-    """Return a time for people; one of a record that another program wrote as it stands."""
+    """Return a time for people, in UTC as the pages say; what is no time stands as it is."""
     try:
         moment = datetime.fromisoformat(at) if isinstance(at, str) else at
     except ValueError:
         return str(at)
-    return format_minute(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return format_minute(aware).removesuffix(" UTC")

@@ -19,7 +19,11 @@ from cvmfs_publish.web.answers import HttpError
 
 MAX_FIELDS = 40  # of a query or a form
 # Printable text without line ends; JSON Schema and Python read this pattern alike.
-TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*$"
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]*$"
+_WORD = "[a-z0-9][a-z0-9._-]*"
+PLATFORM_PATTERN = (
+    f"^{_WORD}/{_WORD}(/{_WORD})?$"  # what `Platform.parse` accepts, in small letters
+)
 
 
 @dataclass(frozen=True, slots=True)

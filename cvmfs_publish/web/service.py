@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
-from cvmfs_publish.reference import Reference
 from cvmfs_publish.sites.model import Site
 from cvmfs_publish.sites.pages import Pages
-from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Image, ImageKey, Outline
 from cvmfs_publish.state.reading import Reader
 from cvmfs_publish.state.schema import FILE_NAME
@@ -105,9 +103,8 @@ class Service:
         reader = self.watch.reader()
         return reader.outlines() if reader is not None else []
 
-    def find(self, name: str, platform: str) -> tuple[Shelf, Item | None, Image | None]:
-        """Return one image as both know it; raise `InputError` for what is no name or platform."""
-        key = ImageKey(Reference.parse(name).name, str(Platform.parse(platform)))
+    def find(self, key: ImageKey) -> tuple[Shelf, Item | None, Image | None]:
+        """Return one image as both know it."""
         shelf, reader = self.library.shelf(), self.watch.reader()
         image = reader.image(key) if reader is not None else None
         outlines = [outline_of(image)] if image is not None else []

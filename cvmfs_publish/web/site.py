@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -14,7 +14,6 @@ from starlette.routing import BaseRoute, Route
 
 from cvmfs_publish import __version__
 from cvmfs_publish.errors import PublishError, RepositoryError
-from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM
 from cvmfs_publish.repository.names import Version
 from cvmfs_publish.state.model import Image, ImageKey, ListProblem, ListState, Search
 from cvmfs_publish.state.reading import Reader
@@ -27,7 +26,14 @@ from cvmfs_publish.web.commands import SiteCommands, plan_commands
 from cvmfs_publish.web.feeds import format_atom, format_json_feed
 from cvmfs_publish.web.library import Details, Shelf
 from cvmfs_publish.web.ordering import Order, parse_key, place_order
-from cvmfs_publish.web.parameters import NumberParameter, Parameter, Values, read_query
+from cvmfs_publish.web.pages import DEFAULT_PLATFORM, image_path, short_digest
+from cvmfs_publish.web.parameters import (
+    PLATFORM_PATTERN,
+    NumberParameter,
+    Parameter,
+    Values,
+    read_query,
+)
 from cvmfs_publish.web.rollback import plan_rollbacks
 from cvmfs_publish.web.service import Service
 from cvmfs_publish.web.views import (
@@ -41,6 +47,7 @@ from cvmfs_publish.web.views import (
     plan_lags,
     plan_lines,
     plan_steps,
+    since,
 )
 from cvmfs_publish.words import format_bytes, plural
 
@@ -63,7 +70,9 @@ ORDER_TITLES = {
 _LIVE = ("waiting", "queued", "publishing")  # what will change soon
 
 _PAGE = NumberParameter("page", "which page, from 1", 1, 1_000_000, 1)
-_PLATFORM = Parameter("platform", "platform", max_length=100, default=str(DEFAULT_PLATFORM))
+_PLATFORM = Parameter(
+    "platform", "platform", PLATFORM_PATTERN, max_length=100, default=DEFAULT_PLATFORM
+)
 _SEARCH = (
     Parameter("q", "words"),
     Parameter("status", "what became of it", choices=("", *CONDITIONS)),
@@ -114,8 +123,7 @@ class Row:
     name: str
     platform: str
     condition: str
-    owner: str
-    digest: str
+    notes: list[str]  # what else tells it from others
     size: int | None
     entries: int | None
     changed_at: datetime
@@ -270,7 +278,7 @@ class Site:
     def show_image(self, request: Request) -> Response:
         platform = read_query(request.url.query, (_PLATFORM,)).text("platform")
         service = self._service
-        shelf, item, image = service.find(request.path_params["name"], platform)
+        shelf, item, image = service.find(parse_key(request.path_params["name"], platform))
         if item is None:
             raise absent(
                 f"There is no image {request.path_params['name']} for {platform}.",
@@ -308,7 +316,7 @@ class Site:
     def show_progress(self, request: Request) -> Response:
         """Return the part of an image's page that changes while somebody looks."""
         platform = read_query(request.url.query, (_PLATFORM,)).text("platform")
-        _, item, image = self._service.find(request.path_params["name"], platform)
+        _, item, image = self._service.find(parse_key(request.path_params["name"], platform))
         if item is None:
             raise absent(f"There is no image {request.path_params['name']} for {platform}.")
         text = self._html.render("progress.html", **self._progress(item, image))
@@ -443,10 +451,10 @@ class Site:
     async def _act(self, request: Request, what: Order) -> Response:
         form = await read_form(request)
         self._service.access.check_form(request, form.get("form_token", ""))
-        platform = form.get("platform", str(DEFAULT_PLATFORM))
+        platform = _PLATFORM.read(form.get("platform", DEFAULT_PLATFORM))
         key = parse_key(form.get("name", ""), platform)
         await place_order(self._service, what, key)
-        return RedirectResponse(image_path(key), HTTPStatus.SEE_OTHER)
+        return RedirectResponse(image_path(key.name, key.platform), HTTPStatus.SEE_OTHER)
 
     def _login_page(self, request: Request, fault: str, status: int) -> Response:
         answer = self._page(request, "login.html", "Log in", "login", fault=fault)
@@ -559,20 +567,12 @@ class Site:
     def _progress(self, item: Item, image: Image | None) -> dict[str, object]:
         is_live = image is not None and image.is_wished and image.status in _LIVE
         return {
-            "source": "/live" + image_path(item.key) if is_live else "",
+            "source": "/live" + image_path(item.key.name, item.key.platform) if is_live else "",
             "steps": plan_steps(image, item.record, has_replicas=bool(self._service.replicas)),
             "bars": plan_bars(image.progress if image is not None else None),
             "failure": image.failure if image is not None else None,
             "next_attempt_at": image.next_attempt_at if image is not None else None,
         }
-
-
-def image_path(key: ImageKey) -> str:
-    """Return where the page of an image is."""
-    platform = (
-        "" if key.platform == str(DEFAULT_PLATFORM) else "?" + urlencode({"platform": key.platform})
-    )
-    return f"/images/{quote(key.name)}{platform}"
 
 
 def _tiles(
@@ -618,7 +618,7 @@ def _tiles(
             "/images?status=failed" if counts.get("failed") else "/images?status=quarantined",
         ),
         _whitelist_tile(days),
-        Tile("Published", ago(shelf.published_at, now), "the last revision"),
+        Tile("Last revision", since(shelf.published_at, now), "ago"),
     ]
 
 
@@ -720,14 +720,19 @@ def _row(item: Item, image: Image | None) -> Row:
         item.key.name,
         item.key.platform,
         item.condition,
-        item.owner,
-        record.digest if record is not None else "",
+        _notes(item),
         record.content_bytes if record is not None else None,
         record.entries if record is not None else None,
         datetime.fromtimestamp(item.changed_at, UTC),
         progress[0].percent if progress else None,
         image.failure.message if image is not None and image.failure is not None else "",
     )
+
+
+def _notes(item: Item) -> list[str]:
+    platform = "" if item.key.platform == DEFAULT_PLATFORM else item.key.platform
+    digest = short_digest(item.record.digest) if item.record is not None else ""
+    return [text for text in (platform, digest, item.owner) if text]
 
 
 def _others(shelf: Shelf, reader: Reader | None, key: ImageKey) -> list[ImageKey]:

@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from cvmfs_publish.repository.records import Publication
-from cvmfs_publish.state.model import Failure, Image, ListProblem, Progress, Replica
+from cvmfs_publish.state.model import Image, ListProblem, Progress, Replica
 from cvmfs_publish.web.access import Session
 from cvmfs_publish.web.catalogue import Condition
+from cvmfs_publish.web.pages import short_digest
 from cvmfs_publish.words import format_bytes, plural
 
 StepState: TypeAlias = Literal["done", "now", "todo", "failed"]
@@ -124,7 +125,7 @@ def _seen(image: Image) -> Step:
     if image.seen_at is None:
         is_refused = image.failure is not None and not image.digest_seen
         return Step("Seen in the registry", "failed" if is_refused else "now")
-    return Step("Seen in the registry", "done", image.seen_at, image.digest_seen)
+    return Step("Seen in the registry", "done", image.seen_at, short_digest(image.digest_seen))
 
 
 def _fetched(image: Image, is_current: bool) -> Step:
@@ -198,14 +199,14 @@ def days_left(until: datetime, now: datetime) -> float:
     return (until - now) / timedelta(days=1)
 
 
-def ago(since: datetime, now: datetime) -> str:
-    """Return how long ago something was, in the largest unit that says something."""
-    seconds = max(0, int((now - since).total_seconds()))
+def since(at: datetime, now: datetime) -> str:
+    """Return how much time has passed, in the largest unit that says something."""
+    seconds = max(0, int((now - at).total_seconds()))
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * size:
-            return f"{plural(seconds // size, unit)} ago"
-    return f"{plural(seconds, 'second')} ago"
+            return plural(seconds // size, unit)
+    return plural(seconds, "second")
 
 
-def failure_of(image: Image | None) -> Failure | None:
-    return image.failure if image is not None else None
+def ago(at: datetime, now: datetime) -> str:
+    return f"{since(at, now)} ago"

@@ -289,7 +289,7 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.registries == {"ghcr.io": login}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|listen|drop|weights"
+        "store|format|max_bytes|listen|drop|weights|token_file|url"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
