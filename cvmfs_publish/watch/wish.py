@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Literal
 
+from cvmfs_publish.config import MAX_ADDRESS, MailAddress
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
@@ -16,13 +17,9 @@ from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.watch.patterns import Pattern
 from cvmfs_publish.watch.versions import VersionRange
 
-MAX_OWNER = 254  # characters; the longest address of e-mail (RFC 5321, with RFC 3696 erratum 1690)
 MAX_NEWEST = 10_000
 MAX_PRIORITY = 9
 MAX_SHOWN = 200  # characters of a line that is shown as wrong
-
-# What is left of RFC 5322 when nothing in it needs quotes
-_ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 
 _LOGIN = re.compile(r"://[^/@\s]{1,500}@")  # in a URL; it may hold a password
 
@@ -36,14 +33,9 @@ class Owner(str):
     @classmethod
     def parse(cls, text: str) -> Owner:
         """Raise `InputError` for what is no line of text, or an address that is none."""
-        if not text.strip() or len(text) > MAX_OWNER or not text.isprintable():
+        if not text.strip() or len(text) > MAX_ADDRESS or not text.isprintable():
             raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
-        if "@" in text and not _ADDRESS.fullmatch(text):
-            raise InputError(
-                f"{text!r} is not an address of e-mail",
-                hint="write the address alone, as in someone@example.org",
-            )
-        return cls(text)
+        return cls(MailAddress.parse(text) if "@" in text else text)
 
     @property
     def is_address(self) -> bool:

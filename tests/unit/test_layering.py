@@ -57,6 +57,7 @@ HOMES: dict[str, set[str]] = {
         "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
     },
     "rich": {"cli/"},
+    "smtplib": {"watch/mail.py"},
     "sqlite3": {
         NATIVE + "catalog.py",
         NATIVE + "check_catalog.py",
@@ -71,7 +72,7 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
-        "watch/checkout.py",  # git
+        "watch/programs.py",  # git, hook programs
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
