@@ -42,6 +42,7 @@ _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _WEB_URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?([/?][!-~]*)?")
 _GIT_URL = re.compile(r"git\+(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|file://)/[!-?A-~@]+")
+MAX_PRIORITY = 9  # of a wish
 MAX_ADDRESS = 254  # characters of an address of e-mail; RFC 3696, erratum 1690
 MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
 MAX_CONNECTIONS = 1000
@@ -202,6 +203,24 @@ class MailAddress(str):
                 hint="write the address alone, as in someone@example.org",
             )
         return cls(text)
+
+
+class Owner(str):
+    """Who answers for a wish: an address of e-mail, or a name."""
+
+    __slots__ = ()
+    WANTED = "a name or an address such as someone@example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Raise `InputError` for what is no line of text, or an address that is none."""
+        if not text.strip() or len(text) > MAX_ADDRESS or not text.isprintable():
+            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
+        return cls(MailAddress.parse(text) if "@" in text else text)
+
+    @property
+    def is_address(self) -> bool:
+        return "@" in self
 
 
 class WebUrl(str):
@@ -598,19 +617,23 @@ class WishlistConfig:
     format: Literal["own", "ducc", "osg"] | None = field(
         default=None, metadata=about("the format of the list; by default found out")
     )
-    owner: str | None = field(
+    owner: Owner | None = field(
         default=None, metadata=about("who is told of problems: an address of e-mail, or a name")
     )
     keep_replaced: timedelta | None = field(
         default=None, metadata=about("how long replaced images stay, such as 30d")
     )
-    priority: int = field(
-        default=0, metadata=about("from -9 to 9; the higher, the earlier its images are published")
+    priority: int | None = field(
+        default=None,
+        metadata=about("from -9 to 9; the higher, the earlier its images are published"),
     )
 
     def __post_init__(self) -> None:
-        if not -9 <= self.priority <= 9:
-            raise InputError(f"priority: wants a number from -9 to 9, found {self.priority}")
+        if not -MAX_PRIORITY <= (self.priority or 0) <= MAX_PRIORITY:
+            raise InputError(
+                f"priority: wants a number from -{MAX_PRIORITY} to {MAX_PRIORITY},"
+                f" found {self.priority}"
+            )
 
 
 @dataclass(frozen=True)

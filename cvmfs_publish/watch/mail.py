@@ -13,9 +13,10 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 
+from cvmfs_publish.config import Owner
 from cvmfs_publish.watch.events import Event
 from cvmfs_publish.watch.notify import NotifyError
-from cvmfs_publish.watch.wish import Owner, shown
+from cvmfs_publish.watch.wish import shown
 
 OWNER = "owner"  # the word that stands for the owner of what an event is about
 MAX_LINES = 100  # events told in one message; the rest is counted

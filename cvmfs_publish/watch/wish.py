@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Literal
 
-from cvmfs_publish.config import MAX_ADDRESS, MailAddress
+from cvmfs_publish.config import MAX_PRIORITY, Owner
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
@@ -18,28 +18,9 @@ from cvmfs_publish.watch.patterns import Pattern
 from cvmfs_publish.watch.versions import VersionRange
 
 MAX_NEWEST = 10_000
-MAX_PRIORITY = 9
 MAX_SHOWN = 200  # characters of a line that is shown as wrong
 
 _LOGIN = re.compile(r"://[^/@\s]{1,500}@")  # in a URL; it may hold a password
-
-
-class Owner(str):
-    """Who answers for a wish: an address of e-mail, or a name."""
-
-    __slots__ = ()
-    WANTED = "a name or an address such as someone@example.org"
-
-    @classmethod
-    def parse(cls, text: str) -> Owner:
-        """Raise `InputError` for what is no line of text, or an address that is none."""
-        if not text.strip() or len(text) > MAX_ADDRESS or not text.isprintable():
-            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
-        return cls(MailAddress.parse(text) if "@" in text else text)
-
-    @property
-    def is_address(self) -> bool:
-        return "@" in self
 
 
 @dataclass(frozen=True, slots=True)

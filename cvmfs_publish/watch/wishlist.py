@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import yaml
 
+from cvmfs_publish.config import Owner
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import MAX_FILE_BYTES, PlacedError, compose
 from cvmfs_publish.watch.foreign import DUCC_KEYS, parse_ducc, parse_osg
@@ -19,7 +20,6 @@ from cvmfs_publish.watch.own_format import IMAGES, parse_own
 from cvmfs_publish.watch.wish import (
     Collector,
     Line,
-    Owner,
     Problem,
     SandboxWish,
     TagRule,

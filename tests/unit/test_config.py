@@ -328,7 +328,7 @@ def test_wishlists_are_paths_and_urls_with_or_without_more(tmp_path: Path) -> No
         tmp_path / "images.yaml",
         ListUrl("https://example.org/docker_images.txt"),
         ListUrl("git+https://example.org/lists.git//a@main"),
-        WishlistConfig(tmp_path / "lists", "osg", "me", timedelta(days=2), -3),
+        WishlistConfig(tmp_path / "lists", "osg", config.Owner("me"), timedelta(days=2), -3),
     )
 
 
@@ -342,6 +342,7 @@ def test_wishlists_are_paths_and_urls_with_or_without_more(tmp_path: Path) -> No
         ("{owner: me}", "required key 'from' missing"),
         ("{from: x, format: oci}", "wants one of own, ducc, osg"),
         ("{from: x, priority: 10}", "wants a number from -9 to 9"),
+        ("{from: x, owner: a@}", "is not an address of e-mail"),
     ],
 )
 def test_a_wishlist_that_cannot_be_one_is_refused(tmp_path: Path, item: str, message: str) -> None:
