@@ -83,6 +83,11 @@ class Reference:
         return f"{self.registry}/{self.repository}{tag}{digest}"
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` has the form of a tag."""
+    return _TAG.fullmatch(text) is not None
+
+
 def parse_registry(text: str) -> str:
     """Return the one spelling of a registry's host[:port]; raise `InputError` if it is none."""
     host = text.lower()
@@ -143,7 +148,7 @@ def _without_transport(text: str) -> str:
         raise InputError(
             f"{text!r}: the transport {head}: is not supported yet",
             hint=f"{_SUPPORTED}; Docker Hub's image of that name is docker.io/library/{head}:{tail}"
-            if _TAG.fullmatch(tail)
+            if is_tag(tail)
             else _SUPPORTED,
         )
     return text
@@ -167,7 +172,7 @@ def _parse_digest(text: str, digest: str) -> Digest:
 
 
 def _check_tag(text: str, tag: str) -> None:
-    if _TAG.fullmatch(tag):
+    if is_tag(tag):
         return
     hint = "a tag has up to 128 letters, digits and . _ - and does not start with . or -"
     if "*" in tag or "?" in tag:

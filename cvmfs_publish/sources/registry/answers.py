@@ -79,6 +79,20 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, parts.hostname or "", port
 
 
+def is_same_host(url: str, other: str) -> bool:
+    """Whether two addresses name one host and port; schemes differ behind a proxy that ends TLS.
+
+    Nothing may be sent to another scheme because of this: it is `origin` that says so.
+    """
+    return _named_host(url) == _named_host(other)
+
+
+def _named_host(url: str) -> tuple[str, int | None]:
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.hostname or "", None if parts.port == default else parts.port
+
+
 def is_loopback(host: str) -> bool:
     """Whether host[:port] cannot leave this machine."""
     name = urlsplit(f"//{host}").hostname or ""
