@@ -20,6 +20,7 @@ from cvmfs_publish.watch.versions import VersionRange
 MAX_NEWEST = 10_000
 MAX_SHOWN = 200  # characters of a line that is shown as wrong
 
+_NUMBER = re.compile(r"line [0-9]+")
 _LOGIN = re.compile(r"://[^/@\s]{1,500}@")  # in a URL; it may hold a password
 
 
@@ -191,7 +192,7 @@ class Problem:
     @property
     def identity(self) -> tuple[str, ...]:
         """The same for the same problem in the next version, where lines have moved."""
-        return self.source, self.text, self.message, self.owner
+        return self.source, self.text, _NUMBER.sub("line", self.message), self.owner
 
 
 @dataclass(frozen=True, slots=True)
