@@ -46,7 +46,10 @@ def test_every_wrong_line_is_told_with_its_remedy(shell: Shell) -> None:
     assert ran.code == 2
     assert ran.out == "list.txt: 1 wish, 2 errors, 0 warnings\n"
     assert "error: list.txt:2: 'ghcr.io/x': a name of two parts" in ran.err
-    assert "error: list.txt:3: 'docker.io/A/b': 'A/b' is not a repository\nhint: repositories" in ran.err
+    assert (
+        "error: list.txt:3: 'docker.io/A/b': 'A/b' is not a repository\nhint: repositories"
+        in ran.err
+    )
 
 
 def test_a_check_as_json_is_one_document(shell: Shell) -> None:
