@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from cvmfs_publish.watch.webhooks import (
     Delivery,
     DistributionHook,
+    GenericHook,
     GitLabHook,
     Push,
     WebhookRefusedError,
@@ -73,3 +75,19 @@ def test_a_push_to_the_real_registry_is_one_push(tmp_path: Path) -> None:
             f"{registry.host}/group/tiny:latest",
             digest,
         )
+
+
+def test_the_commands_of_the_documentation_send_what_is_understood() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text("utf-8")
+    blocks = [block for block in page.split("\n\n") if block.startswith("    ") and "curl" in block]
+    assert len(blocks) == 2
+    with web_server() as server:
+        for block in blocks:
+            script = block.replace("https://publisher.example.org", server.url)
+            parts.run(["bash", "-euc", script], env={"SECRET": SECRET, "PATH": os.environ["PATH"]})
+        for asked in server.asked:
+            delivery = Delivery.of(asked.headers.items(), asked.body)
+            GenericHook().verify(delivery, SECRET, datetime.now(UTC))
+            (told,) = GenericHook().parse(delivery).pushes
+            assert (told.registry, told.repository, told.tag) == ("ghcr.io", "a/b", "1")
+        assert ["x-signature-256" in asked.headers for asked in server.asked] == [False, True]
