@@ -160,16 +160,25 @@ def open_publisher(
 
 
 @contextmanager
-def open_source(
-    config: Config | None, environ: Mapping[str, str], images: Sequence[str], folder: Path
-) -> Iterator[Sources]:
-    """Open what has these images; connections are closed at the end."""
+def open_registries(
+    config: Config | None, environ: Mapping[str, str], images: Sequence[str]
+) -> Iterator[RegistrySource]:
+    """Open the registries of these images; connections are closed at the end."""
     registries = config.registries if config is not None else {}
     plain_http = [host for host, registry in registries.items() if registry.plain_http]
     credentials = find_credentials(config, environ, images)
     with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
+        yield RegistrySource(client)
+
+
+@contextmanager
+def open_source(
+    config: Config | None, environ: Mapping[str, str], images: Sequence[str], folder: Path
+) -> Iterator[Sources]:
+    """Open what has these images; connections are closed at the end."""
+    with open_registries(config, environ, images) as registry:
         access = Access(
-            registry=RegistrySource(client),
+            registry=registry,
             limits=layer_limits(config.limits) if config is not None else LayerLimits(),
         )
         yield Sources(access, str(folder))

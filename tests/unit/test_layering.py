@@ -60,6 +60,7 @@ HOMES: dict[str, set[str]] = {
         "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
     },
     "rich": {"cli/"},
+    "smtplib": {"watch/mail.py"},
     "sqlite3": {
         NATIVE + "catalog.py",
         NATIVE + "check_catalog.py",
@@ -76,7 +77,7 @@ HOMES: dict[str, set[str]] = {
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
         "watch/child.py",  # a process of our own for each publish
-        "watch/checkout.py",  # git
+        "watch/programs.py",  # git, hook programs
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},

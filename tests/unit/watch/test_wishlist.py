@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvmfs_publish import settings
 from cvmfs_publish.settings import MAX_FILE_BYTES
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.watch.own_format import Entry, Head
 from cvmfs_publish.watch.wishlist import (
     Owner,
     Problem,
@@ -434,3 +437,11 @@ def test_no_text_at_all_raises(text: str) -> None:
         for problem in read.problems:
             assert problem.text.isprintable()
             assert problem.message.isprintable()
+
+
+def test_every_key_of_the_own_format_is_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "wishlists.md").read_text("utf-8")
+    for section in (Head, Entry):
+        for key in settings.iter_keys(section):
+            assert f"`{key.path.rpartition('.')[2]}`" in page, key.path
+            assert key.doc, key.path
