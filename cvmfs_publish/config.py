@@ -674,7 +674,7 @@ class WatchConfig:
         default=None,
         metadata=about(
             "a folder: archives and SIF files that are put there are published, under the name"
-            " they have inside or by where they lie, REGISTRY/REPOSITORY:TAG.tar"
+            " they have inside or by where they lie, REGISTRY/REPOSITORY/TAG.tar"
         ),
     )
     batch: int = field(
@@ -1160,7 +1160,7 @@ watch:
   # Where the status site, webhooks and metrics are.
   #listen: 127.0.0.1:8080
   # Archives and SIF files that are put into this folder are published, under the name they have
-  # inside or by where they lie: DROP/REGISTRY/REPOSITORY:TAG.tar
+  # inside or by where they lie: DROP/REGISTRY/REPOSITORY/TAG.tar
   #drop: drop
   # Images that wait together and are published in one revision.
   #batch: 16

@@ -186,7 +186,7 @@ class _Service:
                 watch.drop.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"watch.drop {watch.drop}: {error.strerror}") from error
-            drop = DropFolder(watch.drop.absolute(), self._state, sources.locate)
+            drop = DropFolder(watch.drop.absolute(), self._state, sources)
         poller = Poller(self._state, registries, watch.interval, random.random)
         stack.callback(poller.close)
         path = find_config(session.config_path, session.environ, session.cwd)
