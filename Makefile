@@ -41,4 +41,4 @@ bench: venv
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv .parts .demo .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .parts .demo .benchmarks .screenshots .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -14,17 +14,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cvmfs_publish import __version__
 from cvmfs_publish.config import MAX_CATALOG_ENTRIES
 from cvmfs_publish.content.artefacts import ArtefactError
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError, exit_code_of
+from cvmfs_publish.errors import (
+    InputError,
+    IntegrityError,
+    PublishError,
+    RepositoryError,
+    exit_code_of,
+)
 from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.fetch import READERS, fetch_layers
@@ -57,6 +63,7 @@ from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
 from cvmfs_publish.sources.base import (
     ImageSource,
     LayerDescriptor,
+    Locator,
     Platform,
     ResolvedImage,
 )
@@ -92,6 +99,10 @@ class PublishSettings:
     policy: SandboxPolicy = field(default_factory=SandboxPolicy)
     limits: LayerLimits = field(default_factory=LayerLimits)
     image_bytes: int = 256 * 1024**3  # unpacked bytes of one image
+
+    def with_policy(self, changes: Mapping[str, Any]) -> PublishSettings:
+        """Return these with other fields of the policy."""
+        return replace(self, policy=replace(self.policy, **changes))
 
     def recipe(self) -> str:
         """Return a digest of everything but the image that decides what a sandbox looks like."""
@@ -138,6 +149,7 @@ class _Wish:
     result: ImageResult
     reference: Reference | None = None
     digest: Digest | None = None
+    state: str = ""  # of what it comes from; see `Locator.state`
     present: Publication | None = None  # all that is missing is its artefact
     started: float = 0.0
 
@@ -181,6 +193,7 @@ class Publisher:
         self,
         references: Sequence[str],
         *,
+        names: Mapping[str, str] | None = None,
         now: datetime,
         platform: Platform | None = None,
         force: bool = False,
@@ -190,6 +203,7 @@ class Publisher:
 
         Args:
             references: as people type them; duplicates are published once.
+            names: under which some of them are published, if not under their own.
             now: time of the new revision.
             platform: of all images; linux/amd64 by default.
             force: prepare and publish again what is unchanged.  Layers are still not read again.
@@ -200,7 +214,11 @@ class Publisher:
             RepositoryError: the repository cannot be written; nothing of the call is published.
         """
         chosen = platform or DEFAULT_PLATFORM
-        wishes = [self._wish(text, chosen) for text in dict.fromkeys(references)]
+        called = names or {}
+        wishes = [
+            self._wish(text, called.get(text, ""), chosen) for text in dict.fromkeys(references)
+        ]
+        _refuse_namesakes(wishes)
         with self._repository.open() as view:
             due = [wish for wish in wishes if self._is_due(wish, view, chosen, force=force)]
         if due and dry_run:
@@ -215,27 +233,30 @@ class Publisher:
 
     # before the transaction
 
-    def _wish(self, text: str, platform: Platform) -> _Wish:
+    def _wish(self, text: str, name: str, platform: Platform) -> _Wish:
         wish = _Wish(ImageResult(text, "failed", str(platform)), started=time.monotonic())
         try:
-            wish.reference = Reference.parse(text)
+            if isinstance(self._source, Locator):
+                wish.reference = self._source.locate(text, name)
+            else:
+                wish.reference = Reference.parse(name or text)
             wish.result.reference = str(wish.reference)
         except PublishError as error:
             wish.fail(error)
         return wish
 
     def _is_due(self, wish: _Wish, view: View, platform: Platform, *, force: bool) -> bool:
-        """Ask the registry for the digest; whether it is not what is published already."""
+        """Ask the source for the digest; whether it is not what is published already."""
         if wish.reference is None:
             return False
         wish.start()
         self._reporter.phase(wish.result.reference, "asking")
+        found = read_publication(view, place_name(wish.reference, platform).publication)
         try:
-            wish.digest = self._source.head(wish.reference)
+            wish.digest = self._ask(wish, wish.reference, None if force else found)
         except PublishError as error:
             wish.fail(error)
             return False
-        found = read_publication(view, place_name(wish.reference, platform).publication)
         if (
             force
             or found is None
@@ -247,6 +268,15 @@ class Publisher:
             wish.stop()
             return True
         return self._lacks_artefact(wish, view, found)
+
+    def _ask(self, wish: _Wish, reference: Reference, found: Publication | None) -> Digest:
+        """Return the digest of an image; that of its record, if its file is as it was then."""
+        if reference.origin is not None and isinstance(self._source, Locator):
+            wish.state = self._source.state(reference)
+            is_same = found is not None and found.source == str(reference.origin)
+            if found is not None and is_same and found.source_state == wish.state != "":
+                return Digest.parse(found.digest)
+        return self._source.head(reference)
 
     def _lacks_artefact(self, wish: _Wish, view: View, found: Publication) -> bool:
         """Whether all that is missing of an image that is published is its artefact."""
@@ -363,7 +393,13 @@ class Publisher:
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
-        prepared = prepare(tree, image.config, self._settings.policy, transaction.store)
+        prepared = prepare(
+            tree,
+            image.config,
+            self._settings.policy,
+            transaction.store,
+            keep_runtime_files=image.has_runtime_files,
+        )
         size = summarise_tree(tree)
         self._check_size(size, name)
         _check_width(tree, size, name)
@@ -373,6 +409,10 @@ class Publisher:
         publication = self._record(
             image, placement, records, size, prepared, findings, transaction, now
         )
+        if image.reference.origin is not None:
+            publication = replace(
+                publication, source=str(image.reference.origin), source_state=wish.state
+            )
         wish.result.fallback = self._artefact(wish, publication, tree, transaction, force=force)
         self._reporter.phase(name, "committing")
         sandbox = SandboxRecord(publication.recipe, publication.tree_digest, wish.result.fallback)
@@ -540,6 +580,26 @@ class Publisher:
                 f" ({error.filename})",
                 hint="free space in the `state` directory, or make it writable",
             ) from error
+
+
+def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
+    """Fail those that would be published under the name of another of the call."""
+    taken: dict[str, Reference] = {}
+    for wish in wishes:
+        if wish.reference is None:
+            continue
+        first = taken.setdefault(wish.reference.name, wish.reference)
+        if first.origin != wish.reference.origin:
+            wish.start()
+            origins = [str(each.origin or "its registry") for each in (first, wish.reference)]
+            wish.fail(
+                InputError(
+                    f"{wish.reference} is to come from {origins[1]} and, in the same call, from "
+                    f"{origins[0]}",
+                    hint="publish them under different names, with --as",
+                )
+            )
+            wish.reference = None
 
 
 def _check_width(tree: Tree, size: TreeSummary, name: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError
+from cvmfs_publish.origin import TRANSPORTS, Origin
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_API = "registry-1.docker.io"  # docker.io itself serves web pages, not the registry API
@@ -31,23 +32,27 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Transports written with one colon; as an image name they would be Docker Hub's `library/oci`
 _COLON_TRANSPORTS = (
     *("oci", "oci-archive", "docker-archive", "docker-daemon"),
-    *("containers-storage", "dir", "sif", "tarball"),
+    *("containers-storage", "dir", "sif", "tar", "tarball"),
 )
-_SUPPORTED = "supported is a registry: [docker://]REGISTRY/REPOSITORY[:TAG][@DIGEST]"
+_NAME = "a name is as in a registry: [docker://]REGISTRY/REPOSITORY[:TAG][@DIGEST]"
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An image in a registry.  Made by `parse`, which guarantees the grammar of every part."""
+    """The name of an image, as in a registry, and where it comes from if that is elsewhere.
+
+    Made by `parse`, which guarantees the grammar of every part.
+    """
 
     registry: str  # host or host:port, lower case; Docker Hub is always "docker.io"
     repository: str
     tag: str  # "" only if a digest was given without a tag
     digest: Digest | None = None  # if given, it decides what is fetched; the tag only names it
+    origin: Origin | None = None  # None: the registry in the name
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Raise `InputError`, with a hint, for everything that is not an image in a registry."""
+        """Raise `InputError`, with a hint, for everything that is not a name as in a registry."""
         _check_characters(text)
         rest = _without_transport(text)
         rest, at, digest_text = rest.partition("@")
@@ -81,6 +86,11 @@ class Reference:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
         return f"{self.registry}/{self.repository}{tag}{digest}"
+
+
+def is_tag(text: str) -> bool:
+    """Whether `text` has the form of a tag."""
+    return _TAG.fullmatch(text) is not None
 
 
 def parse_registry(text: str) -> str:
@@ -131,22 +141,26 @@ def _without_transport(text: str) -> str:
             return text[match.end() :]
         if scheme in {"http", "https"}:
             raise InputError(
-                f"{text!r} is a URL; fetching images from URLs is not supported yet",
+                f"{text!r} is a URL, not the name of an image",
                 hint=f"an image in a registry is written without {scheme}://: "
                 f"{text[match.end() :]!r}",
             )
-        raise InputError(
-            f"{text!r}: the transport {scheme}:// is not supported yet", hint=_SUPPORTED
-        )
+        raise InputError(_not_a_name(text, scheme, "://"), hint=_NAME)
     head, colon, tail = text.partition(":")
     if colon and head in _COLON_TRANSPORTS:
         raise InputError(
-            f"{text!r}: the transport {head}: is not supported yet",
-            hint=f"{_SUPPORTED}; Docker Hub's image of that name is docker.io/library/{head}:{tail}"
-            if _TAG.fullmatch(tail)
-            else _SUPPORTED,
+            _not_a_name(text, head, ":"),
+            hint=f"{_NAME}; Docker Hub's image of that name is docker.io/library/{head}:{tail}"
+            if is_tag(tail)
+            else _NAME,
         )
     return text
+
+
+def _not_a_name(text: str, transport: str, colon: str) -> str:
+    if transport in TRANSPORTS:
+        return f"{text!r} says where an image comes from; the name it is published under is meant"
+    return f"{text!r}: there is no transport {transport}{colon}"
 
 
 def _split_registry(rest: str) -> tuple[str, str]:
@@ -167,7 +181,7 @@ def _parse_digest(text: str, digest: str) -> Digest:
 
 
 def _check_tag(text: str, tag: str) -> None:
-    if _TAG.fullmatch(tag):
+    if is_tag(tag):
         return
     hint = "a tag has up to 128 letters, digits and . _ - and does not start with . or -"
     if "*" in tag or "?" in tag:
@@ -185,7 +199,7 @@ def _check_repository(text: str, path: str) -> None:
         elif component != component.lower():
             hint = f"repositories are lower case: {path.lower()}"
         elif component in {".", ".."}:
-            hint = "a repository is not a file path; transports for files are not supported yet"
+            hint = "a repository is not a file path; files are oci-archive:FILE, sif:FILE, …"
         elif _COMPONENT.fullmatch(component):
             continue
         raise InputError(f"{text!r}: {path!r} is not a repository", hint=hint)

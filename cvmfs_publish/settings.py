@@ -84,6 +84,15 @@ class RefusedKeyError(InputError):
         self.path = tuple(path)
 
 
+class PlacedError(InputError):
+    """A mistake at one place of a settings file; the message says place and mistake."""
+
+    def __init__(self, place: str, line: int, what: str, *, hint: str = "") -> None:
+        super().__init__(f"{place}: {what}", hint=hint)
+        self.line = line  # 0: it is about the whole file
+        self.what = what
+
+
 class _WrittenDownError(Exception):
     """Something in here is wrong, and it is among the reader's errors."""
 
@@ -218,16 +227,15 @@ def compose(text: str, source: str) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        line, where = (mark.line + 1, f":{mark.line + 1}:{mark.column + 1}") if mark else (0, "")
         context = f" ({exc.context})" if exc.context else ""
-        raise InputError(f"{where}: not valid YAML: {exc.problem}{context}") from exc
+        what = f"not valid YAML: {exc.problem}{context}"
+        raise PlacedError(f"{source}{where}", line, what) from exc
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         column = exc.position - (text.rfind("\n", 0, exc.position) + 1) + 1
-        raise InputError(
-            f"{source}:{line}:{column}: not valid YAML: the character "
-            f"{chr(exc.character)!a} is not allowed"
-        ) from exc
+        what = f"not valid YAML: the character {chr(exc.character)!a} is not allowed"
+        raise PlacedError(f"{source}:{line}:{column}", line, what) from exc
 
 
 @dataclass(slots=True)
@@ -473,10 +481,12 @@ def pairs(node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.ScalarNo
         yield name, name_node, value_node
 
 
-def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> InputError:
+def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> PlacedError:
     """Return the error that names a node's file and line, the key, and what is wrong with it."""
-    place = where if isinstance(where, str) else place_of(where)
-    return InputError(f"{place}: {key + ': ' if key else ''}{what}", hint=hint)
+    text = f"{key + ': ' if key else ''}{what}"
+    if isinstance(where, str):
+        return PlacedError(where, 0, text, hint=hint)
+    return PlacedError(place_of(where), _line(where), text, hint=hint)
 
 
 def place_of(node: yaml.Node) -> str:

@@ -34,7 +34,13 @@ from cvmfs_publish.repository.layouts import Placement, place, place_name
 from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sandbox.prepare import prepare
-from cvmfs_publish.sources.base import ImageSource, LayerDescriptor, Platform, ResolvedImage
+from cvmfs_publish.sources.base import (
+    ImageSource,
+    LayerDescriptor,
+    Locator,
+    Platform,
+    ResolvedImage,
+)
 
 
 @dataclass(slots=True)
@@ -75,7 +81,13 @@ def expect_tree(
     reporter.phase(name, "stacking")
     ordered = [records[layer.digest] for layer in image.layers]
     tree, _ = merge(ordered, keep_dirlinks=settings.policy.keep_dirlinks)
-    prepare(tree, image.config, settings.policy, _content_of)
+    prepare(
+        tree,
+        image.config,
+        settings.policy,
+        _content_of,
+        keep_runtime_files=image.has_runtime_files,
+    )
     return tree
 
 
@@ -183,7 +195,10 @@ def verify_image(
     told = reporter or Silent()
     name = publication.reference
     told.phase(name, "resolving")
-    reference, platform = Reference.parse(name), Platform.parse(publication.platform)
+    reference = Reference.parse(name)
+    if publication.source and isinstance(source, Locator):
+        reference = source.locate_again(name, publication.source)
+    platform = Platform.parse(publication.platform)
     image = source.resolve(reference, platform, Digest.parse(publication.manifest_digest))
     tree = expect_tree(source, image, settings, told, name)
     told.phase(name, "comparing")

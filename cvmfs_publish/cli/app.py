@@ -30,6 +30,8 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `cvmfs-publish list | head -1`
+# Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
+GC_THRESHOLDS = (2_000_000, 20, 100)
 COMPLETION_VARIABLE = "_CVMFS_PUBLISH_COMPLETE"  # set by the shell's completion script
 
 # typer exports only this leaf of its (or click's) usage errors; its base covers all of them
@@ -64,7 +66,9 @@ class Commands(LazyGroup):
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
+        "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "wishlist": Lazy("cvmfs_publish.cli.wishlists", "Check, show and convert wishlists.", True),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
@@ -291,8 +295,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
-    # Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
-    gc.set_threshold(2_000_000, 20, 100)
+
+    gc.set_threshold(*GC_THRESHOLDS)
     out = Output(sys.stdout, sys.stderr, os.environ)
     try:
         cwd = Path.cwd()

@@ -171,6 +171,7 @@ def _show_text(record: Publication, artefact: Artefact | None) -> str:
         [
             ("image", record.reference),
             ("platform", record.platform),
+            *([("source", record.source)] if record.source else []),
             ("digest", record.digest),
             ("manifest", record.manifest_digest),
             ("image id", record.image_id),

@@ -1,4 +1,4 @@
-"""`publish`: images from registries into the repository."""
+"""`publish`: images from registries, archives and object stores into the repository."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
-from cvmfs_publish.config import Config, RegistryHost
+from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.publish import (
     ImageResult,
     Publisher,
@@ -39,6 +40,7 @@ from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.source import RegistrySource
+from cvmfs_publish.sources.transports import Access, Sources
 
 app = command_app()
 
@@ -48,8 +50,18 @@ def publish(
     context: typer.Context,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", help="[docker://]REFERENCE, such as ghcr.io/a/b:1."),
+        typer.Argument(
+            metavar="IMAGE", help="[TRANSPORT:]REFERENCE, such as ghcr.io/a/b:1 or sif:FILE."
+        ),
     ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Publish the one image under this name, REGISTRY/REPOSITORY:TAG.",
+        ),
+    ] = None,
     platform: PlatformOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Prepare and publish again what is unchanged.")
@@ -67,7 +79,7 @@ def publish(
         ),
     ] = None,
 ) -> int:
-    """Publish images from registries.
+    """Publish images from registries, archives, SIF files and object stores.
 
     Fetches, verifies, unpacks and prepares the images and makes all of them visible in one new
     revision.  An unchanged image costs one request and no revision.  An image that fails does not
@@ -76,28 +88,40 @@ def publish(
     Example: cvmfs-publish publish ghcr.io/a/b:1 docker.io/library/debian:12
     """
     session = session_of(context)
+    if name is not None and len(images) > 1:
+        raise InputError(
+            f"--as {name} names one image, and {len(images)} are to be published",
+            hint="publish them in calls of their own",
+        )
     chosen = Platform.parse(platform) if platform else None
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
         with (
             open_reporter(session.out) as reporter,
-            open_publisher(session.config, session.environ, images, reporter, packer) as publisher,
+            open_publisher(
+                session.config, session.environ, images, reporter, packer, folder=session.cwd
+            ) as publisher,
         ):
             result = publisher.publish(
-                images, now=datetime.now(UTC), platform=chosen, force=force, dry_run=dry_run
+                images,
+                names=dict.fromkeys(images, name) if name is not None else {},
+                now=datetime.now(UTC),
+                platform=chosen,
+                force=force,
+                dry_run=dry_run,
             )
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
-    name = session.config.repository.name
+    repository = session.config.repository.name
     due = dry_run and packer is not None
     text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
-    session.out.result(publish_document(name, result, dry_run=dry_run), text)
+    session.out.result(publish_document(repository, result, dry_run=dry_run), text)
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
                 message = str(image.error)
                 subject = "" if image.reference in message else f"{image.reference}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
-    session.out.note(f"{name} is at revision {result.revision}")
+    session.out.note(f"{repository} is at revision {result.revision}")
     return result.exit_code
 
 
@@ -111,8 +135,12 @@ def open_publisher(
     images: Sequence[str],
     reporter: Reporter,
     packer: Packer | None = None,
+    *,
+    folder: Path,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
+
+    Paths of files among them are relative to `folder`.
 
     Raises `InputError` for what the configuration says wrongly, `RepositoryError` if there is no
     repository where it says.
@@ -126,13 +154,13 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
-    with open_source(config, environ, images) as source:
+    with open_source(config, environ, images, folder) as source:
         records = RecordStore(config.state / "layers", algorithm)
         yield Publisher(repository, source, records, settings, reporter, packer)
 
 
 @contextmanager
-def open_source(
+def open_registries(
     config: Config | None, environ: Mapping[str, str], images: Sequence[str]
 ) -> Iterator[RegistrySource]:
     """Open the registries of these images; connections are closed at the end."""
@@ -143,9 +171,32 @@ def open_source(
         yield RegistrySource(client)
 
 
+@contextmanager
+def open_source(
+    config: Config | None, environ: Mapping[str, str], images: Sequence[str], folder: Path
+) -> Iterator[Sources]:
+    """Open what has these images; connections are closed at the end."""
+    with open_registries(config, environ, images) as registry:
+        access = Access(
+            registry=registry,
+            limits=layer_limits(config.limits) if config is not None else LayerLimits(),
+        )
+        yield Sources(access, str(folder))
+
+
+def layer_limits(limits: LimitsConfig) -> LayerLimits:
+    """Return what a layer may hold."""
+    return LayerLimits(
+        layer_bytes=limits.layer_bytes,
+        ratio=limits.compression_ratio,
+        entries=limits.entries,
+        path_bytes=limits.path_bytes,
+    )
+
+
 def publish_settings(config: Config) -> PublishSettings:
     """Return how images are read and prepared, the roots of the configured sites included."""
-    sandbox, limits = config.sandbox, config.limits
+    sandbox = config.sandbox
     roots = dict.fromkeys([*(STANDARD_ROOTS if sandbox.standard_roots else ()), *sandbox.roots])
     for site in sandbox.sites:
         roots.update(dict.fromkeys(plan_targets(load_site(str(site)))))
@@ -156,13 +207,8 @@ def publish_settings(config: Config) -> PublishSettings:
             roots=tuple(roots),
             keep_dirlinks=sandbox.keep_dirlinks,
         ),
-        limits=LayerLimits(
-            layer_bytes=limits.layer_bytes,
-            ratio=limits.compression_ratio,
-            entries=limits.entries,
-            path_bytes=limits.path_bytes,
-        ),
-        image_bytes=limits.image_bytes,
+        limits=layer_limits(config.limits),
+        image_bytes=config.limits.image_bytes,
     )
 
 
@@ -189,7 +235,11 @@ def _registries(images: Sequence[str]) -> set[str]:
     registries = set()
     for image in images:
         with suppress(InputError):  # told by `publish`, with the other failures
-            registries.add(Reference.parse(image).registry)
+            origin = Origin.parse(image)
+            if origin is None:
+                registries.add(Reference.parse(image).registry)
+            elif origin.transport == "oras":
+                registries.add(Reference.parse(origin.place).registry)
     return registries
 
 
@@ -232,6 +282,7 @@ def _image_document(image: ImageResult) -> dict[str, object]:
     record = image.publication
     return {
         "reference": image.reference,
+        "source": record.source if record is not None else "",
         "status": image.status,
         "digest": record and record.digest,
         "image_id": record and record.image_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.compare import Difference
 from cvmfs_publish.repository.layouts import NamePlacement, place_name
+from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sources.base import Platform
@@ -62,23 +64,21 @@ def verify(
     config = _find_config(session, needs_config)
     settings = publish_settings(config) if config is not None else PublishSettings()
     folder: Path | None = None
-    with (
-        open_reporter(session.out) as reporter,
-        open_source(config, session.environ, [image]) as source,
-    ):
-        if found is not None and mount is not None:
-            check_identity(found, reference, wanted)
-            folder = find_in_mount(session.cwd / mount, found)
-            result = verify_image(found, source, settings, folder=folder, reporter=reporter)
-        else:
-            with open_reading(session, location, keys) as snapshot:
-                record = find_publication(SnapshotView(snapshot), image, platform)
-                check_identity(record, reference, wanted)
-                if mount is not None:
-                    folder = find_in_mount(session.cwd / mount, record)
-                result = verify_image(
-                    record, source, settings, snapshot=snapshot, folder=folder, reporter=reporter
-                )
+    with ExitStack() as stack:
+        reporter = stack.enter_context(open_reporter(session.out))
+        snapshot: Snapshot | None = None
+        record = found
+        if record is None or mount is None:
+            snapshot = stack.enter_context(open_reading(session, location, keys))
+            record = find_publication(SnapshotView(snapshot), image, platform)
+        check_identity(record, reference, wanted)
+        if mount is not None:
+            folder = find_in_mount(session.cwd / mount, record)
+        places = [image, record.source] if record.source else [image]
+        source = stack.enter_context(open_source(config, session.environ, places, session.cwd))
+        result = verify_image(
+            record, source, settings, snapshot=snapshot, folder=folder, reporter=reporter
+        )
     _tell(session, result, folder)
     return IntegrityError.exit_code if result.differences else 0
 

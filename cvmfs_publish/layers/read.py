@@ -14,12 +14,12 @@ from cvmfs_publish.content.ingest import ContentReader, Stored
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.findings import Finding
-from cvmfs_publish.layers import tar
-from cvmfs_publish.layers.compression import ByteStream, DecompressionLimits, LayerStream
 from cvmfs_publish.layers.record import LayerEntry, LayerRecord
-from cvmfs_publish.layers.tar import Member, TarReader
 from cvmfs_publish.layers.tree import Chunk, Content, Node, RepoPath, encode_name
 from cvmfs_publish.layers.whiteouts import Change, parse_whiteout
+from cvmfs_publish.streams import tar
+from cvmfs_publish.streams.compression import ByteStream, DecompressionLimits, LayerStream
+from cvmfs_publish.streams.tar import Member, TarReader
 
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux; a longer name could not be opened by any job
 MAX_TARGET_BYTES = 4095  # a longer symbolic link cannot be read back (format section 9.1)

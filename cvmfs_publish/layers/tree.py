@@ -12,19 +12,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cvmfs_publish.content.hashes import ContentHash
+from cvmfs_publish.streams.names import decode_name as decode_name  # for all stages from here on
+from cvmfs_publish.streams.names import encode_name as encode_name
 
 RepoPath = str
 MAX_LINKS = 40  # Linux gives up with ELOOP after as many symbolic links
-
-
-def encode_name(name: str) -> bytes:
-    """Return the bytes of a name or path."""
-    return name.encode("utf-8", "surrogateescape")
-
-
-def decode_name(name: bytes) -> str:
-    """Return a name or path as text; undo with `encode_name`."""
-    return name.decode("utf-8", "surrogateescape")
 
 
 # Tuples, because a large image has a hundred thousand of each and a dataclass takes five times as

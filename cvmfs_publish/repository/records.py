@@ -74,6 +74,8 @@ class Publication:
     history: tuple[Event, ...] = ()  # what happened to the name before, oldest first
     pinned_at: str = ""  # RFC 3339, UTC; "": the name is not pinned
     pinned: tuple[str, ...] = ()  # sandboxes (absolute) that the pin keeps
+    source: str = ""  # where it came from; "": the registry of its name
+    source_state: str = ""  # of the file it came from, as long as that is not known to change
 
     @property
     def event(self) -> Event:
@@ -96,6 +98,9 @@ class Publication:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         document["findings"] = [finding._asdict() for finding in self.findings]
         document["history"] = [event._asdict() for event in self.history]
+        for name in _ONLY_ELSEWHERE:
+            if not document[name]:
+                del document[name]
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
 
     @classmethod
@@ -126,7 +131,16 @@ _FIELDS = {field.name: str(field.type) for field in fields(Publication)}
 _GET_FIELDS = itemgetter(*_FIELDS)
 _JSON_TYPES = tuple({"str": str, "int": int}.get(kind, list) for kind in _FIELDS.values())
 # of records that were written before there were these fields
-_DEFAULTS = {"signature": "", "what": PUBLISHED, "history": [], "pinned_at": "", "pinned": []}
+_DEFAULTS = {
+    "signature": "",
+    "what": PUBLISHED,
+    "history": [],
+    "pinned_at": "",
+    "pinned": [],
+    "source": "",
+    "source_state": "",
+}
+_ONLY_ELSEWHERE = ("source", "source_state")  # of images that are in no registry
 
 
 @dataclass(frozen=True, slots=True)

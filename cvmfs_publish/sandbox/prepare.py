@@ -44,9 +44,21 @@ class Prepared:
 
 
 def prepare(
-    tree: Tree, oci_config: bytes, policy: SandboxPolicy, store: Callable[[bytes], Content]
+    tree: Tree,
+    oci_config: bytes,
+    policy: SandboxPolicy,
+    store: Callable[[bytes], Content],
+    *,
+    keep_runtime_files: bool = False,
 ) -> Prepared:
     """Apply the policy, add bind roots and runtime files.
+
+    Args:
+        tree: changed in place.
+        oci_config: the image's configuration.
+        policy: what is allowed.
+        store: takes the contents of files that are added.
+        keep_runtime_files: the image was made by Apptainer or Singularity: its own stay.
 
     Raises:
         IntegrityError: the configuration is not what image-spec says.
@@ -63,7 +75,7 @@ def prepare(
         adder.directory(root.strip("/"))
     for path in RUNTIME_FILES:
         adder.file(path, empty, 0)
-    findings += _add_runtime_files(tree, adder, config, oci_config, store)
+    findings += _add_runtime_files(tree, adder, config, oci_config, store, keep=keep_runtime_files)
     return Prepared(tuple(findings + adder.findings), tuple(adder.added))
 
 
@@ -84,6 +96,8 @@ def _add_runtime_files(
     config: ImageConfig,
     oci_config: bytes,
     store: Callable[[bytes], Content],
+    *,
+    keep: bool,
 ) -> list[Finding]:
     always, if_absent, findings = runtime_files(config, oci_config)
     added = len(adder.added)
@@ -94,7 +108,7 @@ def _add_runtime_files(
         adder.directory(path)
     del adder.added[added:]  # these are no bind roots
     for path, (data, mode) in always.items():
-        adder.file(path, store(data), len(data), mode, replace_=True)
+        adder.file(path, store(data), len(data), mode, replace_=not keep)
     for path, data in if_absent.items():
         adder.file(path, store(data), len(data), 0o755)
     for path, target in LINKS.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, RemoteError
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class ResolvedImage:
     config: bytes  # byte for byte
     layers: tuple[LayerDescriptor, ...]  # lowest first
     platform: Platform
+    has_runtime_files: bool = False  # an image of Apptainer's own: /.singularity.d is its author's
 
 
 class BlobStream(Protocol):
@@ -178,6 +180,42 @@ class ImageSource(Protocol):
         """Return the stream of one layer of a resolved image; nothing is sent before `read`."""
 
 
+class PlacedSource(ImageSource, Protocol):
+    """A source of images that are elsewhere than in the registry of their name.
+
+    References have an `origin`.  Any number of threads may call any method at once.
+    """
+
+    def name(self, origin: Origin) -> str:
+        """Return the whole name that the image there gives itself; "" if it has none, or several.
+
+        Raises like `head`.
+        """
+
+    def state(self, origin: Origin) -> str:
+        """Return a text that differs as soon as the image may have changed; "" if none is known.
+
+        Cheaper than `head`, which may have to read or fetch everything.  Raises like `head`.
+        """
+
+
+@runtime_checkable
+class Locator(Protocol):
+    """What finds out which image a person means, wherever it is; an `ImageSource` may be one."""
+
+    def locate(self, text: str, name: str = "") -> Reference:
+        """Return the image `text` says, to be published as `name`, by default as it is called.
+
+        Raises `InputError` if nothing says what it is called; else like `ImageSource.head`.
+        """
+
+    def locate_again(self, name: str, origin: str) -> Reference:
+        """Return an image of which both were recorded; raises `InputError`."""
+
+    def state(self, reference: Reference) -> str:
+        """As `PlacedSource.state`; "" for a registry."""
+
+
 class TagLister(Protocol):
     """A source that can say which tags there are.  Any number of threads may ask at once."""
 
@@ -186,3 +224,10 @@ class TagLister(Protocol):
 
         Names that are no tags are left out.  Raises like `ImageSource.head`.
         """
+
+
+def origin_of(reference: Reference) -> Origin:
+    """Return where an image is that is not in the registry of its name."""
+    if reference.origin is None:
+        raise TypeError(f"{reference} is in a registry")
+    return reference.origin

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvmfs_publish.errors import IntegrityError
-from cvmfs_publish.layers import tar as tars
-from cvmfs_publish.layers.compression import DecompressionLimits, LayerStream
-from cvmfs_publish.layers.tar import Member, TarReader
+from cvmfs_publish.streams import tar as tars
+from cvmfs_publish.streams.compression import DecompressionLimits, LayerStream
+from cvmfs_publish.streams.tar import Member, TarReader
 
 FORMATS = {
     "ustar": tarfile.USTAR_FORMAT,

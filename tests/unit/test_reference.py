@@ -120,10 +120,19 @@ def test_what_is_no_reference_is_refused_with_a_hint(text: str, hint: str) -> No
     assert "\x00" not in str(caught.value)
 
 
-@pytest.mark.parametrize("transport", ["oras://x/y", "sif:a.sif", "s3://b/k", "nonsense://x"])
-def test_other_transports_are_named_as_not_supported_yet(transport: str) -> None:
-    with pytest.raises(InputError, match="not supported yet") as caught:
-        Reference.parse(transport)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("oras://x/y", "says where an image comes from"),
+        ("sif:a.sif", "says where an image comes from"),
+        ("s3://b/k", "says where an image comes from"),
+        ("nonsense://x", "there is no transport nonsense://"),
+        ("docker-daemon:x", "there is no transport docker-daemon:"),
+    ],
+)
+def test_where_an_image_comes_from_is_not_its_name(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Reference.parse(text)
     assert "docker://" in caught.value.hint
 
 

@@ -9,7 +9,7 @@ import email.utils
 import ipaddress
 import json
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urljoin, urlsplit
 
 from cvmfs_publish.errors import RemoteError
@@ -27,15 +27,20 @@ def plan_backoff(failures: int, jitter: float) -> float:
 def parse_retry_after(header: Callable[[str], str]) -> timedelta | None:
     """Return the wait a server asks for; a date counts from the server's own clock.
 
-    RFC 9110, section 10.2.3: an HTTP-date or a number of seconds.
+    RFC 9110, section 10.2.3: an HTTP-date or a number of seconds.  Docker Hub also has an
+    `X-Retry-After` with a Unix time, which has ten digits until the year 2286.
     """
-    text = header("Retry-After").strip()
-    if text.isascii() and text.isdigit():
+    text = (header("Retry-After") or header("X-Retry-After")).strip()
+    is_number = text.isascii() and text.isdigit()
+    if is_number and len(text) != 10:
         return timedelta(seconds=min(int(text[:9]), 10**8))
     try:
-        wait = email.utils.parsedate_to_datetime(text) - email.utils.parsedate_to_datetime(
-            header("Date")
+        until = (
+            datetime.fromtimestamp(int(text), UTC)
+            if is_number
+            else email.utils.parsedate_to_datetime(text)
         )
+        wait = until - email.utils.parsedate_to_datetime(header("Date"))
     # TypeError: one of the dates has no time zone
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
@@ -77,6 +82,20 @@ def origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     return parts.scheme, parts.hostname or "", port
+
+
+def is_same_host(url: str, other: str) -> bool:
+    """Whether two addresses name one host and port; schemes differ behind a proxy that ends TLS.
+
+    Nothing may be sent to another scheme because of this: it is `origin` that says so.
+    """
+    return _named_host(url) == _named_host(other)
+
+
+def _named_host(url: str) -> tuple[str, int | None]:
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.hostname or "", None if parts.port == default else parts.port
 
 
 def is_loopback(host: str) -> bool:

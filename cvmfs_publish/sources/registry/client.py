@@ -222,8 +222,7 @@ class RegistryClient:
         Raises `ImageNotFoundError`, `AccessDeniedError`, `RateLimitedError` or another
         `RemoteError`.
         """
-        scheme = "http" if self._is_plain(reference.api_host) else "https"
-        url = f"{scheme}://{reference.api_host}/v2/{reference.repository}/{path}"
+        url = self.url(reference, path)
         request = Request(method, url, headers)
         subject = str(reference)
         # One dict operation, atomic under the interpreter lock: two threads get the same object
@@ -241,6 +240,11 @@ class RegistryClient:
             with reply:
                 raise self._refusal(reply, reference, path)
         return reply
+
+    def url(self, reference: Reference, path: str) -> str:
+        """Return the address that `open` asks first."""
+        scheme = "http" if self._is_plain(reference.api_host) else "https"
+        return f"{scheme}://{reference.api_host}/v2/{reference.repository}/{path}"
 
     def fetch(
         self, reference: Reference, path: str, headers: Mapping[str, str], limit: int
@@ -374,7 +378,7 @@ class RegistryClient:
         if status in {401, 403}:
             return denied(subject, status, self._credentials.get(reference.registry), said)
         # A missing blob is a damaged registry, and no reason to call the image gone
-        if status == 404 and path.startswith("manifests/"):
+        if status == 404 and path.startswith(("manifests/", "tags/")):
             return ImageNotFoundError(
                 f"{subject} is not in the registry{': ' if said else ''}{said}",
                 hint="check the spelling of repository and tag",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.errors import IntegrityError, RemoteError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
@@ -26,6 +26,14 @@ from cvmfs_publish.sources.registry.manifest import (
     parse_manifest,
 )
 from cvmfs_publish.sources.registry.platform import check_platform, choose_manifest
+from cvmfs_publish.sources.registry.tag_list import (
+    MAX_PAGES,
+    MAX_TAGS,
+    PAGE_LIMIT,
+    first_query,
+    parse_next,
+    parse_tags,
+)
 
 DIGEST_HEADER = "Docker-Content-Digest"
 _ACCEPT = {"Accept": ACCEPT}
@@ -41,7 +49,7 @@ class _Document:
 
 
 class RegistrySource:
-    """An `ImageSource` for every registry the client can reach."""
+    """An `ImageSource` and `TagLister` for every registry the client can reach."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
@@ -57,6 +65,7 @@ class RegistrySource:
         # 405, 501: some registries know no HEAD
         with self.client.open("HEAD", reference, path, _ACCEPT, allowed=(405, 501)) as reply:
             stated = reply.header(DIGEST_HEADER) if reply.status < 300 else ""
+            reply.drain()  # there is no body to come; now the connection is for the next request
         if stated:
             return _parse_stated(stated, reference)
         document = self._fetch_manifest(reference, reference.tag)
@@ -94,6 +103,33 @@ class RegistrySource:
     def open_layer(self, reference: Reference, layer: LayerDescriptor) -> VerifiedBlob:
         """As promised by `ImageSource.open_layer`."""
         return self._open_blob(reference, layer.digest, layer.size)
+
+    def tags(self, registry: str, repository: str) -> tuple[str, ...]:
+        """As promised by `TagLister.tags`; one GET for each page."""
+        whole = Reference(registry, repository, "")
+        subject = str(whole)
+        found: dict[str, None] = {}
+        asked: set[str] = set()
+        query: str | None = first_query()
+        while query is not None:
+            # What is incomplete must not pass for complete: names may be removed because of it
+            if query in asked:
+                raise RemoteError(
+                    f"{subject}: the list of tags leads round in a circle after {len(found)} tags"
+                )
+            asked.add(query)
+            page, query = self._fetch_tags(whole, query)
+            found.update(dict.fromkeys(page))
+            if len(found) > MAX_TAGS or len(asked) > MAX_PAGES:
+                raise RemoteError(f"{subject}: the list of tags has no end after {len(found)} tags")
+        return tuple(found)
+
+    def _fetch_tags(self, whole: Reference, query: str) -> tuple[list[str], str | None]:
+        """Return the tags of one page and the query of the next."""
+        path, subject = f"tags/list?{query}", str(whole)
+        body, header = self.client.fetch(whole, path, {}, PAGE_LIMIT)
+        page = parse_tags(body, header("Content-Type"), subject)
+        return page, parse_next(header("Link"), self.client.url(whole, path), subject)
 
     def _open_blob(self, reference: Reference, digest: Digest, size: int) -> VerifiedBlob:
         def open_at(offset: int) -> Reply:

@@ -56,6 +56,11 @@ def headers(**values: str) -> dict[str, str]:
         ),
         ({"Retry_After": "Fri, 20 Nov 2026 10:00:30 GMT"}, None),
         (
+            {"X_Retry_After": "1795255230", "Date": "Sat, 21 Nov 2026 10:00:00 GMT"},
+            timedelta(seconds=30),
+        ),
+        ({"X_Retry_After": "1795255230"}, None),
+        (
             {
                 "Retry_After": "Fri, 20 Nov 2026 10:00:30 -0000",
                 "Date": "Fri, 20 Nov 2026 10:00:00 GMT",

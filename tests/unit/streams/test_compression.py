@@ -14,8 +14,8 @@ import zstandard
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError
-from cvmfs_publish.layers import compression
-from cvmfs_publish.layers.compression import DecompressionLimits, LayerStream
+from cvmfs_publish.streams import compression
+from cvmfs_publish.streams.compression import DecompressionLimits, LayerStream
 
 DATA = b"hello layer, hello layer, " * 9 + random.Random(1).randbytes(90)
 SKIPPABLE = b"\x53\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"

@@ -1,13 +1,17 @@
-"""Decompress a layer while it streams: gzip, zstd or plain tar, told apart by their first bytes.
+"""Decompress a layer while it streams: gzip, zstd, xz, bzip2 or plain, told by the first bytes.
 
 Source: image-spec `layer.md` (media types `+gzip`, `+zstd`, plain); RFC 1952 (a gzip file may have
-several members); RFC 8878 (a zstd file may have several frames and skippable ones).
+several members); RFC 8878 (a zstd file may have several frames and skippable ones); the .xz file
+format 1.1, section 2 (streams and padding between them).  xz and bzip2 are what people pack root
+file systems and archives with.
 The media type is what the registry says, the magic is what the bytes are; the bytes win (E-30).
 """
 
 from __future__ import annotations
 
+import bz2
 import hashlib
+import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, cast
@@ -22,10 +26,14 @@ GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)  # its annotation says less
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 ZSTD_SKIPPABLE = tuple(bytes((n,)) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))
+XZ_MAGIC = b"\xfd7zXZ\0"
+BZIP2_MAGIC = b"BZh"
+_LONGEST_MAGIC = len(XZ_MAGIC)
 GZIP_WINDOW = 31  # wbits of zlib: 15 bits of window, gzip header
 READ_SIZE = 512 * 1024  # bytes asked of the network at a time
 PIECE_SIZE = 1024 * 1024  # bytes decompressed at a time; bounds memory whatever the ratio
 ZSTD_WINDOW_LIMIT = 128 * 1024 * 1024  # bytes; what `zstd --long=27` needs
+XZ_MEMORY_LIMIT = 128 * 1024 * 1024  # bytes; `xz -9` makes its readers need 65 MiB
 RATIO_FREE = 64 * 1024 * 1024  # bytes; below, the ratio says nothing
 
 
@@ -57,7 +65,7 @@ class LayerStream:
         self.compressed = 0  # bytes taken from the source
         self.size = 0  # bytes decompressed
         head = self._fetch()
-        while head and len(head) < 4 and (more := self._fetch()):
+        while head and len(head) < _LONGEST_MAGIC and (more := self._fetch()):
             head += more
         self._pieces = self._decoder(head)
 
@@ -66,6 +74,10 @@ class LayerStream:
             return _Gzip(head, self._fetch, self._name).read
         if head.startswith((ZSTD_MAGIC, *ZSTD_SKIPPABLE)):
             return _Zstd(head, self._fetch, self._name).read
+        if head.startswith(XZ_MAGIC):
+            return _Stdlib(head, self._fetch, self._name, "xz").read
+        if head.startswith(BZIP2_MAGIC):
+            return _Stdlib(head, self._fetch, self._name, "bzip2").read
         return _Plain(head, self._fetch).read
 
     def _fetch(self) -> bytes:
@@ -196,6 +208,51 @@ class _Gzip:
         if not self._input.startswith(GZIP_MAGIC[: len(self._input)]):
             raise IntegrityError(f"layer {self._name} has bytes after its gzip stream")
         self._member = isal_zlib.decompressobj(wbits=GZIP_WINDOW)
+        return True
+
+
+class _Stdlib:
+    """All streams of an xz or bzip2 file; after the last one only zeros may follow, as padding."""
+
+    def __init__(self, head: bytes, fetch: Callable[[], bytes], name: str, kind: str) -> None:
+        self._input = head
+        self._fetch = fetch
+        self._name = name
+        self._kind = kind
+        self._stream = self._new_stream()
+
+    def read(self) -> bytes:
+        while True:
+            if self._stream.eof and not self._next_stream():
+                return b""
+            if self._stream.needs_input and not self._input:
+                self._input = self._fetch()
+                if not self._input:
+                    raise IntegrityError(
+                        f"layer {self._name} is cut short: its {self._kind} data do not end"
+                    )
+            try:
+                piece = self._stream.decompress(self._input, PIECE_SIZE)
+            except (lzma.LZMAError, OSError, EOFError) as error:
+                raise IntegrityError(
+                    f"layer {self._name} is not valid {self._kind}: {error}"
+                ) from error
+            self._input = self._stream.unused_data if self._stream.eof else b""
+            if piece:
+                return piece
+
+    def _new_stream(self) -> lzma.LZMADecompressor | bz2.BZ2Decompressor:
+        if self._kind == "xz":
+            return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY_LIMIT)
+        return bz2.BZ2Decompressor()
+
+    def _next_stream(self) -> bool:
+        while not self._input.strip(b"\0"):
+            self._input = self._fetch()
+            if not self._input:
+                return False
+        self._input = self._input.lstrip(b"\0") if self._kind == "xz" else self._input
+        self._stream = self._new_stream()
         return True
 
 

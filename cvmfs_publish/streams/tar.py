@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cvmfs_publish.errors import IntegrityError
-from cvmfs_publish.layers.tree import decode_name
+from cvmfs_publish.streams.names import decode_name
 
 BLOCK = 512  # bytes
 HEADER_LIMIT = 1024 * 1024  # bytes of an extended header or long name; what other tools accept

@@ -1,0 +1,125 @@
+"""Turn `oci-archive:FILE:TAG` or `https://…/image.sif` into a typed place to fetch an image from.
+
+An image in a registry is a `Reference` alone: its name says where it is.  Every other image has an
+origin besides the name it is published under.  Texts are those of skopeo and Apptainer, whose users
+know them; `tar:FILE` is ours.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import SplitResult, urlsplit
+
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import InputError
+
+MAX_LENGTH = 8192  # characters of an origin; a path has up to 4095 bytes, temporary URLs some more
+
+# Transports of local files; those in TAGGED hold several images, told apart by a tag
+TAGGED = frozenset({"oci", "oci-archive", "docker-archive"})
+FILES = TAGGED | {"sif", "tar"}
+# Transports of URLs that say host and path alone: the query may be a signature, and is no name
+WEB = frozenset({"https", "http"})
+NAMED = frozenset({"oras", "library", "shub"})  # what follows is a name, as in a registry
+OBJECTS = frozenset({"s3", "swift"})  # BUCKET/KEY
+TRANSPORTS = FILES | WEB | NAMED | OBJECTS
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PIN = re.compile(r"(?:@sha256:|#sha256=)([0-9a-f]{64})\Z")
+_OBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[^/]+)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image comes from.  Made by `parse`, which guarantees the form of every part."""
+
+    transport: str
+    place: str  # the path of a file, or what follows `://`
+    tag: str = ""  # of one image of several in an archive
+    digest: Digest | None = None  # if given, the file must have it
+    query: str = field(default="", repr=False, compare=False)  # may be secret: kept nowhere
+
+    @classmethod
+    def parse(cls, text: str) -> Origin | None:
+        """Return None for an image in a registry; raise `InputError` for what is malformed."""
+        match = _URL.match(text)
+        transport = match[1].lower() if match else text.partition(":")[0]
+        if transport not in TRANSPORTS or (match is None) != (transport in FILES):
+            return None
+        rest = text[match.end() :] if match else text.partition(":")[2]
+        _check(text, rest)
+        rest, digest = _split_pin(rest)
+        if transport in FILES:
+            return cls(transport, *_split_tag(transport, rest), digest)
+        if transport in WEB:
+            parts = _split_url(transport, rest)
+            return cls(transport, f"{parts.netloc}{parts.path}", "", digest, parts.query)
+        if transport in OBJECTS and not _OBJECT.fullmatch(rest):
+            raise InputError(
+                f"{text[:200]!r} is not {transport}://BUCKET/KEY", hint="name one object"
+            )
+        return cls(transport, rest, "", digest)
+
+    def below(self, folder: str) -> Origin:
+        """Return the same with the path of a file made absolute, as seen from `folder`."""
+        if self.transport not in FILES:
+            return self
+        return replace(self, place=posixpath.normpath(posixpath.join(folder, self.place)))
+
+    @property
+    def url(self) -> str:
+        """The URL to fetch, with what may be secret in it."""
+        return f"{self.transport}://{self.place}{'?' if self.query else ''}{self.query}"
+
+    def __str__(self) -> str:
+        colon = ":" if self.transport in FILES else "://"
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.transport}{colon}{self.place}{tag}{digest}"
+
+
+def _check(text: str, rest: str) -> None:
+    if len(text) > MAX_LENGTH:
+        raise InputError(f"{text[:100]!r}… is too long to say where an image is")
+    if not rest:
+        raise InputError(f"{text!r} names no image", hint="name a file or a URL behind it")
+    if not text.isprintable():
+        raise InputError(f"{text!r} holds characters that cannot be shown")
+
+
+def _split_pin(rest: str) -> tuple[str, Digest | None]:
+    match = _PIN.search(rest)
+    if match is None:
+        return rest, None
+    return rest[: match.start()], Digest("sha256", match[1])
+
+
+def _split_tag(transport: str, rest: str) -> tuple[str, str]:
+    """Split as skopeo does, at the first colon: what follows may be a whole image name."""
+    if transport not in TAGGED:
+        return rest, ""
+    path, _, tag = rest.partition(":")
+    return path, tag
+
+
+def _split_url(transport: str, rest: str) -> SplitResult:
+    try:
+        parts = urlsplit(f"{transport}://{rest}")
+        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid or any(character.isspace() for character in rest):
+        raise InputError(f"{transport}://{rest[:200]} is not a URL")
+    if "@" in parts.netloc:
+        raise InputError(
+            f"{transport}://…@{parts.hostname} holds a login",
+            hint="a URL is published with the image; use a temporary URL or a header of the site's",
+        )
+    if parts.fragment:
+        raise InputError(
+            f"{transport}://{parts.netloc}{parts.path} is followed by #{parts.fragment[:80]}",
+            hint="only #sha256= and 64 hexadecimal digits may follow, or @sha256:…",
+        )
+    return parts
