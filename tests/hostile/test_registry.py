@@ -23,8 +23,9 @@ from cvmfs_publish.sources.base import (
     RateLimitedError,
     ResolvedImage,
 )
+from cvmfs_publish.sources.registry.answers import parse_redirect
 from cvmfs_publish.sources.registry.auth import Credential
-from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.client import TOKEN_LIMIT, RegistryClient
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
 from cvmfs_publish.sources.registry.source import RegistrySource
 from tests.fakes.registry import (
@@ -645,6 +646,34 @@ def test_a_broken_answer_of_the_token_server_is_asked_for_again(
     digest = registry.add_image("a/b", [CONTENT])
     registry.fault("GET", "/token", cut(5))
     assert source.head(Reference.parse(registry.name("a/b"))) == digest
+
+
+def test_an_endless_answer_of_the_token_server_is_not_read_to_its_end(
+    registry: FakeRegistry, client: RegistryClient
+) -> None:
+    registry.require_bearer()
+    registry.fault("GET", "/token", body(b" " * (TOKEN_LIMIT + 5_000_000)), times=None)
+    with pytest.raises(IntegrityError, match=f"larger than {TOKEN_LIMIT}"):
+        RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+    assert client.bytes_received < TOKEN_LIMIT + 100_000
+
+
+def test_a_redirect_out_of_tls_is_not_followed() -> None:
+    with pytest.raises(RemoteError, match="from TLS to plain HTTP"):
+        parse_redirect("https://registry.example.org/v2/", "http://registry.example.org/", "x")
+
+
+def test_a_refused_login_is_never_tried_again_as_nobody(
+    registry: FakeRegistry, waits: Waits
+) -> None:
+    registry.require_bearer("bot", "s3cret-word")
+    registry.add_image("a/b", [CONTENT])
+    wrong = {registry.host: Credential("bot", "wr0ng")}
+    with RegistryClient(credentials=wrong, sleep=waits) as client:
+        for _ in range(2):
+            with pytest.raises(AccessDeniedError):
+                RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+    assert all("authorization" in r.headers for r in registry.find("GET", "/token"))
 
 
 def test_cookies_are_not_kept(registry: FakeRegistry, source: RegistrySource) -> None:
