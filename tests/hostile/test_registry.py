@@ -559,6 +559,24 @@ def test_a_token_that_expired_is_renewed_once_per_refusal(
         assert registry.count("GET", "/token") == 3
 
 
+def test_a_token_that_expires_within_a_layer_is_renewed_where_the_layer_goes_on(
+    registry: FakeRegistry, waits: Waits
+) -> None:
+    registry.require_bearer()
+    registry.add_image("a/b", [CONTENT], compress="none")
+    with RegistryClient(sleep=waits) as client:
+        source = RegistrySource(client)
+        image = source.resolve(Reference.parse(registry.name("a/b")), AMD64)
+        registry.fault("GET", str(image.layers[0].digest), cut(1_000_000))
+        with source.open_layer(image.reference, image.layers[0]) as stream:
+            first = stream.read(1000)
+            registry.tokens.clear()
+            rest = b"".join(iter(lambda: stream.read(100_000), b""))
+    assert first + rest == CONTENT
+    assert registry.count("GET", "/token") == 2
+    assert registry.find("GET", "/blobs/")[-1].headers["range"] == "bytes=1000000-"
+
+
 @pytest.mark.parametrize("scheme", ["basic", "bearer"])
 @pytest.mark.parametrize("given", [None, Credential("bot", "wr0ng")])
 def test_refused_access_names_the_user_and_no_secret(
