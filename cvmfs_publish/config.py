@@ -1,7 +1,7 @@
 """The publisher's configuration: what `cvmfs-publish.yaml` may say, and what each key means.
 
 Keys that interface documents promise but no code reads yet are refused: whoever writes
-`trust:` believes that signatures are checked.
+`webhooks:` believes that somebody listens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.patterns import ImagePattern
+from cvmfs_publish.settings import RefusedKeyError, about
 
 FILE_NAME = "cvmfs-publish.yaml"
 SYSTEM_FILE = Path("/etc/cvmfs-publish") / FILE_NAME
@@ -219,8 +220,8 @@ class Endpoint(str):
 
 
 @dataclass(frozen=True)
-class S3Config:
-    """How the object store of an s3:// storage is reached."""
+class S3Keys:
+    """How an object store is reached, and as whom."""
 
     endpoint: Endpoint | None = field(
         default=None,
@@ -256,17 +257,6 @@ class S3Config:
         repr=False,
         metadata=about("the token of temporary keys; else AWS_SESSION_TOKEN"),
     )
-    connections: int = field(
-        default=64,
-        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
-    )
-    lease: timedelta = field(
-        default=timedelta(minutes=1),
-        metadata=about(
-            "the lock of a publisher that died on another host is free after this time;"
-            " 15 seconds to 1 hour"
-        ),
-    )
 
     def __post_init__(self) -> None:
         if self.secret_key is not None and self.secret_key_file is not None:
@@ -282,14 +272,8 @@ class S3Config:
                     hint=f"copy it once more, to where it is given: `repository.s3.{name}` or the"
                     " variables AWS_…",
                 )
-        if not 1 <= self.connections <= MAX_CONNECTIONS:
-            raise InputError(
-                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
-            )
-        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
-            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
-    def completed(self, environ: Mapping[str, str]) -> S3Config:
+    def completed(self, environ: Mapping[str, str]) -> Self:
         """Return this with what it leaves open taken from Amazon's usual variables."""
         endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
         found = replace(
@@ -311,6 +295,32 @@ class S3Config:
         if self.secret_key_file is None:
             return self.secret_key
         return _read_secret(self.secret_key_file, "secret key", is_private=True)
+
+
+@dataclass(frozen=True)
+class S3Config(S3Keys):
+    """How the object store of an s3:// storage is reached."""
+
+    connections: int = field(
+        default=64,
+        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
+    )
+    lease: timedelta = field(
+        default=timedelta(minutes=1),
+        metadata=about(
+            "the lock of a publisher that died on another host is free after this time;"
+            " 15 seconds to 1 hour"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        S3Keys.__post_init__(self)
+        if not 1 <= self.connections <= MAX_CONNECTIONS:
+            raise InputError(
+                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
+            )
+        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
+            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
 
 @dataclass(frozen=True)
@@ -519,6 +529,116 @@ def _read_secret(path: Path, what: str, *, is_private: bool = False) -> str:
 
 
 @dataclass(frozen=True)
+class SwiftConfig:
+    """How the OpenStack Swift of swift:// images is reached."""
+
+    auth_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "where logins are made, version 3 if it has /v3 in it, else version 1;"
+            " else OS_AUTH_URL or ST_AUTH"
+        ),
+    )
+    user: str | None = field(
+        default=None,
+        metadata=about("the user, `ACCOUNT:USER` in version 1; else OS_USERNAME or ST_USER"),
+    )
+    key: str | None = field(
+        default=None, repr=False, metadata=about("its password; better kept in `key_file`")
+    )
+    key_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the password and nothing else, closed to others;"
+            " else OS_PASSWORD or ST_KEY"
+        ),
+    )
+    project: str | None = field(
+        default=None, metadata=about("the project, in version 3; else OS_PROJECT_NAME")
+    )
+    user_domain: str | None = field(
+        default=None,
+        metadata=about("the user's domain, in version 3; else OS_USER_DOMAIN_NAME, or Default"),
+    )
+    project_domain: str | None = field(
+        default=None,
+        metadata=about(
+            "the project's domain, in version 3; else OS_PROJECT_DOMAIN_NAME, or Default"
+        ),
+    )
+    region: str | None = field(
+        default=None,
+        metadata=about(
+            "the region whose store is meant, if there are several; else OS_REGION_NAME"
+        ),
+    )
+    storage_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "the URL of the containers; without a login for public ones; else OS_STORAGE_URL,"
+            " or as the login says"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.key_file is not None:
+            raise InputError("key and key_file are both given", hint="remove one of them")
+        if (self.key is not None or self.key_file is not None) != (self.user is not None):
+            raise InputError("a login needs both: user, and key_file or key")
+
+    def completed(self, environ: Mapping[str, str]) -> SwiftConfig:
+        """Return this with what it leaves open taken from OpenStack's usual variables."""
+
+        def first(*names: str) -> str | None:
+            return next((environ[name] for name in names if environ.get(name)), None)
+
+        def url(*names: str) -> Endpoint | None:
+            text = first(*names)
+            return Endpoint.parse(text) if text else None
+
+        found = replace(
+            self,
+            auth_url=self.auth_url or url("OS_AUTH_URL", "ST_AUTH"),
+            storage_url=self.storage_url or url("OS_STORAGE_URL"),
+            project=self.project or first("OS_PROJECT_NAME"),
+            user_domain=self.user_domain or first("OS_USER_DOMAIN_NAME"),
+            project_domain=self.project_domain or first("OS_PROJECT_DOMAIN_NAME"),
+            region=self.region or first("OS_REGION_NAME"),
+        )
+        user, key = first("OS_USERNAME", "ST_USER"), first("OS_PASSWORD", "ST_KEY")
+        if self.user is not None or not user or not key:
+            return found
+        return replace(found, user=user, key=key)
+
+    def read_key(self) -> str | None:
+        """Return the password, from its file if that is where it is; None if there is none."""
+        if self.key_file is None:
+            return self.key
+        return _read_secret(self.key_file, "password", is_private=True)
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Where images come from that are in no registry."""
+
+    s3: S3Keys = field(
+        default_factory=S3Keys,
+        metadata=about("how s3:// images are reached; without keys only public ones are"),
+    )
+    swift: SwiftConfig = field(
+        default_factory=SwiftConfig, metadata=about("how swift:// images are reached")
+    )
+    library: RegistryHost = field(
+        default=RegistryHost("library.sylabs.io"),
+        metadata=about("the host of library:// images that name none"),
+    )
+    shub: RegistryHost = field(
+        default=RegistryHost("singularity-hub.org"),
+        metadata=about("the host of shub:// images that name none"),
+    )
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """What an image may cost before it is refused."""
 
@@ -538,12 +658,24 @@ class LimitsConfig:
         default=4095,
         metadata=about("length of a path inside an image; Linux opens none longer than 4095"),
     )
+    path_depth: int = field(
+        default=256,
+        metadata=about("folders above a file inside an image, itself included; real ones have 30"),
+    )
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
+    manifest_bytes: ByteSize = field(
+        default=ByteSize(4 * 1024**2),
+        metadata=about("size of a manifest or index; registries take no larger ones"),
+    )
+    config_bytes: ByteSize = field(
+        default=ByteSize(8 * 1024**2),
+        metadata=about("size of an image's configuration; real ones have 100 kB"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("entries", "path_bytes", "compression_ratio"):
+        for name in ("entries", "path_bytes", "path_depth", "compression_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: wants a number above zero, found {getattr(self, name)}")
 
@@ -621,11 +753,66 @@ class FallbackConfig:
 
 
 @dataclass(frozen=True)
+class TrustRule:
+    """What is asked of the images that a pattern fits, before they are published."""
+
+    match: ImagePattern = field(
+        metadata=about(
+            "the images: REGISTRY/REPOSITORY[:TAG], `*` for any characters; the narrowest pattern"
+            " that fits an image decides, `*` alone is for all others"
+        )
+    )
+    policy: Literal["accept", "digest", "cosign", "sif-pgp", "reject"] = field(
+        metadata=about(
+            "`accept`: as it comes; `digest`: only references with a digest; `cosign`: only with a"
+            " signature of `cosign sign --key` by one of `keys`; `sif-pgp`: only SIF files that one"
+            " of `keys` signed as a whole; `reject`: never"
+        )
+    )
+    keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "files of public keys, of which one has to have signed: PEM for `cosign`; for `sif-pgp`"
+            " OpenPGP, or PEM as for `apptainer sign --key`"
+        ),
+    )
+    annotations: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("what the signature has to say as well, as `cosign sign -a KEY=VALUE` does"),
+    )
+    signed_name: Literal["any", "same"] = field(
+        default="any",
+        metadata=about(
+            "`same`: the signature has to be for an image of this name; what was signed elsewhere"
+            " and copied here is refused then"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        needs_keys = self.policy in KEY_POLICIES
+        if needs_keys and not self.keys:
+            raise InputError(
+                f"keys is missing: the policy {self.policy} needs public keys",
+                hint="keys: [cosign.pub]",
+            )
+        if self.keys and not needs_keys:
+            raise RefusedKeyError(("keys",), f"the policy {self.policy} looks at no keys")
+        if self.policy != "cosign":
+            if self.annotations:
+                raise RefusedKeyError(("annotations",), "is for the policy cosign only")
+            if self.signed_name != "any":
+                raise RefusedKeyError(("signed_name",), "is for the policy cosign only")
+
+
+KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
     UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"trust", "wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
+        {"wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
     )
 
     repository: RepositoryConfig = field(
@@ -649,8 +836,16 @@ class Config:
             " asked"
         ),
     )
+    sources: SourcesConfig = field(
+        default_factory=SourcesConfig,
+        metadata=about("where images come from that are in no registry"),
+    )
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
+    )
+    trust: tuple[TrustRule, ...] = field(
+        default=(),
+        metadata=about("what is asked of images; where no pattern fits, they are accepted"),
     )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
@@ -663,6 +858,17 @@ class Config:
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
     )
 
+    def __post_init__(self) -> None:
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, rule in enumerate(self.trust):
+            first = seen.setdefault(rule.match.key, number)
+            if first != number:
+                raise RefusedKeyError(
+                    ("trust", number, "match"),
+                    f"{rule.match} is the same pattern as that of trust[{first}]",
+                    hint="remove one of the two rules",
+                )
+
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
     """Return `config` with what it leaves open to the environment."""
@@ -673,7 +879,14 @@ def complete(config: Config, environ: Mapping[str, str]) -> Config:
     if isinstance(repository.storage, S3Url):
         s3 = repository.s3.completed(environ)
         config = replace(config, repository=replace(repository, s3=s3))
-    return config
+    return replace(config, sources=complete_sources(config.sources, environ))
+
+
+def complete_sources(sources: SourcesConfig, environ: Mapping[str, str]) -> SourcesConfig:
+    """Return `sources` with what it leaves open to the environment."""
+    return replace(
+        sources, s3=sources.s3.completed(environ), swift=sources.swift.completed(environ)
+    )
 
 
 def load_config(path: Path) -> Config:
@@ -833,6 +1046,39 @@ registries:
     #pulls_per_hour: 60
     #requests_per_hour: 1000
 
+# Where images come from that are in no registry.
+sources:
+  # How s3://BUCKET/KEY is reached.  What is absent comes from Amazon's usual variables, such as
+  # AWS_ACCESS_KEY_ID and AWS_REGION; without keys only what everybody may read is found.
+  s3:
+    #endpoint: https://s3.example.org
+    #region: us-east-1
+    # The bucket is part of the host's name instead of the URL's path.
+    #virtual_host: false
+    #access_key: KEY
+    # A file that holds the secret key and nothing else, closed to others; or `secret_key:` right
+    # here, and `session_token:` for temporary keys.
+    #secret_key_file: secret
+  # How swift://CONTAINER/OBJECT is reached.  What is absent comes from OpenStack's usual variables,
+  # OS_… or ST_….  Version 3 if the URL has /v3 in it, else version 1.
+  swift:
+    #auth_url: https://keystone.example.org/v3
+    #user: publisher
+    # A file that holds the password and nothing else, closed to others; or `key:` right here.
+    #key_file: key
+    # In version 3: whose project it is, and the domains of both, `Default` by default.
+    #project: images
+    #user_domain: Default
+    #project_domain: Default
+    # Which region's store is meant if there are several.
+    #region: one
+    # Where the containers are, if not where the login says; for public ones without a login.
+    #storage_url: https://swift.example.org/v1/AUTH_images
+  # The hosts of library:// and shub:// images that name none.  A login of such a host, or of one of
+  # https:// images, is under `registries`; for library:// and shub:// its password is a token.
+  #library: library.sylabs.io
+  #shub: singularity-hub.org
+
 # What an image may cost before it is refused.  Sizes are bytes, or 20GiB, 500MB.
 limits:
   # Unpacked bytes of one image, and of one of its layers.
@@ -842,8 +1088,22 @@ limits:
   #entries: 500000
   # Length of a path inside an image.  Linux opens none longer than 4095 bytes.
   #path_bytes: 4095
+  # Folders above a file inside an image, itself included.
+  #path_depth: 256
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
+  # Size of a manifest or index, and of the configuration of an image.
+  #manifest_bytes: 4MiB
+  #config_bytes: 8MiB
+
+# What is asked of an image before it is published.  The narrowest pattern that fits it decides;
+# without any, it is accepted.  Policies: accept; digest: only references with a digest; cosign:
+# signed with one of the keys; sif-pgp: a SIF file signed with one of the keys; reject.
+# For cosign: `annotations: {KEY: VALUE}`, what the signature has to say as well; and
+# `signed_name: same`, so that a signature for another name does not count.
+# Example: [{match: ghcr.io/team/*, policy: cosign, keys: [cosign.pub]},
+#           {match: "*", policy: reject}]
+#trust: []
 
 nesting:
   # The most entries of one catalog, the unit in which clients download the index.  Images of more

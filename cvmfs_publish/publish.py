@@ -35,9 +35,9 @@ from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.fetch import READERS, fetch_layers
 from cvmfs_publish.layers.merge import merge
-from cvmfs_publish.layers.read import LayerLimits
+from cvmfs_publish.layers.read import LayerLimits, check_path
 from cvmfs_publish.layers.record import LayerRecord, RecordStore
-from cvmfs_publish.layers.tree import Directory, Tree
+from cvmfs_publish.layers.tree import Directory, Tree, encode_name
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
@@ -67,6 +67,7 @@ from cvmfs_publish.sources.base import (
     Platform,
     ResolvedImage,
 )
+from cvmfs_publish.sources.trust import Approval, Trust
 
 Status = Literal["published", "unchanged", "failed"]
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
@@ -176,8 +177,12 @@ class Publisher:
         settings: PublishSettings,
         reporter: Reporter | None = None,
         packer: Packer | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        """Put the parts together; with a `packer` every image is published as a file too."""
+        """Put the parts together; with a `packer` every image is published as a file too.
+
+        `trust`: what is asked of an image before anything of it is fetched; nothing by default.
+        """
         self._repository = repository
         self._source = source
         self._records = records
@@ -185,6 +190,7 @@ class Publisher:
         self._recipe = settings.recipe()
         self._reporter = reporter or Silent()
         self._packer = packer
+        self._trust = trust or Trust()
 
     def publish(
         self,
@@ -258,6 +264,7 @@ class Publisher:
         self._reporter.phase(wish.result.reference, "asking")
         found = read_publication(view, place_name(wish.reference, wish.platform).publication)
         try:
+            self._trust.admit(wish.reference)
             wish.digest = self._ask(wish, wish.reference, asked, None if force else found)
         except PublishError as error:
             wish.fail(error)
@@ -267,12 +274,18 @@ class Publisher:
             or found is None
             or found.digest != str(wish.digest)
             or found.recipe != self._recipe
+            or self._is_to_be_asked(wish.reference, found)
             or not view.is_directory(found.sandbox.lstrip("/"))
             or view.read_symlink(found.path.lstrip("/")) is None
         ):
             wish.stop()
             return True
         return self._lacks_artefact(wish, view, found)
+
+    def _is_to_be_asked(self, reference: Reference, found: Publication) -> bool:
+        """Whether an image was published under a rule that asked something else than today's."""
+        wanted = self._trust.identity(reference)
+        return bool(wanted) and wanted != found.trust
 
     def _ask(
         self,
@@ -320,6 +333,7 @@ class Publisher:
         wish.start()
         try:
             image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+            self._trust.check(image)
         except PublishError as error:
             wish.fail(error)
             return
@@ -400,6 +414,7 @@ class Publisher:
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
         image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+        approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
@@ -412,12 +427,13 @@ class Publisher:
         )
         size = summarise_tree(tree)
         self._check_size(size, name)
+        _check_paths(tree, self._settings.limits, name)
         _check_width(tree, size, name)
         placement = place(
             wish.reference, image.platform, image.config_digest, image.manifest_digest
         )
         publication = self._record(
-            image, placement, records, size, prepared, findings, transaction, now
+            image, placement, records, size, prepared, findings, approval, transaction, now
         )
         if image.reference.origin is not None:
             publication = replace(
@@ -477,6 +493,7 @@ class Publisher:
         size: TreeSummary,
         prepared: Prepared,
         findings: list[Finding],
+        approval: Approval,
         transaction: Transaction,
         now: datetime,
     ) -> Publication:
@@ -499,6 +516,9 @@ class Publisher:
             roots_added=prepared.roots_added,
             findings=tuple(summarise([*findings, *prepared.findings])),
             publisher=f"cvmfs-publish {__version__}",
+            signature=approval.policy,
+            signed_by=approval.signed_by,
+            trust=approval.rule,
         )
 
     def _apply(
@@ -610,6 +630,24 @@ def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
                 )
             )
             wish.reference = None
+
+
+def _length(name: str) -> int:
+    return len(name) if name.isascii() else len(encode_name(name))
+
+
+def _check_paths(tree: Tree, limits: LayerLimits, name: str) -> None:
+    """Refuse paths that links of lower layers have made longer than any layer's own."""
+    stack = [("", tree.root)]
+    while stack:
+        prefix, directory = stack.pop()
+        if directory.children:
+            check_path(prefix + max(directory.children, key=_length), limits, name)
+        stack.extend(
+            (f"{prefix}{child}/", entry)
+            for child, entry in directory.children.items()
+            if isinstance(entry, Directory)
+        )
 
 
 def _check_width(tree: Tree, size: TreeSummary, name: str) -> None:

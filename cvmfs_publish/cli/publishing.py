@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +17,20 @@ from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
-from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
+from cvmfs_publish.config import (
+    Config,
+    LimitsConfig,
+    RegistryConfig,
+    RegistryHost,
+    S3Keys,
+    SourcesConfig,
+    SwiftConfig,
+    complete_sources,
+)
 from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
-from cvmfs_publish.origin import Origin
+from cvmfs_publish.origin import NAMED, WEB, Origin
 from cvmfs_publish.publish import (
     ImageResult,
     Publisher,
@@ -36,15 +45,19 @@ from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.base import Platform, SourceLimits
+from cvmfs_publish.sources.downloads import Downloads
+from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
 from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.mirrors import MirrorSettings
+from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.sources.transports import Access, Sources
+from cvmfs_publish.sources.trust import Trust, load_rules
 
 app = command_app()
 
@@ -177,9 +190,11 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
+    rules = load_rules(config.trust)
     with open_source(config, environ, images, folder, budgets) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, source, records, settings, reporter, packer)
+        trust = Trust(rules, source)
+        yield Publisher(repository, source, records, settings, reporter, packer, trust)
 
 
 def open_budgets(config: Config | None, now: datetime) -> Budgets:
@@ -216,15 +231,74 @@ def open_source(
     `budgets` of registries are given by whoever opens sources again and again.
     """
     budgets = budgets or open_budgets(config, datetime.now(UTC))
-    with open_registries(config, find_credentials(config, environ, images), budgets) as registry:
-        sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
+    limits = config.limits if config is not None else LimitsConfig()
+    registries = config.registries if config is not None else {}
+    sources = complete_sources(config.sources if config is not None else SourcesConfig(), environ)
+    scratch = make_scratch(config) if config is not None else None
+    sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
+    credentials = find_credentials(config, environ, images)
+    with open_registries(config, credentials, budgets) as registry, ExitStack() as stack:
         access = Access(
             registry=registry,
-            limits=layer_limits(config.limits) if config is not None else LayerLimits(),
-            scratch=make_scratch(config) if config is not None else None,
+            signatures=RegistrySignatures(registry.client),
+            downloads=Downloads(registry.client, stack, scratch, limits.layer_bytes),
+            credentials=_web_credentials(registries, sources, images, environ),
+            s3=s3_access(sources.s3),
+            swift=swift_access(sources.swift),
+            library=sources.library,
+            hub=sources.shub,
+            limits=source_limits(limits),
+            scratch=scratch,
             sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
         yield Sources(access, str(folder))
+
+
+def s3_access(keys: S3Keys) -> S3Access:
+    """Return how s3:// images are reached."""
+    return S3Access(
+        endpoint=keys.endpoint or "",
+        region=keys.region or "us-east-1",
+        virtual_host=keys.virtual_host,
+        access_key=keys.access_key or "",
+        secret_key=keys.read_secret_key() or "",
+        token=keys.session_token or "",
+    )
+
+
+def swift_access(swift: SwiftConfig) -> SwiftAccess:
+    """Return how swift:// images are reached."""
+    return SwiftAccess(
+        auth_url=swift.auth_url or "",
+        user=swift.user or "",
+        key=swift.read_key() or "",
+        project=swift.project or "",
+        user_domain=swift.user_domain or "Default",
+        project_domain=swift.project_domain or "Default",
+        region=swift.region or "",
+        storage_url=swift.storage_url or "",
+    )
+
+
+def _web_credentials(
+    registries: Mapping[RegistryHost, RegistryConfig],
+    sources: SourcesConfig,
+    images: Sequence[str],
+    environ: Mapping[str, str],
+) -> dict[str, Credential]:
+    """Return the configured logins of hosts that are no registries, for these images alone."""
+    hosts: set[str] = set()
+    for image in images:
+        with suppress(InputError):  # told by `publish`, with the other failures
+            origin = Origin.parse(image)
+            if origin is not None and origin.transport in WEB | NAMED:
+                hosts.add(origin.place.partition("/")[0].lower())
+                hosts |= {sources.library, sources.shub} if origin.transport != "oras" else set()
+    return {
+        host: Credential(login.username, login.read_password(environ) or "")
+        for host, login in registries.items()
+        if host in hosts and login.username is not None
+    }
 
 
 @contextmanager
@@ -233,6 +307,7 @@ def open_registries(
 ) -> Iterator[RegistrySource]:
     """Open registries as they are configured; what they were asked is kept at the end."""
     registries = config.registries if config is not None else {}
+    limits = config.limits if config is not None else LimitsConfig()
     with RegistryClient(
         credentials=credentials,
         plain_http=[host for host, registry in registries.items() if registry.plain_http],
@@ -256,6 +331,7 @@ def open_registries(
                 foreign_layers=[
                     host for host, registry in registries.items() if registry.foreign_layers
                 ],
+                limits=source_limits(limits),
             )
         finally:
             keep_budgets(config, budgets, datetime.now(UTC))
@@ -273,6 +349,16 @@ def make_scratch(config: Config) -> Path:
     return folder
 
 
+def source_limits(limits: LimitsConfig) -> SourceLimits:
+    """Return what sources may read of an image."""
+    return SourceLimits(
+        layer_bytes=limits.layer_bytes,
+        ratio=limits.compression_ratio,
+        manifest_bytes=limits.manifest_bytes,
+        config_bytes=limits.config_bytes,
+    )
+
+
 def layer_limits(limits: LimitsConfig) -> LayerLimits:
     """Return what a layer may hold."""
     return LayerLimits(
@@ -280,6 +366,7 @@ def layer_limits(limits: LimitsConfig) -> LayerLimits:
         ratio=limits.compression_ratio,
         entries=limits.entries,
         path_bytes=limits.path_bytes,
+        path_depth=limits.path_depth,
     )
 
 

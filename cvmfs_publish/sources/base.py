@@ -10,6 +10,7 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, RemoteError
 from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
+from cvmfs_publish.streams.compression import DecompressionLimits
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -104,6 +105,14 @@ class Platform:
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLimits(DecompressionLimits):
+    """How large what is read of an image may be; keys of the section `limits`."""
+
+    manifest_bytes: int = 4 << 20  # distribution-spec: registries take at least 4 megabytes
+    config_bytes: int = 8 << 20  # history and labels of real images stay below 100 kB
 
 
 @dataclass(frozen=True, slots=True)

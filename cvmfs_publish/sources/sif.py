@@ -48,6 +48,7 @@ from cvmfs_publish.sources.sif_format import (
     parse_sif,
     platform_of,
 )
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError, find_signers
 from cvmfs_publish.sources.squashfs import MAGIC as SQUASHFS_MAGIC
 from cvmfs_publish.sources.squashfs import SquashfsTool
 
@@ -149,6 +150,20 @@ class FileSource:
         if content.kind == TAR:
             return CheckedStream(held.reader, layer.digest, layer.size, subject)
         return self._tool.open(held, content.offset, content.size, subject)
+
+    def find_signers(self, image: ResolvedImage, keys: SifKeys) -> tuple[str, ...]:
+        """Return who signed a SIF file that was resolved; raise `UnsignedSifError` if nobody did.
+
+        What is verified is a private copy that has the digest of the layer, so that nobody can
+        exchange the file between this and its unpacking, which proves the same digest.
+        """
+        subject = str(origin_of(image.reference))
+        held, content = self._found[origin_of(image.reference), image.layers[0].digest]
+        if content.platform is None:
+            raise UnsignedSifError("it is no SIF file")
+        with self._tool.copy(held, subject) as file, translated(subject):
+            read = partial(_read_at, file)
+            return find_signers(parse_sif(read, held.size, subject), read, keys)
 
     def _inspect(self, file: BinaryIO, held: HeldFile, subject: str) -> _Content:
         """Return what is in a file; raise `NotAnImageError` unless it can be read and is wanted."""

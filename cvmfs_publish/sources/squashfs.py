@@ -49,6 +49,14 @@ class SquashfsTool:
             )
         return SquashfsStream(self, self.program, held, offset, size, subject)
 
+    @contextmanager
+    def copy(self, held: HeldFile, subject: str) -> Iterator[BinaryIO]:
+        """Give a private copy of a whole file that has the digest it is held by."""
+        with tempfile.TemporaryFile(dir=self.scratch) as target:
+            with _writing(self.scratch):
+                _copy(held, 0, held.size, target, subject)
+            yield target
+
 
 class SquashfsStream:
     """A `BlobStream` of the tar that a squashfs becomes."""
@@ -128,7 +136,7 @@ class SquashfsStream:
     def _start(self) -> subprocess.Popen[bytes]:
         with _writing(self._tool.scratch):
             squashfs = self._temporary()
-            self._copy(squashfs)
+            _copy(self._held, self._offset, self._size, squashfs, self._subject)
             self._complaints = self._temporary()
         try:
             process = subprocess.Popen(  # noqa: S603 - a program that the caller found
@@ -165,23 +173,6 @@ class SquashfsStream:
         file = tempfile.TemporaryFile(dir=self._tool.scratch)  # noqa: SIM115 - closed by the stack
         return self._stack.enter_context(file)
 
-    def _copy(self, target: BinaryIO) -> None:
-        """Copy the squashfs, where nobody can change it, while the whole file proves itself."""
-        hasher = self._held.digest.hasher()
-        first, last, position = self._offset, self._offset + self._size, 0
-        with self._held.reader() as source:
-            while piece := _read(source, self._subject):
-                hasher.update(piece)
-                target.write(piece[max(0, first - position) : max(0, last - position)])
-                position += len(piece)
-        if hasher.hexdigest() != self._held.digest.hex:
-            raise IntegrityError(
-                f"{self._subject}: the file was {self._held.digest} and is now "
-                f"sha256:{hasher.hexdigest()}",
-                hint="it was changed while it was read; publish again",
-            )
-        target.flush()
-
     def _check_end(self, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()
         said = self._said()
@@ -208,6 +199,23 @@ class SquashfsStream:
             self._process.wait()
             self._process = None
         self._stack.close()
+
+
+def _copy(held: HeldFile, offset: int, size: int, target: BinaryIO, subject: str) -> None:
+    """Copy a part, where nobody can change it, while the whole file proves itself."""
+    hasher = held.digest.hasher()
+    first, last, position = offset, offset + size, 0
+    with held.reader() as source:
+        while piece := _read(source, subject):
+            hasher.update(piece)
+            target.write(piece[max(0, first - position) : max(0, last - position)])
+            position += len(piece)
+    if hasher.hexdigest() != held.digest.hex:
+        raise IntegrityError(
+            f"{subject}: the file was {held.digest} and is now sha256:{hasher.hexdigest()}",
+            hint="it was changed while it was read; publish again",
+        )
+    target.flush()
 
 
 def _read(source: BinaryIO, subject: str) -> bytes:

@@ -53,7 +53,7 @@ TYPES = {
     },
 }
 SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
-_ROUTE = re.compile(r"/v2/(.+)/(manifests|blobs|tags)/([^/]+)")
+_ROUTE = re.compile(r"/v2/(.+)/(manifests|blobs|tags|referrers)/([^/]+)")
 _RANGE = re.compile(r"bytes=([0-9]+)-")
 
 
@@ -103,6 +103,7 @@ class FakeRegistry:
         self.files: dict[str, bytes] = {}  # other paths, as of a content server beside it
         self.honours_ranges = True
         self.page_size = 100  # tags in one answer
+        self.lists_referrers = True  # whether there is a referrers API
         self.tokens: set[str] = set()  # the valid ones
         self.token_field = "token"
         self._issued = 0
@@ -333,6 +334,8 @@ class FakeRegistry:
             return _error(404, "NAME_UNKNOWN")
         if kind == "tags":
             return self._answer_tags(repository, request)
+        if kind == "referrers":
+            return self._answer_referrers(repository, name, request)
         digest = self.tags[repository].get(name, name)
         if (repository, digest) not in self.manifests:
             return _error(404, "MANIFEST_UNKNOWN")
@@ -360,6 +363,26 @@ class FakeRegistry:
             more = f"/v2/{repository}/tags/list?n={size}&last={left[size - 1]}"
             headers["Link"] = f'<{more}>; rel="next"'
         return Reply(200, headers, json.dumps({"name": repository, "tags": left[:size]}).encode())
+
+    def _answer_referrers(self, repository: str, digest: str, request: Recorded) -> Reply:
+        if not self.lists_referrers:
+            return _error(404, "NOT_FOUND")
+        entries = []
+        for (owner, name), (_, body) in self.manifests.items():
+            document = json.loads(body) if owner == repository and b'"subject"' in body else {}
+            if document.get("subject", {}).get("digest") == digest:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                described = self.describe(repository, Digest.parse(name))
+                entries.append({**described, "artifactType": kind})
+        media_type = TYPES["oci"]["index"]
+        headers = {"Content-Type": media_type}
+        first = int(parse_qs(urlsplit(request.path).query).get("from", ["0"])[0])
+        page = entries[first : first + self.page_size]
+        if entries[first + self.page_size :]:
+            more = f"/v2/{repository}/referrers/{digest}?from={first + self.page_size}"
+            headers["Link"] = f'<{more}>; rel="next"'
+        index = {"schemaVersion": 2, "mediaType": media_type, "manifests": page}
+        return Reply(200, headers, json.dumps(index).encode())
 
     def _challenge(self, request: Recorded, repository: str) -> str:
         given = request.headers.get("authorization", "")

@@ -64,6 +64,8 @@ TOKEN_LIMIT = 1 << 20  # bytes of a token server's answer; real ones have a few 
 ERROR_BODY_LIMIT = 64 << 10  # bytes read of an answer that is not an image
 RETRIED = frozenset({429, 500, 502, 503, 504})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Headers that belong to one host; the others are OpenStack's
+SECRETS = frozenset({"Authorization", "X-Auth-Token", "X-Auth-User", "X-Auth-Key"})
 
 # What can come out of `requests`, `urllib3` and http.client.  OSError: an unreadable CA bundle;
 # UnicodeError: host names and header values no codec accepts.
@@ -290,6 +292,24 @@ class RegistryClient:
             with reply:
                 raise self._refusal(reply, reference, path, errand)
         return reply
+
+    def request(self, request: Request, subject: str) -> Reply:
+        """Send a request to any address; return the reply after redirects, whatever its status.
+
+        Raises `RemoteError` if it cannot be sent, or not without TLS.
+        """
+        parts = urlsplit(request.url)
+        if parts.scheme != "https" and not self._is_plain(parts.netloc):
+            raise RemoteError(
+                f"{subject}: {host_of(request.url)} is to be asked without TLS",
+                hint="write https://, or `registries: {HOST: {plain_http: true}}` for a trusted"
+                " network",
+            )
+        return self._follow(request, _Errand(subject, parts.netloc.lower(), self.attempts))
+
+    def scheme_of(self, host: str) -> str:
+        """Return how a host is spoken to: `http` or `https`."""
+        return "http" if self._is_plain(host) else "https"
 
     def open_address(self, url: str, reference: Reference, headers: Mapping[str, str]) -> Reply:
         """GET an address outside the registry on behalf of an image, without any credentials.
@@ -599,7 +619,7 @@ def _keep_headers(request: requests.PreparedRequest) -> requests.PreparedRequest
 
 
 def _with_authorization(request: Request, authorization: str) -> Request:
-    headers = {name: value for name, value in request.headers.items() if name != "Authorization"}
+    headers = {name: value for name, value in request.headers.items() if name not in SECRETS}
     if authorization:
         headers["Authorization"] = authorization
     return replace(request, headers=headers)

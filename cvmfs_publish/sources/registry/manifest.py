@@ -13,14 +13,15 @@ from typing import Any
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
-from cvmfs_publish.sources.base import LayerDescriptor, Platform
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, SourceLimits
 from cvmfs_publish.sources.registry import schema1
 from cvmfs_publish.sources.registry.values import parse_digest, parse_object
 
 MIB = 1 << 20
-# distribution-spec, "Pushing Manifests": registries take at least 4 megabytes; no more from us
-MANIFEST_LIMIT = 4 * MIB
-CONFIG_LIMIT = 8 * MIB  # history and labels of real images stay below 100 kB
+MANIFEST_LIMIT = SourceLimits().manifest_bytes
+CONFIG_LIMIT = SourceLimits().config_bytes
+MANIFEST_HINT = "raise `limits.manifest_bytes` if this image is trusted"
+CONFIG_HINT = "raise `limits.config_bytes` if this image is trusted"
 MAX_URLS = 3  # of one blob
 MAX_SIZE = 2**63 - 1  # descriptor.md: `size` is an int64
 
@@ -65,6 +66,7 @@ class Descriptor:
     size: int  # bytes, never negative
     platform: Platform | None = None
     annotations: Mapping[str, object] = field(default_factory=dict)
+    artifact_type: str = ""  # "" where nobody said
     urls: tuple[str, ...] = ()  # where else the blob is said to be
 
 
@@ -84,6 +86,14 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class Artefact:
+    """A manifest of something that belongs to an image, such as its signature."""
+
+    subject: Digest | None  # of the image
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What is needed here of an image config."""
 
@@ -92,7 +102,12 @@ class Config:
 
 
 def parse_manifest(
-    body: bytes, content_type: str, subject: str, promised_type: str = ""
+    body: bytes,
+    content_type: str,
+    subject: str,
+    promised_type: str = "",
+    *,
+    config_limit: int = CONFIG_LIMIT,
 ) -> Manifest | Index:
     """Return what `body` is, provided everybody agrees on it.
 
@@ -126,8 +141,31 @@ def parse_manifest(
             _parse_descriptor(layer, subject) for layer in _get_list(document, "layers", subject)
         ),
     )
-    _check_is_image(manifest, document, subject)
+    _check_is_image(manifest, document, subject, config_limit)
     return manifest
+
+
+def parse_artefact(body: bytes, subject: str) -> Artefact:
+    """Return what belongs to an image; raise `IntegrityError` for what is no manifest."""
+    document = parse_object(body, subject)
+    image = document.get("subject")
+    return Artefact(
+        _parse_descriptor(image, subject).digest if image is not None else None,
+        tuple(
+            _parse_descriptor(layer, subject) for layer in _get_list(document, "layers", subject)
+        ),
+    )
+
+
+def parse_referrers(body: bytes, subject: str) -> tuple[Descriptor, ...]:
+    """Return the manifests in a list of referrers, or raise `IntegrityError`.
+
+    distribution-spec, "Listing Referrers": an image index, by the API or under the fallback tag.
+    """
+    document = parse_object(body, subject)
+    return tuple(
+        _parse_descriptor(entry, subject) for entry in _get_list(document, "manifests", subject)
+    )
 
 
 def is_old(body: bytes, content_type: str) -> bool:
@@ -218,7 +256,9 @@ def _forbid(
             raise IntegrityError(f"{subject}: a manifest of type {media_type} with {name!r}")
 
 
-def _check_is_image(manifest: Manifest, document: dict[str, Any], subject: str) -> None:
+def _check_is_image(
+    manifest: Manifest, document: dict[str, Any], subject: str, config_limit: int
+) -> None:
     config_type = manifest.config.media_type
     if config_type not in CONFIG_TYPES:
         artifact = document.get("artifactType") or config_type
@@ -233,9 +273,10 @@ def _check_is_image(manifest: Manifest, document: dict[str, Any], subject: str) 
                 "which is not a tar archive",
                 hint="supported are plain, gzip and zstd layers of Docker and OCI images",
             )
-    if manifest.config.size > CONFIG_LIMIT:
+    if manifest.config.size > config_limit:
         raise IntegrityError(
-            f"{subject}: the config has {manifest.config.size} bytes, limit {CONFIG_LIMIT}"
+            f"{subject}: the config has {manifest.config.size} bytes; the limit is {config_limit}",
+            hint=CONFIG_HINT,
         )
 
 
@@ -250,12 +291,14 @@ def _parse_descriptor(value: object, subject: str) -> Descriptor:
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise IntegrityError(f"{subject}: the descriptor of {digest} has the size {size!a}")
     annotations, platform = value.get("annotations"), value.get("platform")
+    artifact_type = value.get("artifactType")
     return Descriptor(
         media_type,
         digest,
         size,
         _parse_platform(platform) if isinstance(platform, dict) else None,
         annotations if isinstance(annotations, dict) else {},
+        artifact_type if isinstance(artifact_type, str) else "",
         _parse_urls(value.get("urls")),
     )
 

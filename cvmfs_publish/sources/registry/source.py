@@ -13,12 +13,12 @@ from typing import TypeVar
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage, SourceLimits
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
 from cvmfs_publish.sources.registry.client import RegistryClient, Reply
 from cvmfs_publish.sources.registry.manifest import (
     ACCEPT,
-    MANIFEST_LIMIT,
+    MANIFEST_HINT,
     Descriptor,
     Index,
     Manifest,
@@ -73,6 +73,7 @@ class RegistrySource:
         *,
         mirrors: Mapping[str, MirrorSettings] | None = None,
         foreign_layers: Collection[str] = (),
+        limits: SourceLimits | None = None,
     ) -> None:
         self.client = client
         self._mirrors = Mirrors(mirrors or {}, client.clock)
@@ -80,6 +81,7 @@ class RegistrySource:
         # The last index: each platform of an image asks for it, and registries count
         self._index: Mapping[tuple[str, str, Digest], _Document] = {}
         self._taken: dict[Digest, Reference] = {}  # blobs that last came from a mirror → from where
+        self._limits = limits or SourceLimits()
 
     def head(self, reference: Reference) -> Digest:
         """As promised by `ImageSource.head`; one HEAD request with a registry that knows digests.
@@ -100,7 +102,7 @@ class RegistrySource:
         subject = str(reference)
         document = self._fetch(reference, digest or reference.digest or reference.tag)
         top = document.digest
-        manifest = _parse(document, subject)
+        manifest = self._parse(document, subject)
         chosen: Platform | None = None
         if isinstance(manifest, Index):
             entry = choose_manifest(manifest, platform, subject)
@@ -198,7 +200,7 @@ class RegistrySource:
         if stated:
             return _parse_stated(stated, place)
         document = self._fetch_manifest(place, place.tag, attempts)
-        _parse(document, str(place))
+        self._parse(document, str(place))
         return document.digest
 
     def _open_blob(
@@ -268,9 +270,14 @@ class RegistrySource:
         )
 
     def _fetch_manifest(self, reference: Reference, name: Digest | str, attempts: int) -> _Document:
-        body, header = self.client.fetch(
-            reference, f"manifests/{name}", _ACCEPT, MANIFEST_LIMIT, attempts
-        )
+        path, limit = f"manifests/{name}", self._limits.manifest_bytes
+        try:
+            body, header = self.client.fetch(reference, path, _ACCEPT, limit, attempts)
+        except IntegrityError as exc:
+            raise IntegrityError(
+                f"{reference}: the manifest has more than {limit} bytes",
+                hint=MANIFEST_HINT,
+            ) from exc
         # A web page has no such digest either, but is the fault of something passing
         check_not_a_web_page(header("Content-Type"), str(reference))
         if is_old(body, header("Content-Type")):
@@ -290,6 +297,22 @@ class RegistrySource:
             )
         return _Document(body, header("Content-Type"), promised)
 
+    def _parse(self, document: _Document, subject: str) -> Manifest | Index | OldImage:
+        if is_old(document.body, document.content_type):
+            return parse_old_manifest(document.body, subject)
+        return self._parse_current(document, subject)
+
+    def _parse_current(
+        self, document: _Document, subject: str, promised_type: str = ""
+    ) -> Manifest | Index:
+        return parse_manifest(
+            document.body,
+            document.content_type,
+            subject,
+            promised_type,
+            config_limit=self._limits.config_bytes,
+        )
+
     def _fetch_entry(self, reference: Reference, entry: Descriptor) -> tuple[_Document, Manifest]:
         subject = f"{reference} ({entry.digest})"
         document = self._fetch(reference, entry.digest)
@@ -297,9 +320,7 @@ class RegistrySource:
             raise IntegrityError(
                 f"{subject}: the manifest has {len(document.body)} bytes, promised {entry.size}"
             )
-        manifest = parse_manifest(
-            document.body, document.content_type, subject, promised_type=entry.media_type
-        )
+        manifest = self._parse_current(document, subject, entry.media_type)
         if isinstance(manifest, Index):
             raise NotAnImageError(f"{subject} is an index inside an index")
         return document, manifest
@@ -324,12 +345,6 @@ class RegistrySource:
             except (RemoteError, IntegrityError):
                 if not self.distrust(config.digest):
                     raise
-
-
-def _parse(document: _Document, subject: str) -> Manifest | Index | OldImage:
-    if is_old(document.body, document.content_type):
-        return parse_old_manifest(document.body, subject)
-    return parse_manifest(document.body, document.content_type, subject)
 
 
 def _range(offset: int) -> dict[str, str]:
