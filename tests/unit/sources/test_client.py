@@ -173,6 +173,23 @@ def test_a_registry_that_has_had_enough_is_not_annoyed_by_the_other_images(
         assert registry.count("HEAD", "/c/d/") > 0
 
 
+def test_too_many_requests_with_a_reset_are_waited_for_until_then(
+    registry: FakeRegistry, clock: Clock
+) -> None:
+    """GitLab's and GitHub's way: 429 without Retry-After, but with the time of the reset."""
+    reset = str(int(NOW.timestamp()) + 40)
+    registry.fault("HEAD", "", status(429, ratelimit_remaining="0", ratelimit_reset=reset))
+    with open_client(clock) as client:
+        RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+        assert clock.slept == [40.0]
+        later = str(int(clock.now.timestamp()) + 4000)
+        registry.fault("HEAD", "", status(429, ratelimit_remaining="0", ratelimit_reset=later))
+        with pytest.raises(RateLimitedError) as caught:
+            RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+    assert caught.value.retry_after == timedelta(seconds=4000)
+    assert registry.count("HEAD") == 3
+
+
 def test_a_registry_is_not_shut_out_for_another(registry: FakeRegistry, clock: Clock) -> None:
     with FakeRegistry() as other, open_client(clock) as client:
         other.fault("HEAD", "", status(429, retry_after="3600"), times=None)
