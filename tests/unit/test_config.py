@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -452,3 +453,16 @@ def test_a_notification_that_cannot_work_is_refused(
     tmp_path: Path, item: str, message: str
 ) -> None:
     assert message in str(refusal(tmp_path, f"{MINIMAL}notify: [{item}]\n"))
+
+
+def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text("utf-8")
+    example = re.search(r"^    trust:\n(?:      .*\n)+", page, re.MULTILINE)
+    assert example is not None
+    rules = load(tmp_path, MINIMAL + textwrap.dedent(example[0])).trust
+    assert [(rule.match.text, rule.policy) for rule in rules] == [
+        ("ghcr.io/team/*", "cosign"),
+        ("docker.io/library/*", "accept"),
+        ("*", "reject"),
+    ]
+    assert rules[0].keys == (tmp_path / "keys/team.pub", tmp_path / "keys/release.pub")
