@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
-from cvmfs_publish.config import HookConfig, WebhooksConfig
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.reference import Reference, parse_registry
@@ -73,7 +72,8 @@ class HookSettings:
     """What the configuration says of one source of webhooks."""
 
     registry: str = ""  # whose images are meant where a body names no registry
-    hosts: Mapping[str, str] = field(default_factory=dict)  # host in a body → registry in wishlists
+    # host in a body, in lower case → registry in wishlists
+    hosts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,21 +267,6 @@ WEBHOOK_SOURCES: dict[str, Callable[[HookSettings], WebhookSource]] = {
     "github": GitHubHook,
     "generic": GenericHook,
 }
-
-
-def configured_sources(config: WebhooksConfig) -> dict[str, WebhookSource]:
-    """Return the sources that may send, by the last part of their URL."""
-    named: dict[str, HookConfig] = dict(config.sources.items())
-    named = named or {name: HookConfig() for name in WEBHOOK_SOURCES}
-    return {
-        name: WEBHOOK_SOURCES[name](
-            HookSettings(
-                registry=str(hook.registry or ""),
-                hosts={host.lower(): str(registry) for host, registry in hook.hosts.items()},
-            )
-        )
-        for name, hook in named.items()
-    }
 
 
 # ---------------------------------------------------------------- verification

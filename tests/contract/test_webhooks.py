@@ -15,8 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvmfs_publish import settings
-from cvmfs_publish.config import WebhooksConfig
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
@@ -29,7 +27,6 @@ from cvmfs_publish.watch.webhooks import (
     HookSettings,
     Push,
     WebhookRefusedError,
-    configured_sources,
 )
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
@@ -429,18 +426,6 @@ def paths(value: Json, before: str = "") -> list[str]:
 
 
 # ---------------------------------------------------------------- each its own
-
-
-def test_the_configuration_says_who_may_send() -> None:
-    section = "{secret_file: s, sources: {distribution: {hosts: {Reg:5000: R.example.org}}}}"
-    config = settings.parse(WebhooksConfig, section, "x")
-    sources = configured_sources(config)
-    assert list(sources) == ["distribution"]
-    nameless = changed(DISTRIBUTION, {"events.0.request.host": "reg:5000"})
-    (push,) = sources["distribution"].parse(delivery("distribution", nameless)).pushes
-    assert push.registry == "r.example.org"
-    everybody = configured_sources(settings.parse(WebhooksConfig, "{secret_file: s}", "x"))
-    assert everybody.keys() == WEBHOOK_SOURCES.keys()
 
 
 def test_the_registry_of_a_body_can_be_another_in_wishlists() -> None:
