@@ -50,8 +50,7 @@ class Commands(LazyGroup):
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
         "publish": Lazy(
-            "cvmfs_publish.cli.publishing",
-            "Publish images from registries, archives, SIF files and object stores.",
+            "cvmfs_publish.cli.publishing", "Publish images from registries, files and stores."
         ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
@@ -70,7 +69,9 @@ class Commands(LazyGroup):
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
-        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "serve": Lazy(
+            "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
+        ),
         "wishlist": Lazy(
             "cvmfs_publish.cli.wishlists",
             "Check wishlists, show their images, convert other lists.",

@@ -103,7 +103,7 @@ def publish(
         ),
     ] = None,
 ) -> int:
-    """Publish images from registries, archives, SIF files and object stores.
+    """Publish images from registries, files and stores.
 
     Fetches, verifies, unpacks and prepares the images and makes all of them visible in one new
     revision.  An unchanged image costs one request and no revision.  An image that fails does not
