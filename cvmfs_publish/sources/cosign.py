@@ -22,6 +22,7 @@ from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.public_keys import PublicKey
 
+MAX_SIGNATURES = 20  # around one payload; cosign and Apptainer make one
 SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE_ANNOTATION = "dev.cosignproject.cosign/signature"
 SIGNATURE_ARTEFACT = "application/vnd.dev.cosign.artifact.sig.v1+json"
@@ -82,6 +83,8 @@ def open_envelope(envelope: Mapping[str, Any]) -> tuple[str, bytes, tuple[bytes,
     payload_type, signatures = envelope.get("payloadType"), envelope.get("signatures")
     if not isinstance(payload_type, str) or not isinstance(signatures, list):
         raise ClaimError("the envelope has no payloadType or no signatures")
+    if len(signatures) > MAX_SIGNATURES:
+        raise ClaimError(f"the envelope has {len(signatures)} signatures; at most {MAX_SIGNATURES}")
     payload = _decode(envelope.get("payload"))
     kind = payload_type.encode("utf-8", "replace")
     message = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

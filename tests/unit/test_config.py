@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -343,3 +344,16 @@ def test_every_key_is_explained_in_that_file() -> None:
         name = doc.path.rsplit(".", 1)[-1]
         assert re.search(rf"\b{name}:", text), doc.path
         assert doc.doc, f"{doc.path} is not documented"
+
+
+def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text("utf-8")
+    example = re.search(r"^    trust:\n(?:      .*\n)+", page, re.MULTILINE)
+    assert example is not None
+    rules = load(tmp_path, MINIMAL + textwrap.dedent(example[0])).trust
+    assert [(rule.match.text, rule.policy) for rule in rules] == [
+        ("ghcr.io/team/*", "cosign"),
+        ("docker.io/library/*", "accept"),
+        ("*", "reject"),
+    ]
+    assert rules[0].keys == (tmp_path / "keys/team.pub", tmp_path / "keys/release.pub")

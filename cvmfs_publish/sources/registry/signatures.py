@@ -37,6 +37,7 @@ from cvmfs_publish.sources.registry.manifest import (
 from cvmfs_publish.sources.registry.tag_list import parse_next
 
 MAX_FETCHED = 100  # documents for one image; every signing adds one or two
+MAX_SIGNATURES = 1000  # in one manifest; cosign itself stops there
 MAX_PAGES = 20  # of referrers; registries give a hundred and more in each
 MAX_SIGNATURE_BYTES = 1 << 20  # of one payload or bundle; real ones have one to ten thousand
 _MANIFEST = {"Accept": OCI_MANIFEST}
@@ -74,6 +75,7 @@ class _Search:
         self._digest = digest
         self._skip = skip
         self._tag = f"{digest.algorithm}-{digest.hex}"
+        self._asked = 0  # requests for documents
         self._fetched: dict[str, bytes] = {}  # documents by what they were asked as
 
     def run(self) -> Iterator[Candidate]:
@@ -99,7 +101,9 @@ class _Search:
         if must_refer and artefact.subject != self._digest:
             self._skip(f"{where} refers to {artefact.subject}, not to {self._digest}")
             return
-        for layer in artefact.layers:
+        if len(artefact.layers) > MAX_SIGNATURES:
+            self._skip(f"{where}: of {len(artefact.layers)} signatures {MAX_SIGNATURES} are tried")
+        for layer in artefact.layers[:MAX_SIGNATURES]:
             try:
                 if layer.media_type == SIMPLE_SIGNING:
                     signature = str(layer.annotations.get(SIGNATURE_ANNOTATION, ""))
@@ -158,7 +162,8 @@ class _Search:
 
     def _get(self, path: str, headers: Mapping[str, str], limit: int) -> bytes:
         if path not in self._fetched:
-            if len(self._fetched) >= MAX_FETCHED:
+            self._asked += 1
+            if self._asked > MAX_FETCHED:
                 raise IntegrityError(
                     f"{self._reference}: none of the first {MAX_FETCHED} documents beside"
                     f" {self._digest} is a signature that is wanted, and there are more",

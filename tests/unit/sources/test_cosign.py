@@ -468,6 +468,26 @@ def test_the_search_ends(
     assert len(registry.requests) < 8
 
 
+def test_not_every_signature_of_thousands_is_tried(
+    registry: FakeRegistry,
+    store: RegistrySignatures,
+    image: Digest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(signatures, "MAX_SIGNATURES", 2)
+    payload = simple_payload(image)
+    bad, good = (payload, sign_bytes(OTHER, payload)), (payload, sign_bytes(KEY, payload))
+    sign_by_tag(registry, "a/b", image, bad, good)
+    assert check(store, registry, image, public(KEY)).signed_by
+    sign_by_tag(registry, "a/b", image, bad, bad, good)
+    with pytest.raises(UntrustedError, match="of 3 signatures 2 are tried"):
+        check(store, registry, image, public(KEY))
+    crowded = json.loads(bundle(KEY, statement(image)))
+    crowded["dsseEnvelope"]["signatures"] *= 21
+    with pytest.raises(cosign.ClaimError, match="21 signatures; at most 20"):
+        cosign.parse_bundle("here", json.dumps(crowded).encode())
+
+
 def test_a_large_payload_is_not_fetched(
     registry: FakeRegistry,
     store: RegistrySignatures,
