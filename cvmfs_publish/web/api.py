@@ -152,7 +152,7 @@ class Api:
         service = self._service
         shelf = service.library.shelf()
         info = service.library.info(service.clock())
-        counts = service.catalogue().facets().conditions
+        counts = service.catalogue().facets.conditions
         document = documents.describe_repository(shelf, info, counts, service.last_alive())
         return as_json(request, document)
 

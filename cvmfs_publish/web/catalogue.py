@@ -7,8 +7,9 @@ became of it.  Neither knows all images.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias, get_args
 
 from cvmfs_publish.repository.records import Publication
@@ -77,18 +78,24 @@ class Catalogue:
     def choose(self, choice: Choice) -> list[Item]:
         """Return the images that fit, in the order asked for."""
         words = choice.text.lower().split()[:MAX_WORDS]
-        texts = self._shelf.texts
         found = [
             item
-            for item in self.items
+            for item, text in zip(self.items, self._texts, strict=True)
             if (not choice.condition or item.condition == choice.condition)
             and (not choice.platform or item.key.platform == choice.platform)
             and (not choice.registry or item.registry == choice.registry)
             and (not choice.owner or item.owner == choice.owner)
-            and (not words or _has_all(words, item, texts))
+            and all(word in text for word in words)
         ]
         return _sorted(found, choice.order)
 
+    @cached_property
+    def _texts(self) -> list[str]:
+        """What each image is searched by, in lower case."""
+        known = self._shelf.texts
+        return [known.get(item.key, item.key.name) + _own_text(item.outline) for item in self.items]
+
+    @cached_property
     def facets(self) -> Facets:
         return Facets(
             _counted(item.condition for item in self.items),
@@ -127,11 +134,8 @@ def _condition(record: Publication | None, outline: Outline | None) -> Condition
     return outline.status
 
 
-def _has_all(words: Sequence[str], item: Item, texts: Mapping[ImageKey, str]) -> bool:
-    text = texts.get(item.key, item.key.name)
-    if item.outline is not None:
-        text = f"{text} {item.outline.owner} {item.outline.list}".lower()
-    return all(word in text for word in words)
+def _own_text(outline: Outline | None) -> str:
+    return f" {outline.owner} {outline.list}".lower() if outline is not None else ""
 
 
 def _sorted(items: list[Item], order: Order) -> list[Item]:

@@ -71,7 +71,7 @@ def open_hooks(
     """
     if len(secret) < MIN_SECRET:
         raise InputError(
-            f"the secret of webhooks has {len(secret)} characters, {MIN_SECRET} or more are wanted",
+            f"the secret of webhooks has {len(secret)} characters, wanted are {MIN_SECRET} or more",
             hint="`openssl rand -hex 32` makes a good one",
         )
     chosen = settings or {name: HookSettings() for name in WEBHOOK_SOURCES}

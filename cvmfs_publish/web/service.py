@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -58,11 +58,47 @@ class Watch:
                 self._reader = Reader.open(self._folder)
             return self._reader
 
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Return what is another after every change of the state, without opening it.
+
+        Times of files have a few milliseconds: what changes within the same ones is seen with the
+        next change, which is a sign of life of the watcher and comes within seconds.
+        """
+        found = []
+        for name in (FILE_NAME, f"{FILE_NAME}-wal"):
+            with suppress(OSError):
+                status = (self._folder / name).stat()
+                found.append((status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
     def close(self) -> None:
         with self._lock:
             if self._reader is not None:
                 self._reader.close()
                 self._reader = None
+
+
+class _Kept:
+    """The images of the last moment somebody asked about; who asks at the same time waits for it.
+
+    To put ten thousand together takes longer than to render a page of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shelf: Shelf | None = None
+        self._stamp: object = None
+        self._catalogue: Catalogue | None = None
+
+    def catalogue(self, shelf: Shelf, watch: Watch) -> Catalogue:
+        with self._lock:
+            stamp = watch.stamp()  # before reading: a change in between is seen next time
+            if self._catalogue is None or self._shelf is not shelf or self._stamp != stamp:
+                reader = watch.reader()
+                outlines = reader.outlines() if reader is not None else []
+                self._catalogue = Catalogue(shelf, outlines)
+                self._shelf, self._stamp = shelf, stamp
+            return self._catalogue
 
 
 @dataclass(frozen=True)
@@ -82,6 +118,7 @@ class Service:
     alive_within: timedelta = timedelta(minutes=1)  # a watcher shows every 10 s that it lives
     replicas: tuple[str, ...] = ()  # as configured
     url: str | None = None  # where browsers find these pages, if not where they ask
+    _kept: _Kept = field(default_factory=_Kept, init=False)
 
     def warm(self) -> None:
         """Read what is published now, so that nobody waits for it later; its faults are for pages.
@@ -97,11 +134,7 @@ class Service:
         Raises:
             RepositoryError: repository or state cannot be read.
         """
-        return Catalogue(self.library.shelf(), self.outlines())
-
-    def outlines(self) -> list[Outline]:
-        reader = self.watch.reader()
-        return reader.outlines() if reader is not None else []
+        return self._kept.catalogue(self.library.shelf(), self.watch)
 
     def find(self, key: ImageKey) -> tuple[Shelf, Item | None, Image | None]:
         """Return one image as both know it."""

@@ -215,7 +215,7 @@ class Site:
         service, now = self._service, self._service.clock()
         shelf, facts, fault = self._facts(now)
         reader = service.watch.reader()
-        catalogue = Catalogue(shelf, service.outlines()) if shelf is not None else None
+        catalogue = service.catalogue() if shelf is not None else None
         failed = _failed(reader)
         budgets = reader.budgets() if reader is not None else ()
         watcher, watcher_state = self._watcher(reader, now)
@@ -252,7 +252,7 @@ class Site:
         values = read_query(request.url.query, _SEARCH)
         service = self._service
         shelf = service.library.shelf()
-        catalogue = Catalogue(shelf, service.outlines())
+        catalogue = service.catalogue()
         found = catalogue.choose(choice_of(values))
         links = _links("Pages of images", request, values.number("page"), len(found), PER_PAGE)
         shown = found[(links.number - 1) * PER_PAGE : links.number * PER_PAGE]
@@ -346,8 +346,7 @@ class Site:
         problems = reader.problems(name)
         begin = found.images[0].line if found.images and links.number > 1 else 0
         end = found.images[-1].line if links.number < links.last else 2**31
-        shelf = self._service.library.shelf()
-        items = Catalogue(shelf, self._service.outlines()).items
+        items = self._service.catalogue().items
         return self._page(
             request,
             "wishlist.html",
@@ -584,7 +583,7 @@ def _tiles(
 ) -> list[Tile]:
     if shelf is None or facts is None or catalogue is None:
         return []
-    counts = catalogue.facets().conditions
+    counts = catalogue.facets.conditions
     waiting = sum(counts.get(each, 0) for each in _LIVE)
     failed = counts.get("failed", 0) + counts.get("quarantined", 0)
     oldest = reader.oldest_wish() if reader is not None else None
@@ -678,7 +677,7 @@ def _list_rows(reader: Reader | None) -> list[_ListProblems]:
 
 
 def _choices(catalogue: Catalogue, values: Values) -> list[Field]:
-    facets = catalogue.facets()
+    facets = catalogue.facets
     fields = [
         Field("status", "Status", "Any status", facets.conditions),
         Field("registry", "Registry", "Any registry", facets.registries),

@@ -65,8 +65,8 @@ def test_every_image_is_there_once_and_in_order(shelf: Shelf) -> None:
     catalogue = Catalogue(shelf, [outline(ROOT), outline("a.example.org/z:1", "queued")])
     names = [item.key.name for item in catalogue.items]
     assert names == ["a.example.org/z:1", DEBIAN, ROOT, TRAIN]
-    assert sum(catalogue.facets().conditions.values()) == 4
-    assert catalogue.facets().owners == {"anna": 2}
+    assert sum(catalogue.facets.conditions.values()) == 4
+    assert catalogue.facets.owners == {"anna": 2}
 
 
 def test_words_are_found_in_any_order_and_case(shelf: Shelf) -> None:

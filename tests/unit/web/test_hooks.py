@@ -155,7 +155,7 @@ def test_only_sources_that_are_named_may_send(status_site: StatusSite, pushes: P
 
 
 def test_settings_that_cannot_work_are_refused(pushes: Pushes) -> None:
-    with pytest.raises(InputError, match="has 5 characters, at least 16"):
+    with pytest.raises(InputError, match="has 5 characters, wanted are 16"):
         open_hooks("short", {}, pushes.submit, pushes.count)
     with pytest.raises(InputError, match="'quay' is no source"):
         open_hooks(SECRET, {"quay": HookSettings()}, pushes.submit, pushes.count)
