@@ -782,7 +782,7 @@ class HookConfig:
     registry: RegistryHost | None = field(
         default=None, metadata=about("whose images are meant where a webhook names no registry")
     )
-    hosts: Mapping[str, RegistryHost] = field(
+    hosts: Mapping[RegistryHost, RegistryHost] = field(
         default_factory=dict,
         metadata=about("registries as webhooks name them, and as wishlists name them"),
     )

@@ -68,7 +68,11 @@ class Commands(LazyGroup):
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
         "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
-        "wishlist": Lazy("cvmfs_publish.cli.wishlists", "Check, show and convert wishlists.", True),
+        "wishlist": Lazy(
+            "cvmfs_publish.cli.wishlists",
+            "Check wishlists, show their images, convert other lists.",
+            True,
+        ),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True

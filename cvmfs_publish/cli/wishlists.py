@@ -42,7 +42,7 @@ app = command_app()
 
 @app.callback()
 def wishlist() -> None:
-    """Check wishlists, show what they mean today, convert those of other publishers."""
+    """Check wishlists, show their images, convert other lists."""
 
 
 @app.command()

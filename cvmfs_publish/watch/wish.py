@@ -18,6 +18,7 @@ from cvmfs_publish.watch.patterns import Pattern
 from cvmfs_publish.watch.versions import VersionRange
 
 MAX_NEWEST = 10_000
+MAX_PROBLEMS = 1000  # of one list that are told one by one; nobody reads more
 MAX_SHOWN = 200  # characters of a line that is shown as wrong
 
 _NUMBER = re.compile(r"line [0-9]+")
@@ -216,19 +217,25 @@ class Collector:
     wishes: list[Wish] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     _known: dict[str, Wish] = field(default_factory=dict)
+    _told: int = 0
 
     def line(self, number: int, text: str) -> Line:
         return Line(self.source, number, shown(text))
 
     def refuse(self, line: Line, message: str, hint: str = "", owner: str = "") -> None:
-        self.problems.append(
-            Problem(line.source, line.number, line.text, shown(message), shown(hint), owner)
-        )
+        """Tell an error, which stands in the place of a wish."""
+        self._tell(Problem(line.source, line.number, line.text, shown(message), shown(hint), owner))
 
     def warn(self, line: Line, message: str, hint: str = "", owner: str = "") -> None:
-        self.problems.append(
-            Problem(line.source, line.number, line.text, shown(message), hint, owner, False)
+        """Tell what is beside a wish."""
+        self._tell(
+            Problem(line.source, line.number, line.text, shown(message), shown(hint), owner, False)
         )
+
+    def _tell(self, problem: Problem) -> None:
+        self._told += 1
+        if self._told <= MAX_PROBLEMS:
+            self.problems.append(problem)
 
     def add(self, wish: Wish) -> None:
         """Take a wish, unless it is there already: then the first one counts."""
@@ -262,6 +269,9 @@ class Collector:
             )
 
     def wishlist(self) -> Wishlist:
+        if self._told > MAX_PROBLEMS:
+            message = f"{self._told - MAX_PROBLEMS} more problems are not shown"
+            self.problems.append(Problem(self.source, 0, "", message))
         return Wishlist(self.source, tuple(self.wishes), tuple(self.problems))
 
 

@@ -45,6 +45,9 @@ __all__ = [
     "split_lines",
 ]
 
+# What separates entries; the longest list in use has 746 lines, and so many are read in 10 seconds
+MAX_PARTS = 100_000
+
 Format: TypeAlias = Literal["own", "ducc", "osg"]
 
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as YAML counts lines
@@ -84,6 +87,10 @@ def parse_wishlist(
 def _read(text: str, collector: Collector, terms: Terms, kind: Format | None) -> None:
     if len(text) > MAX_FILE_BYTES:
         raise InputError(f"longer than {MAX_FILE_BYTES} characters; not a wishlist")
+    if sum(map(text.count, "\n\r,")) > MAX_PARTS:
+        raise InputError(
+            f"more than {MAX_PARTS} lines and commas; not a wishlist", hint="divide it into several"
+        )
     kind, document = _recognise(text, collector.source, kind)
     if kind == "osg":
         parse_osg(text, collector, terms)

@@ -356,13 +356,17 @@ def test_webhooks_have_a_secret_and_sources(tmp_path: Path) -> None:
     secret = tmp_path / "hook"
     secret.write_text("a secret of many letters\n")
     secret.chmod(0o400)
-    text = "{secret_file: hook, sources: {harbor: {}, gitlab: {registry: R.example.org}}}"
+    gitlab = "{registry: R.example.org, hosts: {Reg:5000: R.example.org}}"
+    text = f"{{secret_file: hook, sources: {{harbor: {{}}, gitlab: {gitlab}}}}}"
     loaded = load(tmp_path, f"{MINIMAL}webhooks: {text}\n")
     assert loaded.webhooks is not None
     assert loaded.webhooks.read_secret() == "a secret of many letters"
     assert loaded.webhooks.sources == {
         "harbor": HookConfig(),
-        "gitlab": HookConfig(config.RegistryHost("r.example.org")),
+        "gitlab": HookConfig(
+            config.RegistryHost("r.example.org"),
+            {config.RegistryHost("reg:5000"): config.RegistryHost("r.example.org")},
+        ),
     }
     secret.chmod(0o444)
     with pytest.raises(InputError, match="is open to others"):

@@ -361,6 +361,8 @@ def test_a_tag_beside_a_rule_for_it_is_no_conflict() -> None:
         ("version: 1\nimages: []\n---\nversion: 1", 3, "not valid YAML"),
         ("[" * 1000, 1, "nested deeper"),
         ("x" * (MAX_FILE_BYTES + 1), 0, "not a wishlist"),
+        ("a\n" * 1_000_001, 0, "more than 100000 lines and commas"),
+        ("version: 1\nimages: [" + "a," * 1_000_000 + "]", 0, "more than 100000 lines"),
     ],
 )
 def test_a_text_that_is_no_wishlist_is_one_problem(text: str, line: int, message: str) -> None:
@@ -416,6 +418,13 @@ def test_bytes_that_are_no_text_make_only_their_own_line_wrong() -> None:
     read = parse_wishlist(decode(b"debian:11\n\xff\xfe\ndebian:12\n"), "x")
     assert [wish.line for wish in read.wishes] == [1, 3]
     assert read.problems[0].text.isprintable()
+
+
+def test_the_problems_of_a_list_are_bounded_and_the_rest_is_counted() -> None:
+    read = parse_wishlist("debian:12\n" + "A\n" * 3000, "x")
+    assert len(read.wishes) == 1
+    assert len(read.problems) == 1001
+    assert read.problems[-1].message == "2000 more problems are not shown"
 
 
 def test_json_is_yaml() -> None:
