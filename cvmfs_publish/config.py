@@ -1,7 +1,7 @@
 """The publisher's configuration: what `cvmfs-publish.yaml` may say, and what each key means.
 
 Keys that interface documents promise but no code reads yet are refused: whoever writes
-`trust:` believes that signatures are checked.
+`webhooks:` believes that somebody listens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.patterns import ImagePattern
+from cvmfs_publish.settings import RefusedKeyError, about
 
 FILE_NAME = "cvmfs-publish.yaml"
 SYSTEM_FILE = Path("/etc/cvmfs-publish") / FILE_NAME
@@ -29,6 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # host ::= name or IPv4 or [IPv6], port optional; docker's reference grammar, "domain"
 _HOST = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 _DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+# A path of a repository, as distribution-spec has it
+_MIRROR_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s*([kMGT]i?B|KiB|B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _PLAIN = re.compile(r"[A-Za-z0-9./_][A-Za-z0-9./_-]*")  # needs no quotes in YAML
@@ -98,6 +102,47 @@ class RegistryHost(str):
             )
         host = text.lower()
         return cls("docker.io" if host in _DOCKER_HUB else host)
+
+
+class MirrorPlace(str):
+    """Where a mirror has a registry's images: `mirror.example.org`, `harbor.example.org/hub`."""
+
+    __slots__ = ()
+    WANTED = "HOST or HOST/PATH, such as harbor.example.org/hub"
+
+    @classmethod
+    def parse(cls, text: str) -> MirrorPlace:
+        host, slash, path = text.partition("/")
+        if slash and not _MIRROR_PATH.fullmatch(path):
+            raise InputError(
+                f"{text[:200]!r} is not a place of a mirror",
+                hint=f"write {cls.WANTED}, without https:// and as image names are written",
+            )
+        return cls(f"{RegistryHost.parse(host)}{slash}{path}")
+
+    @property
+    def host(self) -> RegistryHost:
+        return RegistryHost(self.partition("/")[0])
+
+    @property
+    def path(self) -> str:
+        return self.partition("/")[2]
+
+
+class VariableName(str):
+    """The name of an environment variable."""
+
+    __slots__ = ()
+    WANTED = "the name of an environment variable such as GHCR_TOKEN"
+
+    @classmethod
+    def parse(cls, text: str) -> VariableName:
+        if not _VARIABLE.fullmatch(text):
+            raise InputError(
+                f"{text[:3]!r}… is not the name of an environment variable",  # may be a secret
+                hint=f"write {cls.WANTED}, not what it holds",
+            )
+        return cls(text)
 
 
 class ByteSize(int):
@@ -257,8 +302,8 @@ class ListUrl(str):
 
 
 @dataclass(frozen=True)
-class S3Config:
-    """How the object store of an s3:// storage is reached."""
+class S3Keys:
+    """How an object store is reached, and as whom."""
 
     endpoint: Endpoint | None = field(
         default=None,
@@ -294,17 +339,6 @@ class S3Config:
         repr=False,
         metadata=about("the token of temporary keys; else AWS_SESSION_TOKEN"),
     )
-    connections: int = field(
-        default=64,
-        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
-    )
-    lease: timedelta = field(
-        default=timedelta(minutes=1),
-        metadata=about(
-            "the lock of a publisher that died on another host is free after this time;"
-            " 15 seconds to 1 hour"
-        ),
-    )
 
     def __post_init__(self) -> None:
         if self.secret_key is not None and self.secret_key_file is not None:
@@ -320,14 +354,8 @@ class S3Config:
                     hint=f"copy it once more, to where it is given: `repository.s3.{name}` or the"
                     " variables AWS_…",
                 )
-        if not 1 <= self.connections <= MAX_CONNECTIONS:
-            raise InputError(
-                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
-            )
-        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
-            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
-    def completed(self, environ: Mapping[str, str]) -> S3Config:
+    def completed(self, environ: Mapping[str, str]) -> Self:
         """Return this with what it leaves open taken from Amazon's usual variables."""
         endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
         found = replace(
@@ -349,6 +377,32 @@ class S3Config:
         if self.secret_key_file is None:
             return self.secret_key
         return _read_secret(self.secret_key_file, "secret key", is_private=True)
+
+
+@dataclass(frozen=True)
+class S3Config(S3Keys):
+    """How the object store of an s3:// storage is reached."""
+
+    connections: int = field(
+        default=64,
+        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
+    )
+    lease: timedelta = field(
+        default=timedelta(minutes=1),
+        metadata=about(
+            "the lock of a publisher that died on another host is free after this time;"
+            " 15 seconds to 1 hour"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        S3Keys.__post_init__(self)
+        if not 1 <= self.connections <= MAX_CONNECTIONS:
+            raise InputError(
+                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
+            )
+        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
+            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
 
 @dataclass(frozen=True)
@@ -452,8 +506,6 @@ class SandboxConfig:
 class RegistryConfig:
     """How one registry is reached."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"mirrors", "pulls_per_hour"})
-
     username: str | None = field(default=None, metadata=about("the account to log in with"))
     password: str | None = field(
         default=None,
@@ -463,23 +515,78 @@ class RegistryConfig:
     password_file: Path | None = field(
         default=None, metadata=about("a file that holds the password or token and nothing else")
     )
+    password_env: VariableName | None = field(
+        default=None, metadata=about("the environment variable that holds the password or token")
+    )
     plain_http: bool = field(
         default=False,
         metadata=about(
             "speak HTTP instead of HTTPS; only for a registry on this machine or a trusted network"
         ),
     )
+    ca_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "certificates of authorities (PEM) to trust for this registry beside the usual ones"
+        ),
+    )
+    mirrors: tuple[MirrorPlace, ...] = field(
+        default=(),
+        metadata=about(
+            "mirrors and pull-through proxies to ask first, in this order: HOST or HOST/PATH"
+        ),
+    )
+    mirror_tags: bool = field(
+        default=True,
+        metadata=about(
+            "also ask the mirrors what a tag names; false: the registry says so, and mirrors only"
+            " give bytes by digest"
+        ),
+    )
+    pulls_per_hour: int | None = field(
+        default=None,
+        metadata=about("GETs of manifests in any 60 minutes, which is what Docker Hub limits"),
+    )
+    requests_per_hour: int | None = field(
+        default=None, metadata=about("requests of any kind in any 60 minutes")
+    )
+    foreign_layers: bool = field(
+        default=False,
+        metadata=about(
+            "fetch layers that the registry does not have from the addresses in its manifests;"
+            " whoever makes an image can then have any web server asked"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if self.password is not None and self.password_file is not None:
-            raise InputError("password and password_file are both given", hint="remove one of them")
-        has_password = self.password is not None or self.password_file is not None
-        if has_password != (self.username is not None):
-            missing = "username" if has_password else "password_file"
+        given = [
+            name
+            for name in ("password", "password_file", "password_env")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given", hint="remove one of them")
+        if bool(given) != (self.username is not None):
+            missing = "username" if given else "password_file"
             raise InputError(f"{missing} is missing: a login needs an account and a password")
+        for name in ("pulls_per_hour", "requests_per_hour"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: wants a number above zero, found {getattr(self, name)}",
+                    hint="leave it out where there is no limit",
+                )
 
-    def read_password(self) -> str | None:
-        """Return the password, from its file if that is where it is; None without a login."""
+    def read_password(self, environ: Mapping[str, str]) -> str | None:
+        """Return the password from where it is; None without a login."""
+        if self.password_env is not None:
+            password = environ.get(self.password_env, "")
+            if not password or not password.isprintable():
+                raise InputError(
+                    f"password_env {self.password_env}: the variable"
+                    f" {'is not set' if not password else 'does not hold one line'}",
+                    hint="set it where cvmfs-publish runs, or use `password_file`",
+                )
+            return password
         if self.password_file is None:
             return self.password
         return _read_secret(self.password_file, "password")
@@ -504,6 +611,116 @@ def _read_secret(path: Path, what: str, *, is_private: bool = False) -> str:
 
 
 @dataclass(frozen=True)
+class SwiftConfig:
+    """How the OpenStack Swift of swift:// images is reached."""
+
+    auth_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "where logins are made, version 3 if it has /v3 in it, else version 1;"
+            " else OS_AUTH_URL or ST_AUTH"
+        ),
+    )
+    user: str | None = field(
+        default=None,
+        metadata=about("the user, `ACCOUNT:USER` in version 1; else OS_USERNAME or ST_USER"),
+    )
+    key: str | None = field(
+        default=None, repr=False, metadata=about("its password; better kept in `key_file`")
+    )
+    key_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the password and nothing else, closed to others;"
+            " else OS_PASSWORD or ST_KEY"
+        ),
+    )
+    project: str | None = field(
+        default=None, metadata=about("the project, in version 3; else OS_PROJECT_NAME")
+    )
+    user_domain: str | None = field(
+        default=None,
+        metadata=about("the user's domain, in version 3; else OS_USER_DOMAIN_NAME, or Default"),
+    )
+    project_domain: str | None = field(
+        default=None,
+        metadata=about(
+            "the project's domain, in version 3; else OS_PROJECT_DOMAIN_NAME, or Default"
+        ),
+    )
+    region: str | None = field(
+        default=None,
+        metadata=about(
+            "the region whose store is meant, if there are several; else OS_REGION_NAME"
+        ),
+    )
+    storage_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "the URL of the containers; without a login for public ones; else OS_STORAGE_URL,"
+            " or as the login says"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.key_file is not None:
+            raise InputError("key and key_file are both given", hint="remove one of them")
+        if (self.key is not None or self.key_file is not None) != (self.user is not None):
+            raise InputError("a login needs both: user, and key_file or key")
+
+    def completed(self, environ: Mapping[str, str]) -> SwiftConfig:
+        """Return this with what it leaves open taken from OpenStack's usual variables."""
+
+        def first(*names: str) -> str | None:
+            return next((environ[name] for name in names if environ.get(name)), None)
+
+        def url(*names: str) -> Endpoint | None:
+            text = first(*names)
+            return Endpoint.parse(text) if text else None
+
+        found = replace(
+            self,
+            auth_url=self.auth_url or url("OS_AUTH_URL", "ST_AUTH"),
+            storage_url=self.storage_url or url("OS_STORAGE_URL"),
+            project=self.project or first("OS_PROJECT_NAME"),
+            user_domain=self.user_domain or first("OS_USER_DOMAIN_NAME"),
+            project_domain=self.project_domain or first("OS_PROJECT_DOMAIN_NAME"),
+            region=self.region or first("OS_REGION_NAME"),
+        )
+        user, key = first("OS_USERNAME", "ST_USER"), first("OS_PASSWORD", "ST_KEY")
+        if self.user is not None or not user or not key:
+            return found
+        return replace(found, user=user, key=key)
+
+    def read_key(self) -> str | None:
+        """Return the password, from its file if that is where it is; None if there is none."""
+        if self.key_file is None:
+            return self.key
+        return _read_secret(self.key_file, "password", is_private=True)
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Where images come from that are in no registry."""
+
+    s3: S3Keys = field(
+        default_factory=S3Keys,
+        metadata=about("how s3:// images are reached; without keys only public ones are"),
+    )
+    swift: SwiftConfig = field(
+        default_factory=SwiftConfig, metadata=about("how swift:// images are reached")
+    )
+    library: RegistryHost = field(
+        default=RegistryHost("library.sylabs.io"),
+        metadata=about("the host of library:// images that name none"),
+    )
+    shub: RegistryHost = field(
+        default=RegistryHost("singularity-hub.org"),
+        metadata=about("the host of shub:// images that name none"),
+    )
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """What an image may cost before it is refused."""
 
@@ -523,12 +740,24 @@ class LimitsConfig:
         default=4095,
         metadata=about("length of a path inside an image; Linux opens none longer than 4095"),
     )
+    path_depth: int = field(
+        default=256,
+        metadata=about("folders above a file inside an image, itself included; real ones have 30"),
+    )
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
+    manifest_bytes: ByteSize = field(
+        default=ByteSize(4 * 1024**2),
+        metadata=about("size of a manifest or index; registries take no larger ones"),
+    )
+    config_bytes: ByteSize = field(
+        default=ByteSize(8 * 1024**2),
+        metadata=about("size of an image's configuration; real ones have 100 kB"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("entries", "path_bytes", "compression_ratio"):
+        for name in ("entries", "path_bytes", "path_depth", "compression_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: wants a number above zero, found {getattr(self, name)}")
 
@@ -906,10 +1135,65 @@ class NotifyConfig:
 
 
 @dataclass(frozen=True)
+class TrustRule:
+    """What is asked of the images that a pattern fits, before they are published."""
+
+    match: ImagePattern = field(
+        metadata=about(
+            "the images: REGISTRY/REPOSITORY[:TAG], `*` for any characters; the narrowest pattern"
+            " that fits an image decides, `*` alone is for all others"
+        )
+    )
+    policy: Literal["accept", "digest", "cosign", "sif-pgp", "reject"] = field(
+        metadata=about(
+            "`accept`: as it comes; `digest`: only references with a digest; `cosign`: only with a"
+            " signature of `cosign sign --key` by one of `keys`; `sif-pgp`: only SIF files that one"
+            " of `keys` signed as a whole; `reject`: never"
+        )
+    )
+    keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "files of public keys, of which one has to have signed: PEM for `cosign`; for `sif-pgp`"
+            " OpenPGP, or PEM as for `apptainer sign --key`"
+        ),
+    )
+    annotations: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("what the signature has to say as well, as `cosign sign -a KEY=VALUE` does"),
+    )
+    signed_name: Literal["any", "same"] = field(
+        default="any",
+        metadata=about(
+            "`same`: the signature has to be for an image of this name; what was signed elsewhere"
+            " and copied here is refused then"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        needs_keys = self.policy in KEY_POLICIES
+        if needs_keys and not self.keys:
+            raise InputError(
+                f"keys is missing: the policy {self.policy} needs public keys",
+                hint="keys: [cosign.pub]",
+            )
+        if self.keys and not needs_keys:
+            raise RefusedKeyError(("keys",), f"the policy {self.policy} looks at no keys")
+        if self.policy != "cosign":
+            if self.annotations:
+                raise RefusedKeyError(("annotations",), "is for the policy cosign only")
+            if self.signed_name != "any":
+                raise RefusedKeyError(("signed_name",), "is for the policy cosign only")
+
+
+KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"trust", "replicas"})
+    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"replicas"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -927,10 +1211,21 @@ class Config:
     )
     registries: Mapping[RegistryHost, RegistryConfig] = field(
         default_factory=dict,
-        metadata=about("logins by host; where this is silent, Docker's config.json is asked"),
+        metadata=about(
+            "how registries are reached, by host; where no login is given, Docker's config.json is"
+            " asked"
+        ),
+    )
+    sources: SourcesConfig = field(
+        default_factory=SourcesConfig,
+        metadata=about("where images come from that are in no registry"),
     )
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
+    )
+    trust: tuple[TrustRule, ...] = field(
+        default=(),
+        metadata=about("what is asked of images; where no pattern fits, they are accepted"),
     )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
@@ -963,6 +1258,17 @@ class Config:
         default=(), metadata=about("who is told of what happens")
     )
 
+    def __post_init__(self) -> None:
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, rule in enumerate(self.trust):
+            first = seen.setdefault(rule.match.key, number)
+            if first != number:
+                raise RefusedKeyError(
+                    ("trust", number, "match"),
+                    f"{rule.match} is the same pattern as that of trust[{first}]",
+                    hint="remove one of the two rules",
+                )
+
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
     """Return `config` with what it leaves open to the environment."""
@@ -973,7 +1279,14 @@ def complete(config: Config, environ: Mapping[str, str]) -> Config:
     if isinstance(repository.storage, S3Url):
         s3 = repository.s3.completed(environ)
         config = replace(config, repository=replace(repository, s3=s3))
-    return config
+    return replace(config, sources=complete_sources(config.sources, environ))
+
+
+def complete_sources(sources: SourcesConfig, environ: Mapping[str, str]) -> SourcesConfig:
+    """Return `sources` with what it leaves open to the environment."""
+    return replace(
+        sources, s3=sources.s3.completed(environ), swift=sources.swift.completed(environ)
+    )
 
 
 def load_config(path: Path) -> Config:
@@ -1108,14 +1421,63 @@ sandbox:
   # target, false replaces the link, as container engines do.
   #keep_dirlinks: false
 
-# Logins by registry.  For other registries Docker's config.json and its helpers are asked.
+# How registries are reached.  Where no login is given, Docker's config.json and its helpers are
+# asked.
 registries:
   #ghcr.io:
     #username: bot
-    # A file with the password or token and nothing else; or `password:` right here.
+    # A file with the password or token and nothing else; or `password_env:`, the name of an
+    # environment variable; or `password:` right here.
     #password_file: token
     # HTTP without TLS; only for a registry on this machine or a trusted network.
     #plain_http: false
+    # Certificates of authorities (PEM) to trust for this registry beside the usual ones.
+    #ca_file: ca.pem
+    # Layers that the registry does not have, from the addresses in its manifests.  Whoever makes
+    # an image can then have any web server asked.
+    #foreign_layers: false
+  #docker.io:
+    # Asked first, in this order: HOST or HOST/PATH.  Logins of mirrors stand under their own names.
+    #mirrors: []
+    # Also ask them what a tag names.  false: the registry says so, mirrors only give bytes.
+    #mirror_tags: true
+    # What is asked for in any 60 minutes: manifests (Docker Hub's pulls), and anything.  What is
+    # above that fails with `rate-limited` and can be published later.
+    #pulls_per_hour: 60
+    #requests_per_hour: 1000
+
+# Where images come from that are in no registry.
+sources:
+  # How s3://BUCKET/KEY is reached.  What is absent comes from Amazon's usual variables, such as
+  # AWS_ACCESS_KEY_ID and AWS_REGION; without keys only what everybody may read is found.
+  s3:
+    #endpoint: https://s3.example.org
+    #region: us-east-1
+    # The bucket is part of the host's name instead of the URL's path.
+    #virtual_host: false
+    #access_key: KEY
+    # A file that holds the secret key and nothing else, closed to others; or `secret_key:` right
+    # here, and `session_token:` for temporary keys.
+    #secret_key_file: secret
+  # How swift://CONTAINER/OBJECT is reached.  What is absent comes from OpenStack's usual variables,
+  # OS_… or ST_….  Version 3 if the URL has /v3 in it, else version 1.
+  swift:
+    #auth_url: https://keystone.example.org/v3
+    #user: publisher
+    # A file that holds the password and nothing else, closed to others; or `key:` right here.
+    #key_file: key
+    # In version 3: whose project it is, and the domains of both, `Default` by default.
+    #project: images
+    #user_domain: Default
+    #project_domain: Default
+    # Which region's store is meant if there are several.
+    #region: one
+    # Where the containers are, if not where the login says; for public ones without a login.
+    #storage_url: https://swift.example.org/v1/AUTH_images
+  # The hosts of library:// and shub:// images that name none.  A login of such a host, or of one of
+  # https:// images, is under `registries`; for library:// and shub:// its password is a token.
+  #library: library.sylabs.io
+  #shub: singularity-hub.org
 
 # What an image may cost before it is refused.  Sizes are bytes, or 20GiB, 500MB.
 limits:
@@ -1126,8 +1488,22 @@ limits:
   #entries: 500000
   # Length of a path inside an image.  Linux opens none longer than 4095 bytes.
   #path_bytes: 4095
+  # Folders above a file inside an image, itself included.
+  #path_depth: 256
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
+  # Size of a manifest or index, and of the configuration of an image.
+  #manifest_bytes: 4MiB
+  #config_bytes: 8MiB
+
+# What is asked of an image before it is published.  The narrowest pattern that fits it decides;
+# without any, it is accepted.  Policies: accept; digest: only references with a digest; cosign:
+# signed with one of the keys; sif-pgp: a SIF file signed with one of the keys; reject.
+# For cosign: `annotations: {KEY: VALUE}`, what the signature has to say as well; and
+# `signed_name: same`, so that a signature for another name does not count.
+# Example: [{match: ghcr.io/team/*, policy: cosign, keys: [cosign.pub]},
+#           {match: "*", policy: reject}]
+#trust: []
 
 nesting:
   # The most entries of one catalog, the unit in which clients download the index.  Images of more

@@ -49,7 +49,10 @@ class Commands(LazyGroup):
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
-        "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
+        "publish": Lazy(
+            "cvmfs_publish.cli.publishing",
+            "Publish images from registries, archives, SIF files and object stores.",
+        ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
         "pin": Lazy(_NAMES, "Protect a name and its sandbox from removal."),

@@ -243,7 +243,9 @@ class _Service:
         return open_hooks(
             config.webhooks.read_secret(),
             {
-                name: HookSettings(found.registry or "", found.hosts)
+                name: HookSettings(
+                    found.registry or "", {str(host): to for host, to in found.hosts.items()}
+                )
                 for name, found in config.webhooks.sources.items()
             },
             self._watcher.submit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import Output, error_document, format_table, plural
-from cvmfs_publish.cli.publishing import open_registries
+from cvmfs_publish.cli.publishing import find_credentials, open_budgets, open_registries
 from cvmfs_publish.config import Config, ListUrl, find_config
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, PublishError, exit_code_of
@@ -153,7 +154,8 @@ def expand_command(
     wishes = [wish for each in lists for wish in each.wishes]
     config = _find_config(session)
     names = sorted({f"{wish.registry}/{wish.repository}" for wish in wishes})
-    with open_registries(config, session.environ, names) as source:
+    logins = find_credentials(config, session.environ, names)
+    with open_registries(config, logins, open_budgets(config, datetime.now(UTC))) as source:
         rows = list(_expand(source, source, wishes, with_digests=not no_digests))
     for row in rows:
         if row.error is not None:

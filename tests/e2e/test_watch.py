@@ -1,4 +1,4 @@
-"""New images appear by themselves: pushed to a real registry, found by looking, put in a folder."""
+"""New images appear by themselves: pushed to a registry, found by looking, put into a folder."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from cvmfs_publish.config import (
     Config,
     HookConfig,
     ListUrl,
+    MirrorPlace,
     NotifyConfig,
     RegistryConfig,
     RootPath,
+    VariableName,
     WishlistConfig,
 )
 from cvmfs_publish.errors import InputError
@@ -70,7 +73,10 @@ sandbox:
   permissions: readable           # readable | strict
 registries:
   ghcr.io: {username: bot, password_file: token}
-  Index.Docker.io: {plain_http: false}
+  Index.Docker.io:
+    mirrors: [mirror.example.org, Harbor.example.org:8443/hub/x]
+    pulls_per_hour: 60
+  quay.io: {username: bot, password_env: QUAY_TOKEN, ca_file: ca.pem, mirror_tags: false}
 limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 """,
     )
@@ -80,7 +86,19 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
     assert loaded.sandbox.sites == ("slac", "in2p3", tmp_path / "own.yaml")
     assert loaded.registries == {
         "ghcr.io": RegistryConfig(username="bot", password_file=tmp_path / "token"),
-        "docker.io": RegistryConfig(),
+        "docker.io": RegistryConfig(
+            mirrors=(
+                MirrorPlace("mirror.example.org"),
+                MirrorPlace("harbor.example.org:8443/hub/x"),
+            ),
+            pulls_per_hour=60,
+        ),
+        "quay.io": RegistryConfig(
+            username="bot",
+            password_env=VariableName("QUAY_TOKEN"),
+            ca_file=tmp_path / "ca.pem",
+            mirror_tags=False,
+        ),
     }
     assert loaded.limits.image_bytes == 20 * 1024**3
     assert loaded.limits.layer_bytes == 500 * 1000**2
@@ -89,10 +107,7 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 @pytest.mark.parametrize(
     "line",
     [
-        "trust: []",
         "replicas: []",
-        "registries: {docker.io: {mirrors: [mirror.example.org]}}",
-        "registries: {docker.io: {pulls_per_hour: 60}}",
     ],
 )
 def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line: str) -> None:
@@ -139,6 +154,17 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
             MINIMAL + "registries: {a: {username: a, password: b, password_file: c}}",
             "registries.a: password and password_file are both given",
         ),
+        (
+            MINIMAL + "registries: {a: {username: a, password_env: B, password_file: c}}",
+            "password_file and password_env are both given",
+        ),
+        (MINIMAL + "registries: {a: {username: a, password_env: s3cret-t0ken}}", "'s3c'… is not"),
+        (MINIMAL + "registries: {a: {pulls_per_hour: 0}}", "pulls_per_hour: wants a number above"),
+        (MINIMAL + "registries: {a: {requests_per_hour: -1}}", "requests_per_hour: wants a number"),
+        (MINIMAL + "registries: {a: {mirrors: [https://b]}}", "is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b/c/]}}", "'b/c/' is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b/../c]}}", "is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b c]}}", "is not a registry host"),
         (MINIMAL + "limits: {entries: 0}", "entries: wants a number above zero, found 0"),
         (MINIMAL + "limits: {image_bytes: 0}", "'0' is not a possible size"),
         (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
@@ -177,9 +203,18 @@ def test_roots_may_be_deep() -> None:
 def test_a_password_comes_from_the_file_or_the_key(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("  s3cret\n")
-    assert RegistryConfig("bot", password_file=token).read_password() == "s3cret"
-    assert RegistryConfig("bot", password="here").read_password() == "here"
-    assert RegistryConfig().read_password() is None
+    assert RegistryConfig("bot", password_file=token).read_password({}) == "s3cret"
+    assert RegistryConfig("bot", password="here").read_password({}) == "here"
+    assert RegistryConfig().read_password({}) is None
+
+
+def test_a_password_comes_from_the_variable_that_is_named() -> None:
+    login = RegistryConfig("bot", password_env=VariableName("TOKEN"))
+    assert login.read_password({"TOKEN": "s3cret", "OTHER": "x"}) == "s3cret"
+    for environ, what in (({}, "is not set"), ({"TOKEN": "a\nb"}, "does not hold one line")):
+        with pytest.raises(InputError, match=f"password_env TOKEN: the variable {what}") as caught:
+            login.read_password(environ)
+        assert "a\nb" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"x" * 70_000])
@@ -187,13 +222,13 @@ def test_a_password_file_holds_one_line(tmp_path: Path, content: bytes) -> None:
     token = tmp_path / "token"
     token.write_bytes(content)
     with pytest.raises(InputError, match="does not hold one line with a password"):
-        RegistryConfig("bot", password_file=token).read_password()
+        RegistryConfig("bot", password_file=token).read_password({})
 
 
 def test_a_missing_password_file_is_named(tmp_path: Path) -> None:
     token = tmp_path / "token"
     with pytest.raises(InputError, match=re.escape(f"{token}: cannot be read: No such file")):
-        RegistryConfig("bot", password_file=token).read_password()
+        RegistryConfig("bot", password_file=token).read_password({})
 
 
 def test_the_file_named_wins_then_the_variable_then_the_folder(
@@ -296,11 +331,16 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.webhooks.sources["gitlab"].hosts == {"registry:5000": "registry.example.org"}
     assert len(shown.notify) == 4
     text = re.sub(r"(?sm)^#(wishlists|webhooks|notify):.*?^$", "", text + "\n")
-    login = RegistryConfig(username="bot", password_file=tmp_path / "token")
-    assert shown.registries == {"ghcr.io": login}
+    login = RegistryConfig(
+        username="bot", password_file=tmp_path / "token", ca_file=tmp_path / "ca.pem"
+    )
+    hub = RegistryConfig(pulls_per_hour=60, requests_per_hour=1000)
+    assert shown.registries == {"ghcr.io": login, "docker.io": hub}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|listen|drop|weights|token_file|url"
+        "store|format|max_bytes|auth_url|user|key_file|project|user_domain|project_domain|"
+        "storage_url|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
+        "pulls_per_hour|requests_per_hour|listen|drop|weights|token_file|url"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
@@ -417,3 +457,16 @@ def test_a_notification_that_cannot_work_is_refused(
     tmp_path: Path, item: str, message: str
 ) -> None:
     assert message in str(refusal(tmp_path, f"{MINIMAL}notify: [{item}]\n"))
+
+
+def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text("utf-8")
+    example = re.search(r"^    trust:\n(?:      .*\n)+", page, re.MULTILINE)
+    assert example is not None
+    rules = load(tmp_path, MINIMAL + textwrap.dedent(example[0])).trust
+    assert [(rule.match.text, rule.policy) for rule in rules] == [
+        ("ghcr.io/team/*", "cosign"),
+        ("docker.io/library/*", "accept"),
+        ("*", "reject"),
+    ]
+    assert rules[0].keys == (tmp_path / "keys/team.pub", tmp_path / "keys/release.pub")
