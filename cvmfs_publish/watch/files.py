@@ -12,7 +12,6 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -223,19 +222,18 @@ class FileEvents:
 
     def __enter__(self) -> Self:
         handler = _Handler(self._see)
+        self._observer.start()
         # an editor puts a new file in the place of the old one: the directory tells of it
         folders = {path if path.is_dir() else path.parent for path in self._files}
         for folder in sorted(folders):
             self._watch(handler, folder, recursive=folder in self._files)
         if self._drop is not None:
             self._watch(handler, self._drop.folder, recursive=True)
-        self._observer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._observer.stop()
-        with suppress(RuntimeError):  # it was never started
-            self._observer.join()
+        self._observer.join()
 
     def _watch(self, handler: _Handler, folder: Path, *, recursive: bool) -> None:
         try:
