@@ -48,4 +48,4 @@ fuzz: venv
 	  $(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || exit 1; done
 
 clean:
-	rm -rf .venv .parts .demo .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .parts .demo .benchmarks .screenshots .hypothesis .mypy_cache .pytest_cache .ruff_cache

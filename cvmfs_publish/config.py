@@ -42,10 +42,26 @@ _S3_URL = re.compile(
 )
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?(/[!-~]*)?")
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
+# What is left of RFC 5322 when nothing in it needs quotes
+_ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+_WEB_URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?([/?][!-~]*)?")
+_GIT_URL = re.compile(r"git\+(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|file://)/[!-?A-~@]+")
+MAX_PRIORITY = 9  # of a wish
+MAX_ADDRESS = 254  # characters of an address of e-mail; RFC 3696, erratum 1690
 MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
 MAX_CONNECTIONS = 1000
+MAX_COUNT = 10_000  # of what is counted by hand
 MAX_PORT = 65535
 MAX_SECRET_BYTES = 64 * 1024  # a registry token; the longest in use are a few kilobytes
+NOTIFY_KINDS = ("file", "webhook", "email", "program")
+# Keys of `notify` that only one kind of notification has
+_NOTIFY_OF = {
+    "secret_file": "webhook",
+    "sender": "email",
+    "starttls": "email",
+    "username": "email",
+    "password_file": "email",
+}
 
 
 class RepositoryName(str):
@@ -217,6 +233,72 @@ class Endpoint(str):
         if not found or int((found[2] or ":0")[1:]) > MAX_PORT:
             raise InputError(f"{text[:200]!r} is no URL", hint=f"write {cls.WANTED}")
         return cls(text.rstrip("/"))
+
+
+class MailAddress(str):
+    """An address of e-mail, alone: `someone@example.org`."""
+
+    __slots__ = ()
+    WANTED = "an address of e-mail such as someone@example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> MailAddress:
+        if len(text) > MAX_ADDRESS or not _ADDRESS.fullmatch(text):
+            raise InputError(
+                f"{text[:100]!r} is not an address of e-mail",
+                hint="write the address alone, as in someone@example.org",
+            )
+        return cls(text)
+
+
+class Owner(str):
+    """Who answers for a wish: an address of e-mail, or a name."""
+
+    __slots__ = ()
+    WANTED = "a name or an address such as someone@example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Raise `InputError` for what is no line of text, or an address that is none."""
+        if not text.strip() or len(text) > MAX_ADDRESS or not text.isprintable():
+            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
+        return cls(MailAddress.parse(text) if "@" in text else text)
+
+    @property
+    def is_address(self) -> bool:
+        return "@" in self
+
+
+class WebUrl(str):
+    """A URL of a web server; it holds no login."""
+
+    __slots__ = ()
+    WANTED = "a URL such as https://example.org/hook"
+
+    @classmethod
+    def parse(cls, text: str) -> WebUrl:
+        found = _WEB_URL.fullmatch(text)
+        if not found or int((found[2] or ":0")[1:]) > MAX_PORT:
+            raise InputError(f"{text[:200]!r} is no URL", hint=f"write {cls.WANTED}")
+        return cls(text)
+
+
+class ListUrl(str):
+    """Where a wishlist is, if it is no file: on a web server, or in a git repository."""
+
+    __slots__ = ()
+    WANTED = "a URL such as https://example.org/images.txt or git+https://example.org/lists.git"
+
+    @classmethod
+    def parse(cls, text: str) -> ListUrl:
+        if text.startswith("git+"):
+            if not _GIT_URL.fullmatch(text):
+                raise InputError(
+                    f"{text[:200]!r} is no git repository",
+                    hint="write git+https://HOST/REPOSITORY.git//PATH@BRANCH, without a login",
+                )
+            return cls(text)
+        return cls(WebUrl.parse(text))
 
 
 @dataclass(frozen=True)
@@ -752,6 +834,306 @@ class FallbackConfig:
     )
 
 
+class PageUrl(str):
+    """Where browsers find the status site: `https://images.example.org`."""
+
+    __slots__ = ()
+    WANTED = "a URL without a path, such as https://images.example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> PageUrl:
+        found = _ENDPOINT.fullmatch(text)
+        if not found or (found[3] or "/") != "/" or int((found[2] or ":0")[1:]) > MAX_PORT:
+            raise InputError(f"{text[:200]!r} is no such URL", hint=f"write {cls.WANTED}")
+        return cls(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What the status site shows, and who may change something there."""
+
+    token_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the token and nothing else, closed to others: whoever has the token"
+            " may have images published; without it the pages only show"
+        ),
+    )
+    url: PageUrl | None = field(
+        default=None,
+        metadata=about("what browsers call this place, where a proxy stands in between"),
+    )
+    sites: tuple[SiteName | Path, ...] = field(
+        default=(),
+        metadata=about(
+            "sites whose commands the pages of images show: names, or paths of site files; by"
+            " default those of `sandbox.sites`, or the site `generic`"
+        ),
+    )
+
+    def read_token(self) -> str | None:
+        """Return the token; None if nobody may change anything."""
+        if self.token_file is None:
+            return None
+        return _read_secret(self.token_file, "token", is_private=True)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """How `watch` finds out what to publish, and publishes it."""
+
+    interval: timedelta = field(
+        default=timedelta(minutes=15),
+        metadata=about(
+            "how often every wished image is looked at, spread evenly, and wishlists are read;"
+            " webhooks and changed files do not wait for it"
+        ),
+    )
+    tags: timedelta = field(
+        default=timedelta(hours=1),
+        metadata=about(
+            "how often the tags of a repository are listed, of which a wishlist wishes a pattern"
+        ),
+    )
+    listen: str | None = field(
+        default=None,
+        metadata=about("HOST:PORT of the status site, webhooks and metrics; --listen goes first"),
+    )
+    drop: Path | None = field(
+        default=None,
+        metadata=about(
+            "a folder: archives and SIF files that are put there are published, under the name"
+            " they have inside or by where they lie, REGISTRY/REPOSITORY/TAG.tar"
+        ),
+    )
+    batch: int = field(
+        default=16, metadata=about("images that wait together and are published in one revision")
+    )
+    quarantine_after: int = field(
+        default=5,
+        metadata=about(
+            "attempts without success after which an image is left alone until it changes; a"
+            " registry that is down does not count"
+        ),
+    )
+    weights: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata=about(
+            "how many images of an owner, as wishlists name them, have their turn when others"
+            " have one"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "tags"):
+            span = getattr(self, name)
+            if span < timedelta(seconds=1):
+                raise InputError(f"{name}: wants 1s or more, found {span.total_seconds():g}s")
+        numbers = {"batch": self.batch, "quarantine_after": self.quarantine_after}
+        numbers |= {f"weights.{owner}": weight for owner, weight in self.weights.items()}
+        for name, number in numbers.items():
+            if not 1 <= number <= MAX_COUNT:
+                raise InputError(f"{name}: wants a number from 1 to {MAX_COUNT}, found {number}")
+
+
+@dataclass(frozen=True)
+class RetentionConfig:
+    """What `watch` keeps of images that are replaced or no longer wished."""
+
+    keep_replaced: timedelta = field(
+        default=timedelta(days=30),
+        metadata=about(
+            "how long an image stays that no name leads to any more; counted from when the last"
+            " one left it, as jobs may still run in it.  A wishlist may say otherwise for its own"
+        ),
+    )
+    remove_unlisted: bool = field(
+        default=False,
+        metadata=about(
+            "unpublish names that no wishlist wishes any more, once lists have been read without"
+            " them for a day"
+        ),
+    )
+    max_share: float = field(
+        default=5.0,
+        metadata=about("percent of all names that may be unpublished so in an hour; at least one"),
+    )
+    gc: Literal["off"] | timedelta = field(
+        default=timedelta(days=1), metadata=about("how often garbage is collected, or off")
+    )
+    keep_revisions: int = field(
+        default=1, metadata=about("predecessors of the published revision to keep, however old")
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_share <= 100:
+            raise InputError(f"max_share: wants a number up to 100, found {self.max_share:g}")
+        if self.keep_revisions < 0:
+            raise InputError(f"keep_revisions: wants 0 or more, found {self.keep_revisions}")
+
+
+@dataclass(frozen=True)
+class WishlistConfig:
+    """Where a wishlist is, and what goes with its wishes where it says nothing else."""
+
+    source: ListUrl | Path = field(
+        metadata=about(
+            "a file, a folder of lists, an http(s) URL, or git+https://HOST/REPOSITORY//PATH@BRANCH",
+            key="from",
+        )
+    )
+    format: Literal["own", "ducc", "osg"] | None = field(
+        default=None, metadata=about("the format of the list; by default found out")
+    )
+    owner: Owner | None = field(
+        default=None, metadata=about("who is told of problems: an address of e-mail, or a name")
+    )
+    keep_replaced: timedelta | None = field(
+        default=None, metadata=about("how long replaced images stay, such as 30d")
+    )
+    priority: int | None = field(
+        default=None,
+        metadata=about("from -9 to 9; the higher, the earlier its images are published"),
+    )
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= (self.priority or 0) <= MAX_PRIORITY:
+            raise InputError(
+                f"priority: wants a number from -{MAX_PRIORITY} to {MAX_PRIORITY},"
+                f" found {self.priority}"
+            )
+
+
+@dataclass(frozen=True)
+class HookConfig:
+    """What is known of one source of webhooks."""
+
+    registry: RegistryHost | None = field(
+        default=None, metadata=about("whose images are meant where a webhook names no registry")
+    )
+    hosts: Mapping[RegistryHost, RegistryHost] = field(
+        default_factory=dict,
+        metadata=about("registries as webhooks name them, and as wishlists name them"),
+    )
+
+
+@dataclass(frozen=True)
+class WebhooksConfig:
+    """Who may tell that an image was pushed."""
+
+    secret_file: Path = field(
+        metadata=about(
+            "a file with the secret of all who send webhooks, 16 characters or more, closed to"
+            " others"
+        )
+    )
+    sources: Mapping[
+        Literal["distribution", "harbor", "gitlab", "github", "generic"], HookConfig
+    ] = field(
+        default_factory=dict,
+        metadata=about("the products that may send, as in /hooks/SOURCE; by default all of them"),
+    )
+
+    def read_secret(self) -> str:
+        """Return the secret.  Raises `InputError` if it cannot be read, or others can read it."""
+        return _read_secret(self.secret_file, "webhook secret", is_private=True)
+
+
+@dataclass(frozen=True)
+class NotifyConfig:
+    """Who is told of what happens, and how: one of `file`, `webhook`, `email`, `program`."""
+
+    file: Path | None = field(
+        default=None, metadata=about("a file to which every event is added as a line of JSON")
+    )
+    webhook: WebUrl | None = field(
+        default=None, metadata=about("a URL to which events are posted as JSON")
+    )
+    email: tuple[Literal["owner"] | MailAddress, ...] | None = field(
+        default=None,
+        metadata=about("addresses of e-mail; `owner` is the owner of the wish that an event is of"),
+    )
+    program: tuple[str, ...] | None = field(
+        default=None,
+        metadata=about("a program and its arguments, started with events as JSON on its stdin"),
+    )
+    kinds: tuple[str, ...] = field(
+        default=("*",), metadata=about("only events of these kinds; `*` and `?` as in file names")
+    )
+    owners: tuple[str, ...] = field(
+        default=(), metadata=about("only events about wishes of these owners")
+    )
+    timeout: timedelta = field(
+        default=timedelta(seconds=30), metadata=about("for one attempt; 1 second to 10 minutes")
+    )
+    secret_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "`webhook`: a file with the secret that signs what is sent, closed to others"
+        ),
+    )
+    server: str = field(
+        default="localhost:25", metadata=about("`email`: HOST:PORT of the mail server")
+    )
+    sender: MailAddress | None = field(
+        default=None, metadata=about("`email`: the address of the sender", key="from")
+    )
+    starttls: bool = field(
+        default=False, metadata=about("`email`: encrypt, and refuse a server that cannot")
+    )
+    username: str | None = field(
+        default=None, metadata=about("`email`: the account at the mail server")
+    )
+    password_file: Path | None = field(
+        default=None, metadata=about("`email`: a file with its password, closed to others")
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in NOTIFY_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise InputError(
+                f"wants one of {', '.join(NOTIFY_KINDS)}, found {found}",
+                hint="write one item of the list for each",
+            )
+        for name, kind in _NOTIFY_OF.items():
+            if kind != given[0] and getattr(self, name) not in (None, False):
+                raise InputError(f"{name} belongs to {kind} and means nothing to {given[0]}")
+        if self.email is not None:
+            self._check_mail(self.email)
+        if self.program is not None and (not self.program or not self.program[0].startswith("/")):
+            raise InputError("program: wants the absolute path of a program, then its arguments")
+        if not timedelta(seconds=1) <= self.timeout <= timedelta(minutes=10):
+            raise InputError(f"timeout: wants 1s to 10m, found {self.timeout.total_seconds():.0f}s")
+
+    def _check_mail(self, addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            raise InputError("email: wants at least one address, or `owner`")
+        if self.sender is None:
+            raise InputError("from is missing: e-mail needs the address of its sender")
+        if not _HOST.fullmatch(self.server):
+            raise InputError(f"server: {self.server[:200]!r} is not HOST or HOST:PORT")
+        if (self.username is None) != (self.password_file is None):
+            raise InputError("username and password_file belong together")
+        if self.username is not None and not self.starttls:
+            raise InputError(
+                "username without starttls: the password would be sent to be read by anybody",
+                hint="set `starttls: true`",
+            )
+
+    def read_secret(self) -> str | None:
+        """Return what signs webhooks; None if they are not signed."""
+        if self.secret_file is None:
+            return None
+        return _read_secret(self.secret_file, "webhook secret", is_private=True)
+
+    def read_password(self) -> str | None:
+        """Return the password of the account at the mail server; None without an account."""
+        if self.password_file is None:
+            return None
+        return _read_secret(self.password_file, "password", is_private=True)
+
+
 @dataclass(frozen=True)
 class TrustRule:
     """What is asked of the images that a pattern fits, before they are published."""
@@ -811,9 +1193,7 @@ KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset(
-        {"wishlists", "watch", "webhooks", "retention", "replicas", "notify"}
-    )
+    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"replicas"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -856,6 +1236,26 @@ class Config:
     fallback: FallbackConfig | None = field(
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
+    )
+    watch: WatchConfig = field(
+        default_factory=WatchConfig,
+        metadata=about("how `watch` finds out what to publish"),
+    )
+    retention: RetentionConfig = field(
+        default_factory=RetentionConfig,
+        metadata=about("what `watch` keeps of images that are replaced or no longer wished"),
+    )
+    web: WebConfig = field(
+        default_factory=WebConfig, metadata=about("the status site, and who may do what there")
+    )
+    wishlists: tuple[ListUrl | Path | WishlistConfig, ...] = field(
+        default=(), metadata=about("where the lists of wanted images are: files, folders, URLs")
+    )
+    webhooks: WebhooksConfig | None = field(
+        default=None, metadata=about("who may tell that an image was pushed; by default nobody")
+    )
+    notify: tuple[NotifyConfig, ...] = field(
+        default=(), metadata=about("who is told of what happens")
     )
 
     def __post_init__(self) -> None:
@@ -1125,4 +1525,92 @@ fallback:
   #format: sif
   # An image whose file would be larger is refused.
   #max_bytes: 20GiB
+
+# The service `cvmfs-publish watch`.
+watch:
+  # How often every wished image is looked at, and wishlists are read.  Webhooks and changed files
+  # do not wait for it.
+  #interval: 15m
+  # How often the tags of a repository are listed of which a wishlist wishes a pattern.
+  #tags: 1h
+  # Where the status site, webhooks and metrics are.
+  #listen: 127.0.0.1:8080
+  # Archives and SIF files that are put into this folder are published, under the name they have
+  # inside or by where they lie: DROP/REGISTRY/REPOSITORY/TAG.tar
+  #drop: drop
+  # Images that wait together and are published in one revision.
+  #batch: 16
+  # Attempts without success after which an image is left alone until it changes.
+  #quarantine_after: 5
+  # How many images of an owner have their turn when others have one.
+  #weights: {someone@example.org: 2}
+
+# What `watch` keeps.
+retention:
+  # How long an image stays that no name leads to any more.
+  #keep_replaced: 30d
+  # Unpublish names that no wishlist wishes any more, once lists were read without them for a day.
+  #remove_unlisted: false
+  # Percent of all names that may be unpublished so in an hour.
+  #max_share: 5
+  # How often garbage is collected, or off.
+  #gc: 1d
+  # Predecessors of the published revision to keep, however old.
+  #keep_revisions: 1
+# The status site of `serve` and `watch --listen`.
+web:
+  # A file with a token and nothing else, mode 0400: whoever has the token may have images published
+  # there.  Without it the pages only show.  `openssl rand -hex 32` makes a good one.
+  #token_file: web.token
+  # What browsers call this place, where a proxy stands in between.
+  #url: https://images.example.org
+  # Sites whose commands the pages of images show; by default those of sandbox.sites.
+  #sites: []
+
+# Where the lists of wanted images are: files, folders of lists, http(s) URLs, or
+# git+https://HOST/REPOSITORY.git//PATH@BRANCH.
+#wishlists:
+  #- images.yaml
+  # With what its wishes do not say themselves.  `format`, own, ducc or osg, is found out otherwise.
+  #- from: https://example.org/docker_images.txt
+    #format: osg
+    # Who is told of problems: an address of e-mail, or a name.
+    #owner: someone@example.org
+    # How long replaced images stay.
+    #keep_replaced: 30d
+    # From -9 to 9; the higher, the earlier.
+    #priority: 0
+
+# Registries and pipelines that tell of pushes, at /hooks/SOURCE.
+#webhooks:
+  # The secret of all who send, 16 characters or more, mode 0400.
+  #secret_file: hook.secret
+  # Who may send: distribution, harbor, gitlab, github, generic; by default all of them.
+  #sources:
+    #gitlab:
+      # Whose images are meant where a webhook names no registry.
+      #registry: registry.example.org
+      # Registries as webhooks name them, and as wishlists name them.
+      #hosts: {"registry:5000": registry.example.org}
+
+# Who is told of what happens: a file that grows, a URL, people, a program.
+#notify:
+  #- file: events.jsonl
+  #- webhook: https://example.org/hook
+    # A file with the secret that signs what is sent, mode 0400.
+    #secret_file: out.secret
+    # Only events of these kinds, and about wishes of these owners; by default of all.
+    #kinds: ["image-*"]
+    #owners: [someone@example.org]
+  # `owner` is the owner of the wish that an event is about.
+  #- email: [owner, admin@example.org]
+    #from: publisher@example.org
+    #server: localhost:25
+    #starttls: true
+    #username: publisher
+    # A file with the password, mode 0400.
+    #password_file: mail.password
+  # The program gets events as JSON on its stdin.
+  #- program: [/usr/local/bin/tell, --now]
+    #timeout: 30s
 """)

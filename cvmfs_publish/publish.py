@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cvmfs_publish import __version__
 from cvmfs_publish.config import MAX_CATALOG_ENTRIES
@@ -101,6 +101,10 @@ class PublishSettings:
     policy: SandboxPolicy = field(default_factory=SandboxPolicy)
     limits: LayerLimits = field(default_factory=LayerLimits)
     image_bytes: int = 256 * 1024**3  # unpacked bytes of one image
+
+    def with_policy(self, changes: Mapping[str, Any]) -> PublishSettings:
+        """Return these with other fields of the policy."""
+        return replace(self, policy=replace(self.policy, **changes))
 
     def recipe(self) -> str:
         """Return a digest of everything but the image that decides what a sandbox looks like."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import difflib
+import functools
 import math
 import re
 import types
@@ -82,6 +83,15 @@ class RefusedKeyError(InputError):
     def __init__(self, path: Sequence[str | int], message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.path = tuple(path)
+
+
+class PlacedError(InputError):
+    """A mistake at one place of a settings file; the message says place and mistake."""
+
+    def __init__(self, place: str, line: int, what: str, *, hint: str = "") -> None:
+        super().__init__(f"{place}: {what}", hint=hint)
+        self.line = line  # 0: it is about the whole file
+        self.what = what
 
 
 class _WrittenDownError(Exception):
@@ -175,7 +185,7 @@ class KeyDoc:
 
 def iter_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
     """Yield every key of `cls`, sections before what is in them."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for entry in _init_fields(cls):
         path = prefix + _key_of(entry)
         yield KeyDoc(path, _wanted(hints[entry.name]), _default_text(entry), _doc_of(entry))
@@ -218,16 +228,15 @@ def compose(text: str, source: str) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        line, where = (mark.line + 1, f":{mark.line + 1}:{mark.column + 1}") if mark else (0, "")
         context = f" ({exc.context})" if exc.context else ""
-        raise InputError(f"{where}: not valid YAML: {exc.problem}{context}") from exc
+        what = f"not valid YAML: {exc.problem}{context}"
+        raise PlacedError(f"{source}{where}", line, what) from exc
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         column = exc.position - (text.rfind("\n", 0, exc.position) + 1) + 1
-        raise InputError(
-            f"{source}:{line}:{column}: not valid YAML: the character "
-            f"{chr(exc.character)!a} is not allowed"
-        ) from exc
+        what = f"not valid YAML: the character {chr(exc.character)!a} is not allowed"
+        raise PlacedError(f"{source}:{line}:{column}", line, what) from exc
 
 
 @dataclass(slots=True)
@@ -292,7 +301,7 @@ class _Reader:
         self, node: yaml.Node | None, cls: type, key: str, depth: int
     ) -> Value:
         """An absent or empty node stands for a mapping without keys: all defaults."""
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
         known = {_key_of(entry): entry for entry in _init_fields(cls)}
         given: dict[str, Any] = {}
         before = len(self.errors)
@@ -473,10 +482,12 @@ def pairs(node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.ScalarNo
         yield name, name_node, value_node
 
 
-def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> InputError:
+def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> PlacedError:
     """Return the error that names a node's file and line, the key, and what is wrong with it."""
-    place = where if isinstance(where, str) else place_of(where)
-    return InputError(f"{place}: {key + ': ' if key else ''}{what}", hint=hint)
+    text = f"{key + ': ' if key else ''}{what}"
+    if isinstance(where, str):
+        return PlacedError(where, 0, text, hint=hint)
+    return PlacedError(place_of(where), _line(where), text, hint=hint)
 
 
 def place_of(node: yaml.Node) -> str:
@@ -646,6 +657,12 @@ def _sections_in(wanted: Wanted) -> Iterator[tuple[type, str]]:
     for arg in get_args(wanted):
         for below, rest in _sections_in(arg):
             yield below, own + rest
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Wanted]:
+    """A wishlist has thousands of equal sections, and evaluating annotations takes long."""
+    return get_type_hints(cls)
 
 
 def _init_fields(cls: type) -> list[Field[Any]]:

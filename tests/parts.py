@@ -209,11 +209,18 @@ class RegistryServer:
 
 @contextmanager
 def docker_registry(
-    tmp_path: Path, *, htpasswd: bool = False, tls: tuple[Path, Path] | None = None, more: str = ""
+    tmp_path: Path,
+    *,
+    htpasswd: bool = False,
+    hook: str = "",
+    authorization: str = "",
+    tls: tuple[Path, Path] | None = None,
+    more: str = "",
 ) -> Iterator[RegistryServer]:
     """Run Debian's registry on a free loopback port, its files below `tmp_path`.
 
     `htpasswd`: it asks for the user name and password of the yielded `RegistryServer`.
+    `hook`: the URL to which it posts what was pushed, with that `Authorization`.
     `tls`: files of a certificate and its key.  `more`: further sections of its configuration.
     """
     program = require("docker-registry")
@@ -225,7 +232,10 @@ def docker_registry(
     server = RegistryServer(port, base / "files", base / "log", *account)
     server.root.mkdir(parents=True)
     configuration = base / "config.yml"
-    configuration.write_text(_registry_configuration(server, base, tls) + more, "utf-8")
+    text = _registry_configuration(server, base, tls) + more
+    if hook:
+        text += _notifications(hook, authorization)
+    configuration.write_text(text, "utf-8")
     with (
         server.log.open("wb") as log,
         _stopped_at_the_end([str(program), "serve", str(configuration)], log) as process,
@@ -252,6 +262,18 @@ http:
         (base / "htpasswd").write_text(f"{server.username}:{_BCRYPT}\n", "utf-8")
         text += f"auth: {{htpasswd: {{realm: tests, path: '{base / 'htpasswd'}'}}}}\n"
     return text
+
+
+def _notifications(hook: str, authorization: str) -> str:
+    return f"""notifications:
+  endpoints:
+    - name: tests
+      url: {hook}
+      headers: {{Authorization: ['{authorization}']}}
+      timeout: 2s
+      threshold: 3
+      backoff: 1s
+"""
 
 
 @contextmanager

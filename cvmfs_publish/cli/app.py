@@ -30,6 +30,8 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE: `cvmfs-publish list | head -1`
+# Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
+GC_THRESHOLDS = (2_000_000, 20, 100)
 COMPLETION_VARIABLE = "_CVMFS_PUBLISH_COMPLETE"  # set by the shell's completion script
 
 # typer exports only this leaf of its (or click's) usage errors; its base covers all of them
@@ -47,7 +49,9 @@ class Commands(LazyGroup):
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
-        "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
+        "publish": Lazy(
+            "cvmfs_publish.cli.publishing", "Publish images from registries, files and stores."
+        ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
         "pin": Lazy(_NAMES, "Protect a name and its sandbox from removal."),
@@ -64,7 +68,15 @@ class Commands(LazyGroup):
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
-        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
+        "serve": Lazy(
+            "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
+        ),
+        "wishlist": Lazy(
+            "cvmfs_publish.cli.wishlists",
+            "Check wishlists, show their images, convert other lists.",
+            True,
+        ),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
@@ -291,8 +303,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that is not UTF-8 is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
-    # Trees of a hundred thousand entries hold no cycles; looking for some costs a fifth of a run.
-    gc.set_threshold(2_000_000, 20, 100)
+
+    gc.set_threshold(*GC_THRESHOLDS)
     out = Output(sys.stdout, sys.stderr, os.environ)
     try:
         cwd = Path.cwd()

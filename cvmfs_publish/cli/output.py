@@ -6,15 +6,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from cvmfs_publish.errors import PublishError
 
+# what commands say is put together with these, from here
+from cvmfs_publish.words import format_bytes as format_bytes
+from cvmfs_publish.words import format_minute as format_minute
+from cvmfs_publish.words import format_time as format_time
+from cvmfs_publish.words import plural as plural
+
 PROGRAM = "cvmfs-publish"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 LONG_LIST = 100  # elements
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
 @dataclass
@@ -127,30 +131,3 @@ def format_fields(fields: Sequence[tuple[str, str]]) -> str:
     """Return `name  value` lines with the values below each other."""
     width = max((len(name) for name, _ in fields), default=0)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in fields)
-
-
-def format_bytes(size: int) -> str:
-    """Return a size with three digits, in powers of 1000 as disks and networks are sold."""
-    if size < 1000:
-        return f"{size} B"
-    value = float(size)
-    for unit in _UNITS:
-        value /= 1000
-        if value < 999.5 or unit == _UNITS[-1]:
-            break
-    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {unit}"
-
-
-def plural(count: int, noun: str, several: str = "") -> str:
-    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
-
-
-def format_time(at: datetime) -> str:
-    """Return a time for programs: RFC 3339, UTC, whole seconds."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def format_minute(at: datetime) -> str:
-    """Return a time for people, who compare it with logs: UTC, to the minute."""
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -51,7 +51,7 @@ from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
 from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
-from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.client import ATTEMPTS, RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.mirrors import MirrorSettings
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
@@ -103,7 +103,7 @@ def publish(
         ),
     ] = None,
 ) -> int:
-    """Publish images from registries, archives, SIF files and object stores.
+    """Publish images from registries, files and stores.
 
     Fetches, verifies, unpacks and prepares the images and makes all of them visible in one new
     revision.  An unchanged image costs one request and no revision.  An image that fails does not
@@ -143,10 +143,10 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     repository = session.config.repository.name
+    due = dry_run and packer is not None
+    text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
     used = budgets.snapshots(datetime.now(UTC))
-    session.out.result(
-        publish_document(repository, result, used, dry_run=dry_run), _text(result, dry_run)
-    )
+    session.out.result(publish_document(repository, result, used, dry_run=dry_run), text)
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
@@ -303,7 +303,11 @@ def _web_credentials(
 
 @contextmanager
 def open_registries(
-    config: Config | None, credentials: Mapping[str, Credential], budgets: Budgets
+    config: Config | None,
+    credentials: Mapping[str, Credential],
+    budgets: Budgets,
+    *,
+    attempts: int = ATTEMPTS,
 ) -> Iterator[RegistrySource]:
     """Open registries as they are configured; what they were asked is kept at the end."""
     registries = config.registries if config is not None else {}
@@ -317,6 +321,7 @@ def open_registries(
             if registry.ca_file is not None
         },
         budgets=budgets,
+        attempts=attempts,
     ) as client:
         try:
             yield RegistrySource(
@@ -508,14 +513,11 @@ def _image_document(image: ImageResult) -> dict[str, object]:
     }
 
 
-def _text(result: PublishResult, dry_run: bool) -> str:
-    return "\n".join(_line(image, dry_run) for image in result.images if image.error is None)
-
-
-def _line(image: ImageResult, dry_run: bool) -> str:
+def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
     record = image.publication
     if image.status == "unchanged" and record is not None:
-        return f"unchanged  {_name(image)}  {record.path}{_fallback(image)}"
+        due = "; its fallback file is to be made" if file_is_due and image.fallback is None else ""
+        return f"unchanged  {_name(image)}  {record.path}{_fallback(image)}{due}"
     layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
     if record is None or dry_run:
         return (

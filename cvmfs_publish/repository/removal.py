@@ -46,6 +46,7 @@ _IMAGE_RECORD = re.compile(r"((?:[0-9a-f]{64}){1,2})\.json")
 _SANDBOX = re.compile(rf"(?:.*/)?({re.escape(FLAT)}/[0-9a-f]{{2}}/[0-9a-f]+)(?:/.*)?", re.DOTALL)
 _IMMUTABLE = re.compile(r"[^:@]+@sha(?:256|512):[0-9a-f]+")
 _MOUNTED = re.compile(r"/cvmfs/[^/]+/")  # begins an absolute link into a repository
+NO_GRACES: Mapping[RepoPath, timedelta] = {}
 _NO_NAME = "no name leads to it any more"
 _NEVER_NAMED = "no name ever led to it"
 
@@ -60,13 +61,21 @@ class Removal:
     also: tuple[RepoPath, ...]  # its record, its names by digest, records of going back to it
 
 
-def plan_removals(view: View, now: datetime, grace: timedelta) -> tuple[Removal, ...]:
+def plan_removals(
+    view: View,
+    now: datetime,
+    grace: timedelta,
+    graces: Mapping[RepoPath, timedelta] = NO_GRACES,
+) -> tuple[Removal, ...]:
     """Return which sandboxes no name has led to for at least `grace`, ordered by path.
+
+    What one of `graces`, by public name, has led to stays for that time instead; of several the
+    longest counts.
 
     Nothing is written.  Raises `RepositoryError` or `IntegrityError` if a record cannot be read:
     who cannot read everything must not remove anything.
     """
-    survey = _Survey()
+    survey = _Survey(grace, graces)
     for directory, files in iter_records(view):
         survey.add_name(view, directory, files)
     links = dict(_iter_links(view, survey.registries))
@@ -81,7 +90,7 @@ def plan_removals(view: View, now: datetime, grace: timedelta) -> tuple[Removal,
         if sandbox in used:
             continue
         since, why = survey.since(view, sandbox, record)
-        if since is not None and now - since >= grace:
+        if since is not None and now - since >= survey.grace_of(sandbox):
             also = sorted({record, *names.get(sandbox, ()), *survey.replaced.get(sandbox, ())})
             plan.append(Removal(sandbox, why, since, tuple(also)))
     return tuple(plan)
@@ -105,7 +114,10 @@ def apply_removals(transaction: Transaction, plan: Iterable[Removal]) -> None:
 class _Survey:
     """What the records of all names say about sandboxes (paths relative to the repository)."""
 
+    grace: timedelta
+    graces: Mapping[RepoPath, timedelta]
     used: set[RepoPath | None] = field(default_factory=set)
+    longest: dict[RepoPath, timedelta] = field(default_factory=dict)  # of names with their own
     left: dict[RepoPath, datetime | None] = field(default_factory=dict)  # newest; None: unknown
     replaced: dict[RepoPath, list[RepoPath]] = field(default_factory=dict)  # record directories
     registries: set[RepoPath] = field(default_factory=set)
@@ -131,7 +143,13 @@ class _Survey:
         mentioned = self._add_events(events, is_published=current is not None)
         if REPLACED in files:
             oldest = _time(events[0].at) if events else None
-            self._add_replaced(view, f"{directory}/{REPLACED}", mentioned, oldest)
+            mentioned |= self._add_replaced(view, f"{directory}/{REPLACED}", mentioned, oldest)
+        grace = self.graces.get(name, self.grace)
+        for sandbox in mentioned:
+            self.longest[sandbox] = max(grace, self.longest.get(sandbox, grace))
+
+    def grace_of(self, sandbox: RepoPath) -> timedelta:
+        return self.longest.get(sandbox, self.grace)
 
     def _add_events(self, events: tuple[Event, ...], *, is_published: bool) -> set[RepoPath]:
         """Note when each sandbox was left: when the next thing happened to the name."""
@@ -149,16 +167,19 @@ class _Survey:
 
     def _add_replaced(
         self, view: View, directory: RepoPath, mentioned: set[RepoPath], oldest: datetime | None
-    ) -> None:
+    ) -> set[RepoPath]:
+        found = set()
         for manifest, _ in view.list_names(directory):
             folder = f"{directory}/{manifest}"
             record = read_publication(view, f"{folder}/{PUBLICATION_FILE}")
             if record is None:
                 continue
             sandbox = record.sandbox.lstrip("/")
+            found.add(sandbox)
             self.replaced.setdefault(sandbox, []).append(folder)
             if sandbox not in mentioned:  # left before what the history still tells
                 self._leave(sandbox, oldest)
+        return found
 
     def _leave(self, sandbox: RepoPath, at: datetime | None) -> None:
         known = self.left.get(sandbox, at)

@@ -16,11 +16,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from cvmfs_publish.errors import IntegrityError, RepositoryError
@@ -49,18 +48,9 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def create_app(name: str, storage: Path) -> Starlette:
-    """Return the ASGI application that serves the repository `name` from the folder `storage`."""
-    server = _RepositoryFiles(name, storage)
-    app = Starlette(
-        routes=[
-            Route("/", server.show_start),
-            Route("/healthz", server.show_health),
-            Route(f"/cvmfs/{name}/{{path:path}}", server.send_file),
-        ]
-    )
-    app.router.redirect_slashes = False  # clients follow no redirects; absent is absent
-    return app
+def file_routes(name: str, storage: Path) -> list[BaseRoute]:
+    """Return the route that serves the repository `name` from the folder `storage`."""
+    return [Route(f"/cvmfs/{name}/{{path:path}}", _RepositoryFiles(name, storage).send_file)]
 
 
 def read_manifest(name: str, storage: Path) -> manifests.Manifest:
@@ -154,31 +144,10 @@ def parse_range(header: str, size: int) -> Span | None:
 
 @dataclass(frozen=True, slots=True)
 class _RepositoryFiles:
-    """The handlers.  They are plain functions, so starlette runs them in threads."""
+    """The handler.  It is a plain function, so starlette runs it in threads."""
 
     name: str
     storage: Path
-
-    def show_start(self, request: Request) -> Response:
-        try:
-            revision = f"revision {read_manifest(self.name, self.storage).revision}"
-        except RepositoryError:
-            revision = "not readable at the moment"
-        url = f"{request.url.scheme}://{request.url.netloc}/cvmfs/@fqrn@"
-        return PlainTextResponse(
-            f"CernVM-FS repository {self.name}, {revision}\n\n"
-            f"Clients mount it with CVMFS_SERVER_URL={url} and the public key {self.name}.pub.\n"
-        )
-
-    def show_health(self, request: Request) -> Response:
-        del request
-        try:
-            manifest = read_manifest(self.name, self.storage)
-        except RepositoryError as exc:
-            text, code = f"{exc}\n", 503
-        else:
-            text, code = f"ok {self.name} revision {manifest.revision}\n", 200
-        return PlainTextResponse(text, code, headers={"Cache-Control": "no-store"})
 
     def send_file(self, request: Request) -> Response:
         # not the path parameter: starlette's pattern drops a line feed at its end

@@ -263,6 +263,10 @@ class FakeRegistry:
         """Apply `change` to replies to `method` whose path matches the expression `path`."""
         self._faults.append(_Fault(method, re.compile(path), change, times))
 
+    def be_honest(self) -> None:
+        """Forget all faults."""
+        self._faults.clear()
+
     def before(self, method: str, path: str, action: Callable[[], object]) -> None:
         """Call `action` before every matching request is answered: a tag may move, say."""
         self._hooks.append((method, re.compile(path), action))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from cvmfs_publish.sources.registry.auth import (
     parse_challenges,
 )
 from cvmfs_publish.sources.registry.platform import choose_manifest
+from cvmfs_publish.sources.registry.rate_limit import parse_rate_limit
 from cvmfs_publish.sources.sif_format import parse_sif
 from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError, find_signers
 from cvmfs_publish.verify import Hashing
@@ -46,6 +48,7 @@ OURS = (PublishError, cosign.ClaimError, UnsignedSifError)
 LIMITS = LayerLimits(layer_bytes=1 << 22, ratio=200, entries=200)
 KEYS = Path(__file__).parent / "keys"
 AMD64 = Platform.default()
+NOW, NOTHING = datetime(2026, 11, 29, tzinfo=UTC), timedelta()
 
 
 @contextmanager
@@ -82,7 +85,7 @@ def _authorise(header: str, credential: Credential | None, body: bytes) -> str:
         assert answers.origin(request.url)[1]
         flow.send(Response(200, body))
     except StopIteration as stop:
-        return str(stop.value)
+        return str(stop.value.authorization)
     raise AssertionError("it asks more than once")
 
 
@@ -92,6 +95,10 @@ def answer(data: bytes) -> None:
     headers = {"Retry-After": first, "Date": rest}
     wait = answers.parse_retry_after(lambda name: headers.get(name, ""))
     assert wait is None or wait.total_seconds() >= 0
+    limits = dict.fromkeys(("RateLimit", "RateLimit-Remaining", "RateLimit-Limit"), first)
+    limits["RateLimit-Reset"] = rest
+    stated = parse_rate_limit(lambda name: limits.get(name, ""), NOW)
+    assert stated is None or (str(stated).isprintable() and stated.until_next(NOW) >= NOTHING)
     with answers_are_ours():
         target = answers.parse_redirect("https://example.org/v2/", first, "test")
         assert is_web_address(target)

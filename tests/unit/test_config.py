@@ -13,10 +13,14 @@ from cvmfs_publish import config, settings
 from cvmfs_publish.config import (
     ByteSize,
     Config,
+    HookConfig,
+    ListUrl,
     MirrorPlace,
+    NotifyConfig,
     RegistryConfig,
     RootPath,
     VariableName,
+    WishlistConfig,
 )
 from cvmfs_publish.errors import InputError
 
@@ -103,12 +107,7 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 @pytest.mark.parametrize(
     "line",
     [
-        "wishlists: [images.yaml]",
-        "watch: {interval: 15m}",
-        "webhooks: {secret_file: hook}",
-        "retention: {keep_replaced: 30d}",
         "replicas: []",
-        "notify: []",
     ],
 )
 def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line: str) -> None:
@@ -170,6 +169,11 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
         (MINIMAL + "limits: {image_bytes: 0}", "'0' is not a possible size"),
         (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
         (MINIMAL + "limits: {image_bytes: 99999999TiB}", "is not a possible size"),
+        (MINIMAL + "watch: {interval: 0s}", "interval: wants 1s or more, found 0s"),
+        (MINIMAL + "watch: {batch: 0}", "batch: wants a number from 1 to 10000, found 0"),
+        (MINIMAL + "watch: {weights: {me: -1}}", "weights.me: wants a number from 1 to 10000"),
+        (MINIMAL + "retention: {max_share: 0}", "max_share: wants a number up to 100, found 0"),
+        (MINIMAL + "retention: {keep_revisions: -1}", "keep_revisions: wants 0 or more, found -1"),
         (MINIMAL + "nesting: {max_entries: 5}", "max_entries: 5 would make thousands of catalogs"),
         (MINIMAL + "nesting: {max_entries: 200001}", "max_entries: 200001 is more than the 200000"),
         (
@@ -322,6 +326,11 @@ def uncommented(text: str) -> str:
 def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> None:
     text = config.render_default_config("a.example.org")
     shown = load(tmp_path, uncommented(text))
+    assert [type(each) for each in shown.wishlists] == [type(tmp_path), WishlistConfig]
+    assert shown.webhooks is not None
+    assert shown.webhooks.sources["gitlab"].hosts == {"registry:5000": "registry.example.org"}
+    assert len(shown.notify) == 4
+    text = re.sub(r"(?sm)^#(wishlists|webhooks|notify):.*?^$", "", text + "\n")
     login = RegistryConfig(
         username="bot", password_file=tmp_path / "token", ca_file=tmp_path / "ca.pem"
     )
@@ -330,9 +339,8 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
         "store|format|max_bytes|auth_url|user|key_file|project|user_domain|project_domain|"
-        "storage_url|"
-        "store|format|max_bytes|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
-        "pulls_per_hour|requests_per_hour"
+        "storage_url|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
+        "pulls_per_hour|requests_per_hour|listen|drop|weights|token_file|url"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
@@ -344,6 +352,111 @@ def test_every_key_is_explained_in_that_file() -> None:
         name = doc.path.rsplit(".", 1)[-1]
         assert re.search(rf"\b{name}:", text), doc.path
         assert doc.doc, f"{doc.path} is not documented"
+
+
+# ---------------------------------------------------------------- wishlists, webhooks, notify
+
+
+def test_wishlists_are_paths_and_urls_with_or_without_more(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        f"""{MINIMAL}wishlists:
+  - images.yaml
+  - https://example.org/docker_images.txt
+  - git+https://example.org/lists.git//a@main
+  - {{from: lists, format: osg, owner: me, keep_replaced: 2d, priority: -3}}
+""",
+    )
+    assert loaded.wishlists == (
+        tmp_path / "images.yaml",
+        ListUrl("https://example.org/docker_images.txt"),
+        ListUrl("git+https://example.org/lists.git//a@main"),
+        WishlistConfig(tmp_path / "lists", "osg", config.Owner("me"), timedelta(days=2), -3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("ftp://example.org/x", "wants a URL such as"),
+        ("https://user:secret@example.org/x", "wants a URL such as"),
+        ("git+ssh://example.org/x", "wants a URL such as"),
+        ("git+https://u:secret@example.org/x", "wants a URL such as"),
+        ("{owner: me}", "required key 'from' missing"),
+        ("{from: x, format: oci}", "wants one of own, ducc, osg"),
+        ("{from: x, priority: 10}", "wants a number from -9 to 9"),
+        ("{from: x, owner: a@}", "is not an address of e-mail"),
+    ],
+)
+def test_a_wishlist_that_cannot_be_one_is_refused(tmp_path: Path, item: str, message: str) -> None:
+    assert message in str(refusal(tmp_path, f"{MINIMAL}wishlists: ['x', {item}]\n"))
+
+
+def test_webhooks_have_a_secret_and_sources(tmp_path: Path) -> None:
+    secret = tmp_path / "hook"
+    secret.write_text("a secret of many letters\n")
+    secret.chmod(0o400)
+    gitlab = "{registry: R.example.org, hosts: {Reg:5000: R.example.org}}"
+    text = f"{{secret_file: hook, sources: {{harbor: {{}}, gitlab: {gitlab}}}}}"
+    loaded = load(tmp_path, f"{MINIMAL}webhooks: {text}\n")
+    assert loaded.webhooks is not None
+    assert loaded.webhooks.read_secret() == "a secret of many letters"
+    assert loaded.webhooks.sources == {
+        "harbor": HookConfig(),
+        "gitlab": HookConfig(
+            config.RegistryHost("r.example.org"),
+            {config.RegistryHost("reg:5000"): config.RegistryHost("r.example.org")},
+        ),
+    }
+    secret.chmod(0o444)
+    with pytest.raises(InputError, match="is open to others"):
+        loaded.webhooks.read_secret()
+
+
+@pytest.mark.parametrize("text", ["{}", "{secret_file: x, sources: {quay: {}}}"])
+def test_webhooks_that_cannot_be_proven_are_refused(tmp_path: Path, text: str) -> None:
+    refusal(tmp_path, f"{MINIMAL}webhooks: {text}\n")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "{file: events.jsonl}",
+        "{webhook: 'https://example.org/hook?x=1', secret_file: s, kinds: [a, 'b-*'], timeout: 5s}",
+        "{email: [owner, a@example.org], from: b@example.org, server: 'mail.example.org:587',"
+        " starttls: true, username: u, password_file: p, owners: [me]}",
+        "{program: [/bin/true, -x]}",
+    ],
+)
+def test_who_is_notified_is_read(tmp_path: Path, item: str) -> None:
+    (notify,) = load(tmp_path, f"{MINIMAL}notify: [{item}]\n").notify
+    assert notify != NotifyConfig(file=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{}", "wants one of file, webhook, email, program, found none"),
+        ("{file: a, program: [/b]}", "found file and program"),
+        ("{file: a, secret_file: s}", "secret_file belongs to webhook and means nothing to file"),
+        ("{webhook: 'http://x', starttls: true}", "starttls belongs to email"),
+        ("{webhook: 'https://u:p@x'}", "is no URL"),
+        ("{email: [], from: a@b}", "at least one address"),
+        ("{email: [a@b]}", "from is missing"),
+        ("{email: [me], from: a@b}", "email"),
+        ("{email: [a@b], from: a@b, server: 'a b'}", "is not HOST or HOST:PORT"),
+        ("{email: [a@b], from: a@b, username: u}", "belong together"),
+        ("{email: [a@b], from: a@b, username: u, password_file: p}", "without starttls"),
+        ('{email: [a@b], from: "a@b\\nBcc: c@d"}', "is not an address"),
+        ("{program: []}", "absolute path"),
+        ("{program: [tell]}", "absolute path"),
+        ("{file: a, timeout: 0s}", "wants 1s to 10m"),
+    ],
+)
+def test_a_notification_that_cannot_work_is_refused(
+    tmp_path: Path, item: str, message: str
+) -> None:
+    assert message in str(refusal(tmp_path, f"{MINIMAL}notify: [{item}]\n"))
 
 
 def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "cvmfs_publish"
 # The flow.  A stage may import itself and what stands above it.
 FLOW = (
     "errors",
+    "words",
     "digest",
     "findings",
     "settings",
@@ -53,18 +54,24 @@ HOMES: dict[str, set[str]] = {
         "sources/public_keys.py",
     },
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
-    "jinja2": {"sites/pages.py"},
+    "jinja2": {"sites/pages.py", "web/pages.py"},
     "nacl": {"sources/public_keys.py"},
     "obstore": {"content/s3_client.py", "sources/objectstore.py"},
     "pysequoia": {"sources/openpgp.py"},
-    "requests": {"sources/registry/client.py", NATIVE + "http_origin.py"},
+    "requests": {
+        "sources/registry/client.py",
+        NATIVE + "http_origin.py",
+        "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
+    },
     "rich": {"cli/"},
+    "smtplib": {"watch/mail.py"},
     "sqlite3": {
         NATIVE + "catalog.py",
         NATIVE + "check_catalog.py",
         NATIVE + "check_databases.py",
         NATIVE + "check_schema.py",
         NATIVE + "database.py",
+        "state/database.py",
     },
     "starlette": {"web/"},
     "subprocess": {
@@ -73,12 +80,22 @@ HOMES: dict[str, set[str]] = {
         "repository/squashfs.py",  # sqfstar
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
+        "watch/child.py",  # a process of our own for each publish
+        "watch/programs.py",  # git, hook programs
         "sources/squashfs.py",  # sqfs2tar
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},
     "uvicorn": {"web/"},
-    "yaml": {"settings.py", "sites/inherit.py", "cli/sites.py"},  # read, put together, written
+    "watchdog": {"watch/files.py"},
+    "yaml": {
+        "settings.py",  # read
+        "sites/inherit.py",  # put together
+        "cli/sites.py",  # written
+        "watch/wishlist.py",  # read entry by entry, so that a wrong one stops no other
+        "watch/own_format.py",
+        "watch/foreign.py",
+    },
 }
 
 # What only the command line may do; a program of its own is named here.

@@ -408,3 +408,19 @@ def test_a_grace_is_counted_from_any_time_zone(repository: MemoryRepository) -> 
     with repository.open() as view:
         assert len(plan_removals(view, later, GRACE)) == 1
         assert len(plan_removals(view, later - timedelta(seconds=1), GRACE)) == 0
+
+
+def test_a_name_may_have_a_grace_of_its_own_and_the_longest_counts(
+    repository: MemoryRepository,
+) -> None:
+    publish(repository, 0, "A")
+    publish(repository, 0, "A", OTHER)
+    publish(repository, 100, "B")
+    publish(repository, 100, "C", OTHER)
+    later = at(131)
+    with repository.open() as view:
+        assert plan_removals(view, later, GRACE, {NAME: 60 * DAY}) == ()
+        assert plan_removals(view, later, GRACE, {NAME: 10 * DAY, OTHER: 60 * DAY}) == ()
+        both = {NAME: 10 * DAY, OTHER: 20 * DAY}
+        assert len(plan_removals(view, at(121), GRACE, both)) == 1
+        assert plan_removals(view, at(119), GRACE, both) == ()

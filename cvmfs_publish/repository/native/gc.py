@@ -12,7 +12,7 @@ objects are removed.  A plan and its execution are in one hold of the repository
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId, StoredObject
 from cvmfs_publish.errors import IntegrityError, RepositoryError
+from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.repository.fallback import iter_artefacts, read_lines
 from cvmfs_publish.repository.native.catalog import CatalogRef
 from cvmfs_publish.repository.native.commit import ignore_step
@@ -63,6 +64,8 @@ class Retention:
 
     grace: timedelta = DEFAULT_GRACE  # since it was replaced, or stored if nothing names it
     revisions: int = DEFAULT_REVISIONS  # so many predecessors, however old
+    # of what some public names led to, where it is another one than `grace`
+    graces: Mapping[RepoPath, timedelta] = field(default_factory=dict)
 
     def protects(self, left: int, now: int) -> bool:
         """Whether what was left at a time (Unix seconds) is to be kept; a future time is now."""
@@ -227,7 +230,8 @@ class Collector:
 
     def _finds_sandboxes(self, now: int, retention: Retention) -> bool:
         with self._repository.open() as view:
-            return bool(plan_removals(view, datetime.fromtimestamp(now, UTC), retention.grace))
+            at = datetime.fromtimestamp(now, UTC)
+            return bool(plan_removals(view, at, retention.grace, retention.graces))
 
     def _make_plan(
         self, work: Maintenance, removals: tuple[Removal, ...], now: int, retention: Retention
@@ -291,7 +295,7 @@ def _remove_sandboxes(
 ) -> tuple[Removal, ...]:
     with repository.transaction(now, step) as transaction:
         at = datetime.fromtimestamp(now, UTC)
-        removals = plan_removals(transaction, at, retention.grace)
+        removals = plan_removals(transaction, at, retention.grace, retention.graces)
         apply_removals(transaction, removals)
     return removals
 

@@ -1,4 +1,4 @@
-"""Read a subtree's catalogs in bulk: its canonical listing, or all small files of one name.
+"""Read a subtree's catalogs in bulk: its canonical listing, its sizes, its files of one name.
 
 One query per catalog and no object per entry: a tree of 70,000 entries is listed in a fraction of
 a second, 10,000 records are found in one.
@@ -72,6 +72,11 @@ SELECT CAST(below.path AS BLOB), f.hash, f.flags FROM below JOIN catalog AS f
   ON f.parent_1 = below.key_1 AND f.parent_2 = below.key_2
   WHERE f.name = ?4 AND f.mode & 61440 = 32768
 """
+_SIZES = (
+    "SELECT parent_1, parent_2, COUNT(*), SUM(CASE WHEN mode & 61440 = 32768 THEN size ELSE 0 END) "
+    "FROM catalog WHERE NOT (md5path_1 = ?1 AND md5path_2 = ?2) AND CAST(name AS BLOB) != ?3 "
+    "GROUP BY parent_1, parent_2"
+)
 _KEY = struct.Struct("<qq")
 
 _Key = tuple[int, int]
@@ -217,6 +222,36 @@ def _content(digest: bytes | None, flags: int, chunks: list[tuple[int, int, byte
 
 _ALGORITHMS = {algorithm.flags: algorithm for algorithm in HashAlgorithm}
 _SUFFIX_OF_FLAGS = {algorithm.flags: suffix for algorithm, suffix in SUFFIXES.items()}
+
+
+class DirectorySize(NamedTuple):
+    """What is directly in a directory, not below it."""
+
+    path: RepoPath
+    entries: int
+    bytes: int  # of files, uncompressed; each name of a hard link counts
+
+
+def measure_directories(load: Load, path: RepoPath, ref: CatalogRef) -> Iterator[DirectorySize]:
+    """Yield what every directory that holds something holds, in no order.
+
+    `path` is a directory with a catalog of its own; paths are relative to it.  Raises
+    `IntegrityError` if a catalog is missing or damaged.
+    """
+    stack = [(path, ref)]
+    while stack:
+        prefix, ref = stack.pop()
+        with load(ref) as catalog:
+            root_key = path_key(prefix)
+            places = _places(catalog.database, prefix, root_key)
+            rows = query(catalog.database, "catalog", _SIZES, *root_key, _MARKER)
+            stack += catalog.nested().items()
+        for key_1, key_2, entries, size in rows:
+            place = places.get((key_1, key_2))
+            if place is None or not isinstance(size, int):
+                raise IntegrityError(f"entries below /{prefix} are in no directory, or no sizes")
+            where = decode_name(place.strip(b"/"))
+            yield DirectorySize(where[len(path) + 1 :] if path else where, entries, size)
 
 
 def find_small_files(

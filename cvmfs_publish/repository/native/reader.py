@@ -30,7 +30,13 @@ from cvmfs_publish.repository.native.catalog import (
     Row,
     split_path,
 )
-from cvmfs_publish.repository.native.listing import find_small_files, list_stored
+from cvmfs_publish.repository.native.listing import (
+    DirectorySize,
+    SmallFile,
+    find_small_files,
+    list_stored,
+    measure_directories,
+)
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import Origin, read
 from cvmfs_publish.repository.native.signing import (
@@ -378,10 +384,20 @@ class Snapshot:
 
         Far faster than one by one: see `listing.find_small_files`.
         """
-        files = list(find_small_files(self._load_many, self.root, top, name, excluded))
+        for file, data in self.read_small_files(self.list_small_files(top, name, excluded)):
+            yield file.path, data
+
+    def list_small_files(
+        self, top: RepoPath, name: str, excluded: Collection[str] = ()
+    ) -> list[SmallFile]:
+        """Return all small files called `name` below a directory; see `find_files`."""
+        return list(find_small_files(self._load_many, self.root, top, name, excluded))
+
+    def read_small_files(self, files: Sequence[SmallFile]) -> Iterator[tuple[SmallFile, bytes]]:
+        """Yield those files with their content, in the same order."""
         stored = self.origin.read_many((file.hash, Suffix.DATA) for file in files)
         for file, data in zip(files, stored, strict=True):
-            yield file.path, decompress(data, MAX_FILE_BYTES) if file.compressed else data
+            yield file, decompress(data, MAX_FILE_BYTES) if file.compressed else data
 
     def list_lines(self, path: RepoPath) -> list[str] | None:
         """Return the canonical listing of a directory, in no order.
@@ -390,6 +406,16 @@ class Snapshot:
         """
         nested = self.catalog(split_path(path)[0]).nested()
         return list_stored(self._load, path, nested[path]) if path in nested else None
+
+    def directory_sizes(self, path: RepoPath) -> list[DirectorySize] | None:
+        """Return what every directory below one holds, in no order.
+
+        None if it has no catalog of its own: then it is not what this program publishes.
+        """
+        nested = self.catalog(split_path(path)[0]).nested()
+        if path not in nested:
+            return None
+        return list(measure_directories(self._load, path, nested[path]))
 
     def _load(self, ref: CatalogRef) -> Catalog:
         data = read_object(self.origin, ref.hash, Suffix.CATALOG, MAX_CATALOG_BYTES)

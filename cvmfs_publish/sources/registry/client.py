@@ -38,7 +38,6 @@ from cvmfs_publish.sources.registry.answers import (
     origin,
     parse_errors,
     parse_redirect,
-    parse_retry_after,
     plan_backoff,
     printable,
 )
@@ -52,7 +51,7 @@ from cvmfs_publish.sources.registry.auth import (
     is_web_address,
 )
 from cvmfs_publish.sources.registry.budget import Budgets, Kind
-from cvmfs_publish.sources.registry.rate_limit import format_wait
+from cvmfs_publish.sources.registry.rate_limit import format_wait, parse_wait
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 READ_TIMEOUT = timedelta(seconds=60)  # without a single byte, not for the whole answer
@@ -389,7 +388,7 @@ class RegistryClient:
             else:
                 if not isinstance(result, Reply) or result.status not in RETRIED:
                     return result
-                asked = parse_retry_after(result.header)
+                asked = parse_wait(result.header, self.clock())
                 if asked is not None and asked > MAX_RETRY_AFTER:
                     return result
                 result.close()
@@ -537,7 +536,7 @@ class RegistryClient:
         message = f"{errand.subject}: {host_of(reply.url)} answered {reply.status}{detail}"
         if reply.status != 429:
             return RemoteError(message, hint="the server is in trouble; try again later")
-        asked = parse_retry_after(reply.header)
+        asked = parse_wait(reply.header, self.clock())
         self.budgets.of(errand.registry).pause(asked, self.clock())
         when = f"after {asked}" if asked else "later"
         return RateLimitedError(

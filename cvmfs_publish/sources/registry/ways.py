@@ -23,6 +23,7 @@ class Ways:
     """The places of one blob, in the order in which they are asked.  Used by one thread."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
+        """The last of `ways` is no mirror."""
         self._ways = list(ways)
         self._has_opened = False
 
@@ -33,7 +34,8 @@ class Ways:
 
     def open_at(self, offset: int) -> Reply:
         """Return the blob from a byte on; raise as the last place does, with the first's words."""
-        if self._has_opened and len(self._ways) > 1:  # what was open broke or was not right
+        # What was open broke: a mirror is not asked again, the registry is
+        if self._has_opened and self.current.mirror is not None:
             self._ways.pop(0)
         self._has_opened = True
         first: RemoteError | None = None

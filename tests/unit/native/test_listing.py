@@ -25,7 +25,7 @@ from cvmfs_publish.layers.treedigest import (
 )
 from cvmfs_publish.repository.native.build import Built, TreeBuilder
 from cvmfs_publish.repository.native.catalog import Catalog, CatalogRef
-from cvmfs_publish.repository.native.listing import list_stored
+from cvmfs_publish.repository.native.listing import list_stored, measure_directories
 from tests.support import site
 
 TOP = ".flat/ab/tree"
@@ -104,6 +104,33 @@ def test_what_is_stored_has_the_listing_of_the_tree(
     assert sort_lines(lines) == list_tree(tree)
     assert digest_lines(lines) == summarise_tree(tree).digest
     assert first_difference(list_tree(tree), sort_lines(lines)) == ""
+
+
+@pytest.mark.parametrize("nested", [(), ("d",), ("d", "d/e")], ids=["one", "two", "three"])
+def test_directories_hold_the_sizes_of_the_tree(tmp_path: Path, nested: tuple[str, ...]) -> None:
+    tree = every_kind()
+    stored = Stored(tmp_path, tree, *nested)
+    found = {size.path: size for size in measure_directories(stored.load, TOP, stored.built.ref)}
+    directories = [("", tree.root)] + [
+        (path, entry) for path, entry in tree.walk() if isinstance(entry, Directory)
+    ]
+    expected = {
+        path: (
+            len(directory.children),
+            sum(entry.size for entry in directory.children.values() if isinstance(entry, Node)),
+        )
+        for path, directory in directories
+        if directory.children
+    }
+    assert {path: (size.entries, size.bytes) for path, size in found.items()} == expected
+
+
+def test_an_entry_in_no_directory_has_no_size(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, every_kind())
+    lost = "UPDATE catalog SET parent_1 = 1 WHERE name = 'file'"
+    ref = stored.changed(stored.built.ref, lambda catalog: catalog.database.execute(lost))
+    with pytest.raises(IntegrityError, match="in no directory"):
+        list(measure_directories(stored.load, TOP, ref))
 
 
 def test_catalogs_nested_deeper_than_the_stack_are_stored_and_listed(tmp_path: Path) -> None:

@@ -299,6 +299,16 @@ def test_a_layer_that_the_registry_has_is_taken_from_there(site: Site) -> None:
     assert site.mirror.requests == []
 
 
+def test_a_layer_that_the_registry_has_is_continued_there_whatever_the_manifest_says(
+    site: Site,
+) -> None:
+    site.origin.add_blob(OUTSIDE)
+    reference = foreign(site.origin, f"{site.mirror.url}/layer")
+    site.origin.fault("GET", str(Digest.of(OUTSIDE)), cut(200_000))
+    assert read_foreign(RegistrySource(site.client), reference) == OUTSIDE
+    assert site.mirror.requests == []
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "http://a@b/c", 7, "", None])
 def test_an_address_outside_the_web_is_never_asked(site: Site, url: object) -> None:
     reference = foreign(site.origin, url)

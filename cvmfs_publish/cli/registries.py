@@ -1,0 +1,69 @@
+"""Turn the configuration into what asks registries for ever: one client each, with its logins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Self
+
+from cvmfs_publish.cli.publishing import find_credentials, open_budgets, open_registries
+from cvmfs_publish.config import Config
+from cvmfs_publish.sources.registry.source import RegistrySource
+from cvmfs_publish.state.model import Budget
+
+ATTEMPTS = 2  # a connection that was kept may be closed; whatever lasts is for the next round
+
+
+class Registries:
+    """Sources by registry (`poller.Registries`, `wanted.Taggers`).  Any number of threads."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._budgets = open_budgets(config, datetime.now(UTC))
+        self._lock = threading.Lock()
+        self._sources: dict[str, RegistrySource] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._stack.close()
+
+    def source(self, registry: str) -> RegistrySource:
+        """As promised by `poller.Registries.source`."""
+        with self._lock:
+            found = self._sources.get(registry)
+            if found is None:
+                # only the host matters: logins are by host
+                logins = find_credentials(self._config, self._environ, [f"{registry}/any"])
+                found = self._sources[registry] = self._stack.enter_context(
+                    open_registries(self._config, logins, self._budgets, attempts=ATTEMPTS)
+                )
+            return found
+
+    def tagger(self, registry: str) -> RegistrySource:
+        """As promised by `wanted.Taggers.tagger`."""
+        return self.source(registry)
+
+    def forget(self, registry: str) -> None:
+        """As promised by `poller.Registries.forget`; its client may be in use, and is kept."""
+        with self._lock:
+            self._sources.pop(registry, None)
+
+    def budget(self, registry: str, now: datetime) -> Budget:
+        """As promised by `poller.Registries.budget`."""
+        known = self._budgets.of(registry).snapshot(now)
+        limit = known.allowance.requests_per_hour
+        return Budget(
+            registry,
+            limit=limit,
+            remaining=max(0, limit - known.requests) if limit is not None else None,
+        )
