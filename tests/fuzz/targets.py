@@ -43,6 +43,12 @@ from cvmfs_publish.sources.registry.rate_limit import parse_rate_limit
 from cvmfs_publish.sources.sif_format import parse_sif
 from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError, find_signers
 from cvmfs_publish.verify import Hashing
+from cvmfs_publish.watch.webhooks import (
+    WEBHOOK_SOURCES,
+    Delivery,
+    HookSettings,
+    WebhookSource,
+)
 from tests.property import test_merge_oracle
 
 Target = Callable[[bytes], object]
@@ -266,6 +272,30 @@ def openpgp(data: bytes) -> None:
     assert found is None or found.text == (KEYS / "signed.txt").read_bytes()
 
 
+def webhook(data: bytes) -> None:
+    """What a stranger sends as a webhook: headers, a NUL, the body; and the same, verified."""
+    head, _, body = data.partition(b"\0")
+    pairs = [line.partition(":") for line in head.decode("latin-1").splitlines()]
+    headers = [(name.strip(), value.strip()) for name, _, value in pairs]
+    for make in WEBHOOK_SOURCES.values():
+        source = make(HookSettings(registry="example.org"))
+        with answers_are_ours():
+            delivery = Delivery.of(headers, body)
+            assert not _is_believed(source, delivery)
+            for push in source.parse(delivery).pushes:
+                tag = f":{push.tag}" if push.tag else ""
+                Reference.parse(f"{push.registry}/{push.repository}{tag}")
+
+
+def _is_believed(source: WebhookSource, delivery: Delivery) -> bool:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    try:
+        source.verify(delivery, "a secret that nobody knows " * 3, now)
+    except PublishError:
+        return False
+    return True
+
+
 @cache
 def a_key() -> PublicKey:
     """Return the key of nobody: what it verifies is a bug."""
@@ -286,4 +316,5 @@ TARGETS: dict[str, Target] = {
     "sif": sif,
     "signature": signature,
     "stacked": stacked,
+    "webhook": webhook,
 }
