@@ -47,7 +47,10 @@ class Commands(LazyGroup):
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
-        "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
+        "publish": Lazy(
+            "cvmfs_publish.cli.publishing",
+            "Publish images from registries, archives, SIF files and object stores.",
+        ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
         "pin": Lazy(_NAMES, "Protect a name and its sandbox from removal."),
@@ -57,7 +60,8 @@ class Commands(LazyGroup):
         "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "verify": Lazy(
-            "cvmfs_publish.cli.verifying", "Compare a published image with its registry."
+            "cvmfs_publish.cli.verifying",
+            "Compare a published image with its registry, or whatever place it came from.",
         ),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
