@@ -49,7 +49,7 @@ class Commands(LazyGroup):
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
         "publish": Lazy(
             "cvmfs_publish.cli.publishing",
-            "Publish images from registries, archives, SIF files and object stores.",
+            "Publish images from registries and elsewhere.",
         ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
@@ -61,7 +61,7 @@ class Commands(LazyGroup):
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "verify": Lazy(
             "cvmfs_publish.cli.verifying",
-            "Compare a published image with its registry, or whatever place it came from.",
+            "Compare a published image with where it came from.",
         ),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
