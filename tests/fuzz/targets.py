@@ -25,7 +25,9 @@ from cvmfs_publish.origin import Origin
 from cvmfs_publish.patterns import ImageName, ImagePattern
 from cvmfs_publish.reference import Reference, is_tag
 from cvmfs_publish.sources import cosign
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.archives import Archive, DockerArchiveSource, OciArchiveSource
+from cvmfs_publish.sources.base import Platform, SourceLimits, origin_of
+from cvmfs_publish.sources.members import MissingMemberError
 from cvmfs_publish.sources.openpgp import is_openpgp_text, open_message, parse_key_ring
 from cvmfs_publish.sources.public_keys import PublicKey, parse_public_keys
 from cvmfs_publish.sources.registry import answers, manifest, schema1, tag_list
@@ -157,6 +159,48 @@ def document(data: bytes) -> None:
             parse(data, "test")
 
 
+class Documents:
+    """The members of an archive that consists of documents, found as blobs and by their names."""
+
+    def __init__(self, data: bytes) -> None:
+        documents = data.split(b"\0")
+        is_list = documents[0].startswith(b"[")  # what newer versions of Docker write
+        self._found = dict.fromkeys(("index.json", "repositories"), documents[0])
+        if is_list:
+            self._found["manifest.json"] = documents[0]
+        for each in documents:
+            name = Digest.of(each).hex
+            for path in (f"blobs/sha256/{name}", f"{name}.json", f"{name}/json"):
+                self._found[path] = each
+
+    def size(self, name: str) -> int:
+        if name not in self._found:
+            raise MissingMemberError(f"no {name[:50]!a}")
+        return len(self._found[name])
+
+    def open(self, name: str) -> io.BytesIO:
+        self.size(name)
+        return io.BytesIO(self._found[name])
+
+
+def archive(data: bytes) -> None:
+    """The documents of image archives, divided by NUL; the first is the index."""
+    for kind in (OciArchiveSource, DockerArchiveSource):
+        for tag in ("", "1", "@0"):
+            source = kind(SourceLimits())
+            whole = Archive(Documents(data), "")
+            source.archive = lambda origin, found=whole: found  # type: ignore[method-assign, misc]
+            reference = Reference("a.example", "b", "1", None, Origin("oci-archive", "/f", tag))
+            with answers_are_ours():
+                source.name(origin_of(reference))
+            with answers_are_ours():
+                image = source.resolve(reference, AMD64, source.head(reference))
+                assert Digest.of(image.manifest) == image.manifest_digest
+                for each in image.layers:
+                    with answers_are_ours(), source.open_layer(reference, each) as stream:
+                        stream.read(1 << 16)
+
+
 def layer(data: bytes) -> None:
     """A layer, compressed or not, read and put on an empty root."""
     with answers_are_ours():
@@ -233,6 +277,7 @@ def a_key() -> PublicKey:
 
 TARGETS: dict[str, Target] = {
     "answer": answer,
+    "archive": archive,
     "challenge": challenge,
     "layer": layer,
     "manifest": document,
