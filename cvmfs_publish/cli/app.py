@@ -61,7 +61,8 @@ class Commands(LazyGroup):
         "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "verify": Lazy(
-            "cvmfs_publish.cli.verifying", "Compare a published image with its registry."
+            "cvmfs_publish.cli.verifying",
+            "Compare a published image with where it came from.",
         ),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),

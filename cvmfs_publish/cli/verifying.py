@@ -59,7 +59,7 @@ def verify(
     location: FromOption = None,
     keys: KeyOption = None,
 ) -> int:
-    """Compare a published image with its registry, or whatever place it came from.
+    """Compare a published image with where it came from.
 
     Fetches all layers again, prepares the image anew and compares it entry by entry with what is
     published: types, modes, owners, times, links, attributes and every byte of every file.  The
