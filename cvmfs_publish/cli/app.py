@@ -67,7 +67,7 @@ class Commands(LazyGroup):
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
-        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True
