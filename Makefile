@@ -3,15 +3,17 @@
 # make lint      style, types, shell
 # make demo      from nothing to a job in a published image; IMAGE=… takes any registry image
 # make bench     measure what the README claims
+# make fuzz      ten minutes of strange bytes for each reader of foreign ones (SECONDS=600)
 # make venv      the environment alone; make clean removes what all of these made here
 
 BIN := .venv/bin
 IMAGE ?=
+SECONDS ?= 600
 PYTEST_ARGS ?=
 # whoever is done takes from the others: a few tests take half a minute
 SPREAD := --numprocesses auto --dist worksteal
 
-.PHONY: test test-pure lint parts venv demo bench clean
+.PHONY: test test-pure lint parts venv demo bench fuzz clean
 .NOTPARALLEL:
 
 test: parts lint
@@ -39,6 +41,11 @@ demo: venv
 
 bench: venv
 	@$(BIN)/python -m benchmarks
+
+fuzz: venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@for target in $$($(BIN)/python -m tests.fuzz --list); do \
+	  $(BIN)/python -m tests.fuzz $$target --seconds $(SECONDS) || exit 1; done
 
 clean:
 	rm -rf .venv .parts .demo .benchmarks .screenshots .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """The publisher's configuration: what `cvmfs-publish.yaml` may say, and what each key means.
 
 Keys that interface documents promise but no code reads yet are refused: whoever writes
-`trust:` believes that signatures are checked.
+`webhooks:` believes that somebody listens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.settings import about
+from cvmfs_publish.patterns import ImagePattern
+from cvmfs_publish.settings import RefusedKeyError, about
 
 FILE_NAME = "cvmfs-publish.yaml"
 SYSTEM_FILE = Path("/etc/cvmfs-publish") / FILE_NAME
@@ -29,6 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # host ::= name or IPv4 or [IPv6], port optional; docker's reference grammar, "domain"
 _HOST = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?")
 _DOCKER_HUB = frozenset({"index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+# A path of a repository, as distribution-spec has it
+_MIRROR_PATH = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIZE = re.compile(r"([0-9]+(?:_[0-9]+)*)\s*([kMGT]i?B|KiB|B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _PLAIN = re.compile(r"[A-Za-z0-9./_][A-Za-z0-9./_-]*")  # needs no quotes in YAML
@@ -38,11 +42,26 @@ _S3_URL = re.compile(
 )
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?(/[!-~]*)?")
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]*")
+# What is left of RFC 5322 when nothing in it needs quotes
+_ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+_WEB_URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(:[0-9]{1,5})?([/?][!-~]*)?")
+_GIT_URL = re.compile(r"git\+(https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|file://)/[!-?A-~@]+")
+MAX_PRIORITY = 9  # of a wish
+MAX_ADDRESS = 254  # characters of an address of e-mail; RFC 3696, erratum 1690
 MAX_CATALOG_ENTRIES = 200_000  # a gateway refuses more (E-61)
 MAX_CONNECTIONS = 1000
 MAX_COUNT = 10_000  # of what is counted by hand
 MAX_PORT = 65535
 MAX_SECRET_BYTES = 64 * 1024  # a registry token; the longest in use are a few kilobytes
+NOTIFY_KINDS = ("file", "webhook", "email", "program")
+# Keys of `notify` that only one kind of notification has
+_NOTIFY_OF = {
+    "secret_file": "webhook",
+    "sender": "email",
+    "starttls": "email",
+    "username": "email",
+    "password_file": "email",
+}
 
 
 class RepositoryName(str):
@@ -83,6 +102,47 @@ class RegistryHost(str):
             )
         host = text.lower()
         return cls("docker.io" if host in _DOCKER_HUB else host)
+
+
+class MirrorPlace(str):
+    """Where a mirror has a registry's images: `mirror.example.org`, `harbor.example.org/hub`."""
+
+    __slots__ = ()
+    WANTED = "HOST or HOST/PATH, such as harbor.example.org/hub"
+
+    @classmethod
+    def parse(cls, text: str) -> MirrorPlace:
+        host, slash, path = text.partition("/")
+        if slash and not _MIRROR_PATH.fullmatch(path):
+            raise InputError(
+                f"{text[:200]!r} is not a place of a mirror",
+                hint=f"write {cls.WANTED}, without https:// and as image names are written",
+            )
+        return cls(f"{RegistryHost.parse(host)}{slash}{path}")
+
+    @property
+    def host(self) -> RegistryHost:
+        return RegistryHost(self.partition("/")[0])
+
+    @property
+    def path(self) -> str:
+        return self.partition("/")[2]
+
+
+class VariableName(str):
+    """The name of an environment variable."""
+
+    __slots__ = ()
+    WANTED = "the name of an environment variable such as GHCR_TOKEN"
+
+    @classmethod
+    def parse(cls, text: str) -> VariableName:
+        if not _VARIABLE.fullmatch(text):
+            raise InputError(
+                f"{text[:3]!r}… is not the name of an environment variable",  # may be a secret
+                hint=f"write {cls.WANTED}, not what it holds",
+            )
+        return cls(text)
 
 
 class ByteSize(int):
@@ -175,9 +235,75 @@ class Endpoint(str):
         return cls(text.rstrip("/"))
 
 
+class MailAddress(str):
+    """An address of e-mail, alone: `someone@example.org`."""
+
+    __slots__ = ()
+    WANTED = "an address of e-mail such as someone@example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> MailAddress:
+        if len(text) > MAX_ADDRESS or not _ADDRESS.fullmatch(text):
+            raise InputError(
+                f"{text[:100]!r} is not an address of e-mail",
+                hint="write the address alone, as in someone@example.org",
+            )
+        return cls(text)
+
+
+class Owner(str):
+    """Who answers for a wish: an address of e-mail, or a name."""
+
+    __slots__ = ()
+    WANTED = "a name or an address such as someone@example.org"
+
+    @classmethod
+    def parse(cls, text: str) -> Owner:
+        """Raise `InputError` for what is no line of text, or an address that is none."""
+        if not text.strip() or len(text) > MAX_ADDRESS or not text.isprintable():
+            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
+        return cls(MailAddress.parse(text) if "@" in text else text)
+
+    @property
+    def is_address(self) -> bool:
+        return "@" in self
+
+
+class WebUrl(str):
+    """A URL of a web server; it holds no login."""
+
+    __slots__ = ()
+    WANTED = "a URL such as https://example.org/hook"
+
+    @classmethod
+    def parse(cls, text: str) -> WebUrl:
+        found = _WEB_URL.fullmatch(text)
+        if not found or int((found[2] or ":0")[1:]) > MAX_PORT:
+            raise InputError(f"{text[:200]!r} is no URL", hint=f"write {cls.WANTED}")
+        return cls(text)
+
+
+class ListUrl(str):
+    """Where a wishlist is, if it is no file: on a web server, or in a git repository."""
+
+    __slots__ = ()
+    WANTED = "a URL such as https://example.org/images.txt or git+https://example.org/lists.git"
+
+    @classmethod
+    def parse(cls, text: str) -> ListUrl:
+        if text.startswith("git+"):
+            if not _GIT_URL.fullmatch(text):
+                raise InputError(
+                    f"{text[:200]!r} is no git repository",
+                    hint="write git+https://HOST/REPOSITORY.git//PATH@BRANCH, without a login",
+                )
+            return cls(text)
+        return cls(WebUrl.parse(text))
+
+
 @dataclass(frozen=True)
-class S3Config:
-    """How the object store of an s3:// storage is reached."""
+class S3Keys:
+    """How an object store is reached, and as whom."""
 
     endpoint: Endpoint | None = field(
         default=None,
@@ -213,17 +339,6 @@ class S3Config:
         repr=False,
         metadata=about("the token of temporary keys; else AWS_SESSION_TOKEN"),
     )
-    connections: int = field(
-        default=64,
-        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
-    )
-    lease: timedelta = field(
-        default=timedelta(minutes=1),
-        metadata=about(
-            "the lock of a publisher that died on another host is free after this time;"
-            " 15 seconds to 1 hour"
-        ),
-    )
 
     def __post_init__(self) -> None:
         if self.secret_key is not None and self.secret_key_file is not None:
@@ -239,14 +354,8 @@ class S3Config:
                     hint=f"copy it once more, to where it is given: `repository.s3.{name}` or the"
                     " variables AWS_…",
                 )
-        if not 1 <= self.connections <= MAX_CONNECTIONS:
-            raise InputError(
-                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
-            )
-        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
-            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
-    def completed(self, environ: Mapping[str, str]) -> S3Config:
+    def completed(self, environ: Mapping[str, str]) -> Self:
         """Return this with what it leaves open taken from Amazon's usual variables."""
         endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
         found = replace(
@@ -268,6 +377,32 @@ class S3Config:
         if self.secret_key_file is None:
             return self.secret_key
         return _read_secret(self.secret_key_file, "secret key", is_private=True)
+
+
+@dataclass(frozen=True)
+class S3Config(S3Keys):
+    """How the object store of an s3:// storage is reached."""
+
+    connections: int = field(
+        default=64,
+        metadata=about("requests at the same time; fewer if the store answers SlowDown"),
+    )
+    lease: timedelta = field(
+        default=timedelta(minutes=1),
+        metadata=about(
+            "the lock of a publisher that died on another host is free after this time;"
+            " 15 seconds to 1 hour"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        S3Keys.__post_init__(self)
+        if not 1 <= self.connections <= MAX_CONNECTIONS:
+            raise InputError(
+                f"connections: wants a number from 1 to {MAX_CONNECTIONS}, found {self.connections}"
+            )
+        if not timedelta(seconds=15) <= self.lease <= timedelta(hours=1):
+            raise InputError(f"lease: wants 15s to 1h, found {self.lease.total_seconds():.0f}s")
 
 
 @dataclass(frozen=True)
@@ -371,8 +506,6 @@ class SandboxConfig:
 class RegistryConfig:
     """How one registry is reached."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"mirrors", "pulls_per_hour"})
-
     username: str | None = field(default=None, metadata=about("the account to log in with"))
     password: str | None = field(
         default=None,
@@ -382,23 +515,78 @@ class RegistryConfig:
     password_file: Path | None = field(
         default=None, metadata=about("a file that holds the password or token and nothing else")
     )
+    password_env: VariableName | None = field(
+        default=None, metadata=about("the environment variable that holds the password or token")
+    )
     plain_http: bool = field(
         default=False,
         metadata=about(
             "speak HTTP instead of HTTPS; only for a registry on this machine or a trusted network"
         ),
     )
+    ca_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "certificates of authorities (PEM) to trust for this registry beside the usual ones"
+        ),
+    )
+    mirrors: tuple[MirrorPlace, ...] = field(
+        default=(),
+        metadata=about(
+            "mirrors and pull-through proxies to ask first, in this order: HOST or HOST/PATH"
+        ),
+    )
+    mirror_tags: bool = field(
+        default=True,
+        metadata=about(
+            "also ask the mirrors what a tag names; false: the registry says so, and mirrors only"
+            " give bytes by digest"
+        ),
+    )
+    pulls_per_hour: int | None = field(
+        default=None,
+        metadata=about("GETs of manifests in any 60 minutes, which is what Docker Hub limits"),
+    )
+    requests_per_hour: int | None = field(
+        default=None, metadata=about("requests of any kind in any 60 minutes")
+    )
+    foreign_layers: bool = field(
+        default=False,
+        metadata=about(
+            "fetch layers that the registry does not have from the addresses in its manifests;"
+            " whoever makes an image can then have any web server asked"
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if self.password is not None and self.password_file is not None:
-            raise InputError("password and password_file are both given", hint="remove one of them")
-        has_password = self.password is not None or self.password_file is not None
-        if has_password != (self.username is not None):
-            missing = "username" if has_password else "password_file"
+        given = [
+            name
+            for name in ("password", "password_file", "password_env")
+            if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given", hint="remove one of them")
+        if bool(given) != (self.username is not None):
+            missing = "username" if given else "password_file"
             raise InputError(f"{missing} is missing: a login needs an account and a password")
+        for name in ("pulls_per_hour", "requests_per_hour"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: wants a number above zero, found {getattr(self, name)}",
+                    hint="leave it out where there is no limit",
+                )
 
-    def read_password(self) -> str | None:
-        """Return the password, from its file if that is where it is; None without a login."""
+    def read_password(self, environ: Mapping[str, str]) -> str | None:
+        """Return the password from where it is; None without a login."""
+        if self.password_env is not None:
+            password = environ.get(self.password_env, "")
+            if not password or not password.isprintable():
+                raise InputError(
+                    f"password_env {self.password_env}: the variable"
+                    f" {'is not set' if not password else 'does not hold one line'}",
+                    hint="set it where cvmfs-publish runs, or use `password_file`",
+                )
+            return password
         if self.password_file is None:
             return self.password
         return _read_secret(self.password_file, "password")
@@ -423,6 +611,116 @@ def _read_secret(path: Path, what: str, *, is_private: bool = False) -> str:
 
 
 @dataclass(frozen=True)
+class SwiftConfig:
+    """How the OpenStack Swift of swift:// images is reached."""
+
+    auth_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "where logins are made, version 3 if it has /v3 in it, else version 1;"
+            " else OS_AUTH_URL or ST_AUTH"
+        ),
+    )
+    user: str | None = field(
+        default=None,
+        metadata=about("the user, `ACCOUNT:USER` in version 1; else OS_USERNAME or ST_USER"),
+    )
+    key: str | None = field(
+        default=None, repr=False, metadata=about("its password; better kept in `key_file`")
+    )
+    key_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "a file that holds the password and nothing else, closed to others;"
+            " else OS_PASSWORD or ST_KEY"
+        ),
+    )
+    project: str | None = field(
+        default=None, metadata=about("the project, in version 3; else OS_PROJECT_NAME")
+    )
+    user_domain: str | None = field(
+        default=None,
+        metadata=about("the user's domain, in version 3; else OS_USER_DOMAIN_NAME, or Default"),
+    )
+    project_domain: str | None = field(
+        default=None,
+        metadata=about(
+            "the project's domain, in version 3; else OS_PROJECT_DOMAIN_NAME, or Default"
+        ),
+    )
+    region: str | None = field(
+        default=None,
+        metadata=about(
+            "the region whose store is meant, if there are several; else OS_REGION_NAME"
+        ),
+    )
+    storage_url: Endpoint | None = field(
+        default=None,
+        metadata=about(
+            "the URL of the containers; without a login for public ones; else OS_STORAGE_URL,"
+            " or as the login says"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.key_file is not None:
+            raise InputError("key and key_file are both given", hint="remove one of them")
+        if (self.key is not None or self.key_file is not None) != (self.user is not None):
+            raise InputError("a login needs both: user, and key_file or key")
+
+    def completed(self, environ: Mapping[str, str]) -> SwiftConfig:
+        """Return this with what it leaves open taken from OpenStack's usual variables."""
+
+        def first(*names: str) -> str | None:
+            return next((environ[name] for name in names if environ.get(name)), None)
+
+        def url(*names: str) -> Endpoint | None:
+            text = first(*names)
+            return Endpoint.parse(text) if text else None
+
+        found = replace(
+            self,
+            auth_url=self.auth_url or url("OS_AUTH_URL", "ST_AUTH"),
+            storage_url=self.storage_url or url("OS_STORAGE_URL"),
+            project=self.project or first("OS_PROJECT_NAME"),
+            user_domain=self.user_domain or first("OS_USER_DOMAIN_NAME"),
+            project_domain=self.project_domain or first("OS_PROJECT_DOMAIN_NAME"),
+            region=self.region or first("OS_REGION_NAME"),
+        )
+        user, key = first("OS_USERNAME", "ST_USER"), first("OS_PASSWORD", "ST_KEY")
+        if self.user is not None or not user or not key:
+            return found
+        return replace(found, user=user, key=key)
+
+    def read_key(self) -> str | None:
+        """Return the password, from its file if that is where it is; None if there is none."""
+        if self.key_file is None:
+            return self.key
+        return _read_secret(self.key_file, "password", is_private=True)
+
+
+@dataclass(frozen=True)
+class SourcesConfig:
+    """Where images come from that are in no registry."""
+
+    s3: S3Keys = field(
+        default_factory=S3Keys,
+        metadata=about("how s3:// images are reached; without keys only public ones are"),
+    )
+    swift: SwiftConfig = field(
+        default_factory=SwiftConfig, metadata=about("how swift:// images are reached")
+    )
+    library: RegistryHost = field(
+        default=RegistryHost("library.sylabs.io"),
+        metadata=about("the host of library:// images that name none"),
+    )
+    shub: RegistryHost = field(
+        default=RegistryHost("singularity-hub.org"),
+        metadata=about("the host of shub:// images that name none"),
+    )
+
+
+@dataclass(frozen=True)
 class LimitsConfig:
     """What an image may cost before it is refused."""
 
@@ -442,12 +740,24 @@ class LimitsConfig:
         default=4095,
         metadata=about("length of a path inside an image; Linux opens none longer than 4095"),
     )
+    path_depth: int = field(
+        default=256,
+        metadata=about("folders above a file inside an image, itself included; real ones have 30"),
+    )
     compression_ratio: int = field(
         default=200, metadata=about("unpacked bytes per byte of a layer; real layers stay below 20")
     )
+    manifest_bytes: ByteSize = field(
+        default=ByteSize(4 * 1024**2),
+        metadata=about("size of a manifest or index; registries take no larger ones"),
+    )
+    config_bytes: ByteSize = field(
+        default=ByteSize(8 * 1024**2),
+        metadata=about("size of an image's configuration; real ones have 100 kB"),
+    )
 
     def __post_init__(self) -> None:
-        for name in ("entries", "path_bytes", "compression_ratio"):
+        for name in ("entries", "path_bytes", "path_depth", "compression_ratio"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: wants a number above zero, found {getattr(self, name)}")
 
@@ -593,7 +903,7 @@ class WatchConfig:
         default=None,
         metadata=about(
             "a folder: archives and SIF files that are put there are published, under the name"
-            " they have inside or by where they lie, REGISTRY/REPOSITORY:TAG.tar"
+            " they have inside or by where they lie, REGISTRY/REPOSITORY/TAG.tar"
         ),
     )
     batch: int = field(
@@ -663,10 +973,227 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True)
+class WishlistConfig:
+    """Where a wishlist is, and what goes with its wishes where it says nothing else."""
+
+    source: ListUrl | Path = field(
+        metadata=about(
+            "a file, a folder of lists, an http(s) URL, or git+https://HOST/REPOSITORY//PATH@BRANCH",
+            key="from",
+        )
+    )
+    format: Literal["own", "ducc", "osg"] | None = field(
+        default=None, metadata=about("the format of the list; by default found out")
+    )
+    owner: Owner | None = field(
+        default=None, metadata=about("who is told of problems: an address of e-mail, or a name")
+    )
+    keep_replaced: timedelta | None = field(
+        default=None, metadata=about("how long replaced images stay, such as 30d")
+    )
+    priority: int | None = field(
+        default=None,
+        metadata=about("from -9 to 9; the higher, the earlier its images are published"),
+    )
+
+    def __post_init__(self) -> None:
+        if not -MAX_PRIORITY <= (self.priority or 0) <= MAX_PRIORITY:
+            raise InputError(
+                f"priority: wants a number from -{MAX_PRIORITY} to {MAX_PRIORITY},"
+                f" found {self.priority}"
+            )
+
+
+@dataclass(frozen=True)
+class HookConfig:
+    """What is known of one source of webhooks."""
+
+    registry: RegistryHost | None = field(
+        default=None, metadata=about("whose images are meant where a webhook names no registry")
+    )
+    hosts: Mapping[RegistryHost, RegistryHost] = field(
+        default_factory=dict,
+        metadata=about("registries as webhooks name them, and as wishlists name them"),
+    )
+
+
+@dataclass(frozen=True)
+class WebhooksConfig:
+    """Who may tell that an image was pushed."""
+
+    secret_file: Path = field(
+        metadata=about(
+            "a file with the secret of all who send webhooks, 16 characters or more, closed to"
+            " others"
+        )
+    )
+    sources: Mapping[
+        Literal["distribution", "harbor", "gitlab", "github", "generic"], HookConfig
+    ] = field(
+        default_factory=dict,
+        metadata=about("the products that may send, as in /hooks/SOURCE; by default all of them"),
+    )
+
+    def read_secret(self) -> str:
+        """Return the secret.  Raises `InputError` if it cannot be read, or others can read it."""
+        return _read_secret(self.secret_file, "webhook secret", is_private=True)
+
+
+@dataclass(frozen=True)
+class NotifyConfig:
+    """Who is told of what happens, and how: one of `file`, `webhook`, `email`, `program`."""
+
+    file: Path | None = field(
+        default=None, metadata=about("a file to which every event is added as a line of JSON")
+    )
+    webhook: WebUrl | None = field(
+        default=None, metadata=about("a URL to which events are posted as JSON")
+    )
+    email: tuple[Literal["owner"] | MailAddress, ...] | None = field(
+        default=None,
+        metadata=about("addresses of e-mail; `owner` is the owner of the wish that an event is of"),
+    )
+    program: tuple[str, ...] | None = field(
+        default=None,
+        metadata=about("a program and its arguments, started with events as JSON on its stdin"),
+    )
+    kinds: tuple[str, ...] = field(
+        default=("*",), metadata=about("only events of these kinds; `*` and `?` as in file names")
+    )
+    owners: tuple[str, ...] = field(
+        default=(), metadata=about("only events about wishes of these owners")
+    )
+    timeout: timedelta = field(
+        default=timedelta(seconds=30), metadata=about("for one attempt; 1 second to 10 minutes")
+    )
+    secret_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "`webhook`: a file with the secret that signs what is sent, closed to others"
+        ),
+    )
+    server: str = field(
+        default="localhost:25", metadata=about("`email`: HOST:PORT of the mail server")
+    )
+    sender: MailAddress | None = field(
+        default=None, metadata=about("`email`: the address of the sender", key="from")
+    )
+    starttls: bool = field(
+        default=False, metadata=about("`email`: encrypt, and refuse a server that cannot")
+    )
+    username: str | None = field(
+        default=None, metadata=about("`email`: the account at the mail server")
+    )
+    password_file: Path | None = field(
+        default=None, metadata=about("`email`: a file with its password, closed to others")
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in NOTIFY_KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise InputError(
+                f"wants one of {', '.join(NOTIFY_KINDS)}, found {found}",
+                hint="write one item of the list for each",
+            )
+        for name, kind in _NOTIFY_OF.items():
+            if kind != given[0] and getattr(self, name) not in (None, False):
+                raise InputError(f"{name} belongs to {kind} and means nothing to {given[0]}")
+        if self.email is not None:
+            self._check_mail(self.email)
+        if self.program is not None and (not self.program or not self.program[0].startswith("/")):
+            raise InputError("program: wants the absolute path of a program, then its arguments")
+        if not timedelta(seconds=1) <= self.timeout <= timedelta(minutes=10):
+            raise InputError(f"timeout: wants 1s to 10m, found {self.timeout.total_seconds():.0f}s")
+
+    def _check_mail(self, addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            raise InputError("email: wants at least one address, or `owner`")
+        if self.sender is None:
+            raise InputError("from is missing: e-mail needs the address of its sender")
+        if not _HOST.fullmatch(self.server):
+            raise InputError(f"server: {self.server[:200]!r} is not HOST or HOST:PORT")
+        if (self.username is None) != (self.password_file is None):
+            raise InputError("username and password_file belong together")
+        if self.username is not None and not self.starttls:
+            raise InputError(
+                "username without starttls: the password would be sent to be read by anybody",
+                hint="set `starttls: true`",
+            )
+
+    def read_secret(self) -> str | None:
+        """Return what signs webhooks; None if they are not signed."""
+        if self.secret_file is None:
+            return None
+        return _read_secret(self.secret_file, "webhook secret", is_private=True)
+
+    def read_password(self) -> str | None:
+        """Return the password of the account at the mail server; None without an account."""
+        if self.password_file is None:
+            return None
+        return _read_secret(self.password_file, "password", is_private=True)
+
+
+@dataclass(frozen=True)
+class TrustRule:
+    """What is asked of the images that a pattern fits, before they are published."""
+
+    match: ImagePattern = field(
+        metadata=about(
+            "the images: REGISTRY/REPOSITORY[:TAG], `*` for any characters; the narrowest pattern"
+            " that fits an image decides, `*` alone is for all others"
+        )
+    )
+    policy: Literal["accept", "digest", "cosign", "sif-pgp", "reject"] = field(
+        metadata=about(
+            "`accept`: as it comes; `digest`: only references with a digest; `cosign`: only with a"
+            " signature of `cosign sign --key` by one of `keys`; `sif-pgp`: only SIF files that one"
+            " of `keys` signed as a whole; `reject`: never"
+        )
+    )
+    keys: tuple[Path, ...] = field(
+        default=(),
+        metadata=about(
+            "files of public keys, of which one has to have signed: PEM for `cosign`; for `sif-pgp`"
+            " OpenPGP, or PEM as for `apptainer sign --key`"
+        ),
+    )
+    annotations: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("what the signature has to say as well, as `cosign sign -a KEY=VALUE` does"),
+    )
+    signed_name: Literal["any", "same"] = field(
+        default="any",
+        metadata=about(
+            "`same`: the signature has to be for an image of this name; what was signed elsewhere"
+            " and copied here is refused then"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        needs_keys = self.policy in KEY_POLICIES
+        if needs_keys and not self.keys:
+            raise InputError(
+                f"keys is missing: the policy {self.policy} needs public keys",
+                hint="keys: [cosign.pub]",
+            )
+        if self.keys and not needs_keys:
+            raise RefusedKeyError(("keys",), f"the policy {self.policy} looks at no keys")
+        if self.policy != "cosign":
+            if self.annotations:
+                raise RefusedKeyError(("annotations",), "is for the policy cosign only")
+            if self.signed_name != "any":
+                raise RefusedKeyError(("signed_name",), "is for the policy cosign only")
+
+
+KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"trust", "webhooks", "replicas", "notify"})
+    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"replicas"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -684,10 +1211,21 @@ class Config:
     )
     registries: Mapping[RegistryHost, RegistryConfig] = field(
         default_factory=dict,
-        metadata=about("logins by host; where this is silent, Docker's config.json is asked"),
+        metadata=about(
+            "how registries are reached, by host; where no login is given, Docker's config.json is"
+            " asked"
+        ),
+    )
+    sources: SourcesConfig = field(
+        default_factory=SourcesConfig,
+        metadata=about("where images come from that are in no registry"),
     )
     limits: LimitsConfig = field(
         default_factory=LimitsConfig, metadata=about("what an image may cost")
+    )
+    trust: tuple[TrustRule, ...] = field(
+        default=(),
+        metadata=about("what is asked of images; where no pattern fits, they are accepted"),
     )
     nesting: NestingConfig = field(
         default_factory=NestingConfig, metadata=about("how the index is divided")
@@ -698,9 +1236,6 @@ class Config:
     fallback: FallbackConfig | None = field(
         default=None,
         metadata=about("publish every image also as one file, for nodes without CernVM-FS"),
-    )
-    wishlists: tuple[str, ...] = field(
-        default=(), metadata=about("wishlists: files, folders, URLs, git+URLs")
     )
     watch: WatchConfig = field(
         default_factory=WatchConfig,
@@ -713,6 +1248,26 @@ class Config:
     web: WebConfig = field(
         default_factory=WebConfig, metadata=about("the status site, and who may do what there")
     )
+    wishlists: tuple[ListUrl | Path | WishlistConfig, ...] = field(
+        default=(), metadata=about("where the lists of wanted images are: files, folders, URLs")
+    )
+    webhooks: WebhooksConfig | None = field(
+        default=None, metadata=about("who may tell that an image was pushed; by default nobody")
+    )
+    notify: tuple[NotifyConfig, ...] = field(
+        default=(), metadata=about("who is told of what happens")
+    )
+
+    def __post_init__(self) -> None:
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, rule in enumerate(self.trust):
+            first = seen.setdefault(rule.match.key, number)
+            if first != number:
+                raise RefusedKeyError(
+                    ("trust", number, "match"),
+                    f"{rule.match} is the same pattern as that of trust[{first}]",
+                    hint="remove one of the two rules",
+                )
 
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
@@ -724,7 +1279,14 @@ def complete(config: Config, environ: Mapping[str, str]) -> Config:
     if isinstance(repository.storage, S3Url):
         s3 = repository.s3.completed(environ)
         config = replace(config, repository=replace(repository, s3=s3))
-    return config
+    return replace(config, sources=complete_sources(config.sources, environ))
+
+
+def complete_sources(sources: SourcesConfig, environ: Mapping[str, str]) -> SourcesConfig:
+    """Return `sources` with what it leaves open to the environment."""
+    return replace(
+        sources, s3=sources.s3.completed(environ), swift=sources.swift.completed(environ)
+    )
 
 
 def load_config(path: Path) -> Config:
@@ -859,14 +1421,63 @@ sandbox:
   # target, false replaces the link, as container engines do.
   #keep_dirlinks: false
 
-# Logins by registry.  For other registries Docker's config.json and its helpers are asked.
+# How registries are reached.  Where no login is given, Docker's config.json and its helpers are
+# asked.
 registries:
   #ghcr.io:
     #username: bot
-    # A file with the password or token and nothing else; or `password:` right here.
+    # A file with the password or token and nothing else; or `password_env:`, the name of an
+    # environment variable; or `password:` right here.
     #password_file: token
     # HTTP without TLS; only for a registry on this machine or a trusted network.
     #plain_http: false
+    # Certificates of authorities (PEM) to trust for this registry beside the usual ones.
+    #ca_file: ca.pem
+    # Layers that the registry does not have, from the addresses in its manifests.  Whoever makes
+    # an image can then have any web server asked.
+    #foreign_layers: false
+  #docker.io:
+    # Asked first, in this order: HOST or HOST/PATH.  Logins of mirrors stand under their own names.
+    #mirrors: []
+    # Also ask them what a tag names.  false: the registry says so, mirrors only give bytes.
+    #mirror_tags: true
+    # What is asked for in any 60 minutes: manifests (Docker Hub's pulls), and anything.  What is
+    # above that fails with `rate-limited` and can be published later.
+    #pulls_per_hour: 60
+    #requests_per_hour: 1000
+
+# Where images come from that are in no registry.
+sources:
+  # How s3://BUCKET/KEY is reached.  What is absent comes from Amazon's usual variables, such as
+  # AWS_ACCESS_KEY_ID and AWS_REGION; without keys only what everybody may read is found.
+  s3:
+    #endpoint: https://s3.example.org
+    #region: us-east-1
+    # The bucket is part of the host's name instead of the URL's path.
+    #virtual_host: false
+    #access_key: KEY
+    # A file that holds the secret key and nothing else, closed to others; or `secret_key:` right
+    # here, and `session_token:` for temporary keys.
+    #secret_key_file: secret
+  # How swift://CONTAINER/OBJECT is reached.  What is absent comes from OpenStack's usual variables,
+  # OS_… or ST_….  Version 3 if the URL has /v3 in it, else version 1.
+  swift:
+    #auth_url: https://keystone.example.org/v3
+    #user: publisher
+    # A file that holds the password and nothing else, closed to others; or `key:` right here.
+    #key_file: key
+    # In version 3: whose project it is, and the domains of both, `Default` by default.
+    #project: images
+    #user_domain: Default
+    #project_domain: Default
+    # Which region's store is meant if there are several.
+    #region: one
+    # Where the containers are, if not where the login says; for public ones without a login.
+    #storage_url: https://swift.example.org/v1/AUTH_images
+  # The hosts of library:// and shub:// images that name none.  A login of such a host, or of one of
+  # https:// images, is under `registries`; for library:// and shub:// its password is a token.
+  #library: library.sylabs.io
+  #shub: singularity-hub.org
 
 # What an image may cost before it is refused.  Sizes are bytes, or 20GiB, 500MB.
 limits:
@@ -877,8 +1488,22 @@ limits:
   #entries: 500000
   # Length of a path inside an image.  Linux opens none longer than 4095 bytes.
   #path_bytes: 4095
+  # Folders above a file inside an image, itself included.
+  #path_depth: 256
   # Unpacked bytes per byte of a layer.  Real layers stay below 20, a bomb has 1000.
   #compression_ratio: 200
+  # Size of a manifest or index, and of the configuration of an image.
+  #manifest_bytes: 4MiB
+  #config_bytes: 8MiB
+
+# What is asked of an image before it is published.  The narrowest pattern that fits it decides;
+# without any, it is accepted.  Policies: accept; digest: only references with a digest; cosign:
+# signed with one of the keys; sif-pgp: a SIF file signed with one of the keys; reject.
+# For cosign: `annotations: {KEY: VALUE}`, what the signature has to say as well; and
+# `signed_name: same`, so that a signature for another name does not count.
+# Example: [{match: ghcr.io/team/*, policy: cosign, keys: [cosign.pub]},
+#           {match: "*", policy: reject}]
+#trust: []
 
 nesting:
   # The most entries of one catalog, the unit in which clients download the index.  Images of more
@@ -911,7 +1536,7 @@ watch:
   # Where the status site, webhooks and metrics are.
   #listen: 127.0.0.1:8080
   # Archives and SIF files that are put into this folder are published, under the name they have
-  # inside or by where they lie: DROP/REGISTRY/REPOSITORY:TAG.tar
+  # inside or by where they lie: DROP/REGISTRY/REPOSITORY/TAG.tar
   #drop: drop
   # Images that wait together and are published in one revision.
   #batch: 16
@@ -941,4 +1566,51 @@ web:
   #url: https://images.example.org
   # Sites whose commands the pages of images show; by default those of sandbox.sites.
   #sites: []
+
+# Where the lists of wanted images are: files, folders of lists, http(s) URLs, or
+# git+https://HOST/REPOSITORY.git//PATH@BRANCH.
+#wishlists:
+  #- images.yaml
+  # With what its wishes do not say themselves.  `format`, own, ducc or osg, is found out otherwise.
+  #- from: https://example.org/docker_images.txt
+    #format: osg
+    # Who is told of problems: an address of e-mail, or a name.
+    #owner: someone@example.org
+    # How long replaced images stay.
+    #keep_replaced: 30d
+    # From -9 to 9; the higher, the earlier.
+    #priority: 0
+
+# Registries and pipelines that tell of pushes, at /hooks/SOURCE.
+#webhooks:
+  # The secret of all who send, 16 characters or more, mode 0400.
+  #secret_file: hook.secret
+  # Who may send: distribution, harbor, gitlab, github, generic; by default all of them.
+  #sources:
+    #gitlab:
+      # Whose images are meant where a webhook names no registry.
+      #registry: registry.example.org
+      # Registries as webhooks name them, and as wishlists name them.
+      #hosts: {"registry:5000": registry.example.org}
+
+# Who is told of what happens: a file that grows, a URL, people, a program.
+#notify:
+  #- file: events.jsonl
+  #- webhook: https://example.org/hook
+    # A file with the secret that signs what is sent, mode 0400.
+    #secret_file: out.secret
+    # Only events of these kinds, and about wishes of these owners; by default of all.
+    #kinds: ["image-*"]
+    #owners: [someone@example.org]
+  # `owner` is the owner of the wish that an event is about.
+  #- email: [owner, admin@example.org]
+    #from: publisher@example.org
+    #server: localhost:25
+    #starttls: true
+    #username: publisher
+    # A file with the password, mode 0400.
+    #password_file: mail.password
+  # The program gets events as JSON on its stdin.
+  #- program: [/usr/local/bin/tell, --now]
+    #timeout: 30s
 """)

@@ -45,8 +45,9 @@ class Origin:
     def parse(cls, text: str) -> Origin | None:
         """Return None for an image in a registry; raise `InputError` for what is malformed."""
         match = _URL.match(text)
-        transport = match[1].lower() if match else text.partition(":")[0]
-        if transport not in TRANSPORTS or (match is None) != (transport in FILES):
+        head, colon, _ = text.partition(":")
+        transport = match[1].lower() if match else head
+        if not colon or transport not in (FILES if match is None else TRANSPORTS - FILES):
             return None
         rest = text[match.end() :] if match else text.partition(":")[2]
         _check(text, rest)
@@ -66,7 +67,9 @@ class Origin:
         """Return the same with the path of a file made absolute, as seen from `folder`."""
         if self.transport not in FILES:
             return self
-        return replace(self, place=posixpath.normpath(posixpath.join(folder, self.place)))
+        path = posixpath.normpath(posixpath.join(folder, self.place))
+        # POSIX lets two leading slashes mean something else; here they would begin a URL
+        return replace(self, place="/" + path.lstrip("/"))
 
     @property
     def url(self) -> str:

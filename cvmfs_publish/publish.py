@@ -35,9 +35,9 @@ from cvmfs_publish.findings import Finding
 from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.fetch import READERS, fetch_layers
 from cvmfs_publish.layers.merge import merge
-from cvmfs_publish.layers.read import LayerLimits
+from cvmfs_publish.layers.read import LayerLimits, check_path
 from cvmfs_publish.layers.record import LayerRecord, RecordStore
-from cvmfs_publish.layers.tree import Directory, Tree
+from cvmfs_publish.layers.tree import Directory, Tree, encode_name
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
@@ -67,6 +67,7 @@ from cvmfs_publish.sources.base import (
     Platform,
     ResolvedImage,
 )
+from cvmfs_publish.sources.trust import Approval, Trust
 
 Status = Literal["published", "unchanged", "failed"]
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
@@ -147,6 +148,7 @@ class _Wish:
     """One image of a call, on its way."""
 
     result: ImageResult
+    platform: Platform
     reference: Reference | None = None
     digest: Digest | None = None
     state: str = ""  # of what it comes from; see `Locator.state`
@@ -179,8 +181,12 @@ class Publisher:
         settings: PublishSettings,
         reporter: Reporter | None = None,
         packer: Packer | None = None,
+        trust: Trust | None = None,
     ) -> None:
-        """Put the parts together; with a `packer` every image is published as a file too."""
+        """Put the parts together; with a `packer` every image is published as a file too.
+
+        `trust`: what is asked of an image before anything of it is fetched; nothing by default.
+        """
         self._repository = repository
         self._source = source
         self._records = records
@@ -188,6 +194,7 @@ class Publisher:
         self._recipe = settings.recipe()
         self._reporter = reporter or Silent()
         self._packer = packer
+        self._trust = trust or Trust()
 
     def publish(
         self,
@@ -195,7 +202,7 @@ class Publisher:
         *,
         names: Mapping[str, str] | None = None,
         now: datetime,
-        platform: Platform | None = None,
+        platform: Platform | Sequence[Platform] | None = None,
         force: bool = False,
         dry_run: bool = False,
     ) -> PublishResult:
@@ -205,7 +212,7 @@ class Publisher:
             references: as people type them; duplicates are published once.
             names: under which some of them are published, if not under their own.
             now: time of the new revision.
-            platform: of all images; linux/amd64 by default.
+            platform: of all images; linux/amd64 by default.  Several are published side by side.
             force: prepare and publish again what is unchanged.  Layers are still not read again.
             dry_run: resolve images and say what would happen; nothing is fetched or written.
 
@@ -214,18 +221,22 @@ class Publisher:
             RepositoryError: the repository cannot be written; nothing of the call is published.
         """
         chosen = platform or DEFAULT_PLATFORM
+        platforms = [chosen] if isinstance(chosen, Platform) else dict.fromkeys(chosen)
         called = names or {}
         wishes = [
-            self._wish(text, called.get(text, ""), chosen) for text in dict.fromkeys(references)
+            self._wish(text, called.get(text, ""), each)
+            for text in dict.fromkeys(references)
+            for each in platforms
         ]
         _refuse_namesakes(wishes)
+        asked: dict[str, Digest] = {}
         with self._repository.open() as view:
-            due = [wish for wish in wishes if self._is_due(wish, view, chosen, force=force)]
+            due = [wish for wish in wishes if self._is_due(wish, view, asked, force=force)]
         if due and dry_run:
             for wish in due:
-                self._foresee(wish, chosen)
+                self._foresee(wish)
         elif due:
-            self._publish_due(due, chosen, now, force=force)
+            self._publish_due(due, now, force=force)
         revision = self._repository.revision()
         return PublishResult(
             revision.number, revision.root_hash, tuple(wish.result for wish in wishes)
@@ -234,7 +245,8 @@ class Publisher:
     # before the transaction
 
     def _wish(self, text: str, name: str, platform: Platform) -> _Wish:
-        wish = _Wish(ImageResult(text, "failed", str(platform)), started=time.monotonic())
+        result = ImageResult(text, "failed", str(platform))
+        wish = _Wish(result, platform, started=time.monotonic())
         try:
             if isinstance(self._source, Locator):
                 wish.reference = self._source.locate(text, name)
@@ -245,15 +257,19 @@ class Publisher:
             wish.fail(error)
         return wish
 
-    def _is_due(self, wish: _Wish, view: View, platform: Platform, *, force: bool) -> bool:
-        """Ask the source for the digest; whether it is not what is published already."""
+    def _is_due(self, wish: _Wish, view: View, asked: dict[str, Digest], *, force: bool) -> bool:
+        """Ask the source for the digest; whether it is not what is published already.
+
+        `asked` holds what the call was told so far: all platforms of an image are of one digest.
+        """
         if wish.reference is None:
             return False
         wish.start()
         self._reporter.phase(wish.result.reference, "asking")
-        found = read_publication(view, place_name(wish.reference, platform).publication)
+        found = read_publication(view, place_name(wish.reference, wish.platform).publication)
         try:
-            wish.digest = self._ask(wish, wish.reference, None if force else found)
+            self._trust.admit(wish.reference)
+            wish.digest = self._ask(wish, wish.reference, asked, None if force else found)
         except PublishError as error:
             wish.fail(error)
             return False
@@ -262,6 +278,7 @@ class Publisher:
             or found is None
             or found.digest != str(wish.digest)
             or found.recipe != self._recipe
+            or self._is_to_be_asked(wish.reference, found)
             or not view.is_directory(found.sandbox.lstrip("/"))
             or view.read_symlink(found.path.lstrip("/")) is None
         ):
@@ -269,14 +286,27 @@ class Publisher:
             return True
         return self._lacks_artefact(wish, view, found)
 
-    def _ask(self, wish: _Wish, reference: Reference, found: Publication | None) -> Digest:
+    def _is_to_be_asked(self, reference: Reference, found: Publication) -> bool:
+        """Whether an image was published under a rule that asked something else than today's."""
+        wanted = self._trust.identity(reference)
+        return bool(wanted) and wanted != found.trust
+
+    def _ask(
+        self,
+        wish: _Wish,
+        reference: Reference,
+        asked: dict[str, Digest],
+        found: Publication | None,
+    ) -> Digest:
         """Return the digest of an image; that of its record, if its file is as it was then."""
         if reference.origin is not None and isinstance(self._source, Locator):
-            wish.state = self._source.state(reference)
+            wish.state = self._source.state(reference, wish.platform)
             is_same = found is not None and found.source == str(reference.origin)
             if found is not None and is_same and found.source_state == wish.state != "":
                 return Digest.parse(found.digest)
-        return self._source.head(reference)
+        if wish.result.reference not in asked:
+            asked[wish.result.reference] = self._source.head(reference)
+        return asked[wish.result.reference]
 
     def _lacks_artefact(self, wish: _Wish, view: View, found: Publication) -> bool:
         """Whether all that is missing of an image that is published is its artefact."""
@@ -301,12 +331,13 @@ class Publisher:
         is_wanted = self._packer is None or self._packer.has(record.fallback)
         return record.fallback if is_wanted else None
 
-    def _foresee(self, wish: _Wish, platform: Platform) -> None:
+    def _foresee(self, wish: _Wish) -> None:
         if wish.reference is None or wish.present is not None:
             return
         wish.start()
         try:
-            image = self._source.resolve(wish.reference, platform, wish.digest)
+            image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+            self._trust.check(image)
         except PublishError as error:
             wish.fail(error)
             return
@@ -319,9 +350,7 @@ class Publisher:
 
     # inside the transaction
 
-    def _publish_due(
-        self, due: list[_Wish], platform: Platform, now: datetime, *, force: bool
-    ) -> None:
+    def _publish_due(self, due: list[_Wish], now: datetime, *, force: bool) -> None:
         def step(name: str) -> None:
             self._reporter.phase("", name)
 
@@ -336,7 +365,7 @@ class Publisher:
                     if wish.present is not None:
                         self._complete(wish, wish.present, transaction)
                     else:
-                        self._publish_one(wish, platform, transaction, ingestor, now, force=force)
+                        self._publish_one(wish, transaction, ingestor, now, force=force)
                 except ArtefactError as error:
                     wish.fail(error)
                 except RepositoryError:
@@ -377,7 +406,6 @@ class Publisher:
     def _publish_one(
         self,
         wish: _Wish,
-        platform: Platform,
         transaction: Transaction,
         ingestor: Ingestor,
         now: datetime,
@@ -389,7 +417,8 @@ class Publisher:
         wish.start()
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
-        image = self._source.resolve(wish.reference, platform, wish.digest)
+        image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+        approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
@@ -402,12 +431,13 @@ class Publisher:
         )
         size = summarise_tree(tree)
         self._check_size(size, name)
+        _check_paths(tree, self._settings.limits, name)
         _check_width(tree, size, name)
         placement = place(
             wish.reference, image.platform, image.config_digest, image.manifest_digest
         )
         publication = self._record(
-            image, placement, records, size, prepared, findings, transaction, now
+            image, placement, records, size, prepared, findings, approval, transaction, now
         )
         if image.reference.origin is not None:
             publication = replace(
@@ -467,6 +497,7 @@ class Publisher:
         size: TreeSummary,
         prepared: Prepared,
         findings: list[Finding],
+        approval: Approval,
         transaction: Transaction,
         now: datetime,
     ) -> Publication:
@@ -489,6 +520,9 @@ class Publisher:
             roots_added=prepared.roots_added,
             findings=tuple(summarise([*findings, *prepared.findings])),
             publisher=f"cvmfs-publish {__version__}",
+            signature=approval.policy,
+            signed_by=approval.signed_by,
+            trust=approval.rule,
         )
 
     def _apply(
@@ -600,6 +634,24 @@ def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
                 )
             )
             wish.reference = None
+
+
+def _length(name: str) -> int:
+    return len(name) if name.isascii() else len(encode_name(name))
+
+
+def _check_paths(tree: Tree, limits: LayerLimits, name: str) -> None:
+    """Refuse paths that links of lower layers have made longer than any layer's own."""
+    stack = [("", tree.root)]
+    while stack:
+        prefix, directory = stack.pop()
+        if directory.children:
+            check_path(prefix + max(directory.children, key=_length), limits, name)
+        stack.extend(
+            (f"{prefix}{child}/", entry)
+            for child, entry in directory.children.items()
+            if isinstance(entry, Directory)
+        )
 
 
 def _check_width(tree: Tree, size: TreeSummary, name: str) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import difflib
+import functools
 import math
 import re
 import types
@@ -184,7 +185,7 @@ class KeyDoc:
 
 def iter_keys(cls: type, prefix: str = "") -> Iterator[KeyDoc]:
     """Yield every key of `cls`, sections before what is in them."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for entry in _init_fields(cls):
         path = prefix + _key_of(entry)
         yield KeyDoc(path, _wanted(hints[entry.name]), _default_text(entry), _doc_of(entry))
@@ -300,7 +301,7 @@ class _Reader:
         self, node: yaml.Node | None, cls: type, key: str, depth: int
     ) -> Value:
         """An absent or empty node stands for a mapping without keys: all defaults."""
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
         known = {_key_of(entry): entry for entry in _init_fields(cls)}
         given: dict[str, Any] = {}
         before = len(self.errors)
@@ -656,6 +657,12 @@ def _sections_in(wanted: Wanted) -> Iterator[tuple[type, str]]:
     for arg in get_args(wanted):
         for below, rest in _sections_in(arg):
             yield below, own + rest
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Wanted]:
+    """A wishlist has thousands of equal sections, and evaluating annotations takes long."""
+    return get_type_hints(cls)
 
 
 def _init_fields(cls: type) -> list[Field[Any]]:

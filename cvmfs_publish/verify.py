@@ -41,6 +41,7 @@ from cvmfs_publish.sources.base import (
     Platform,
     ResolvedImage,
 )
+from cvmfs_publish.sources.trust import Trust, UntrustedError
 
 
 @dataclass(slots=True)
@@ -175,6 +176,7 @@ def verify_image(
     snapshot: Snapshot | None = None,
     folder: Path | None = None,
     reporter: Reporter | None = None,
+    trust: Trust | None = None,
 ) -> Verification:
     """Compare a published image with its registry.
 
@@ -185,6 +187,7 @@ def verify_image(
         snapshot: the revision in which it is published; its record and names are compared too.
         folder: the sandbox as it is mounted or exported; in place of the one in the snapshot.
         reporter: told what is going on.
+        trust: what is asked of images now; what does not hold is a difference.
 
     Raises:
         RemoteError: the registry refused, failed or has no such manifest any more.
@@ -200,6 +203,7 @@ def verify_image(
         reference = source.locate_again(name, publication.source)
     platform = Platform.parse(publication.platform)
     image = source.resolve(reference, platform, Digest.parse(publication.manifest_digest))
+    distrust = list(check_trust(publication, image, source, trust or Trust()))
     tree = expect_tree(source, image, settings, told, name)
     told.phase(name, "comparing")
 
@@ -208,6 +212,7 @@ def verify_image(
 
     placement = place(reference, platform, image.config_digest, image.manifest_digest)
     result = Verification(publication, 1 + sum(1 for _ in tree.walk()), 0, settings.recipe())
+    result.differences += distrust
     published: Published
     if folder is not None:
         published = FolderTree(folder)
@@ -220,6 +225,32 @@ def verify_image(
     result.differences += differences
     result.uncompared += published.uncompared
     return result
+
+
+def check_trust(
+    publication: Publication, image: ResolvedImage, source: ImageSource, trust: Trust
+) -> Iterator[Difference]:
+    """Yield why an image would not be published by the present rules.
+
+    A signature is for what the name led to in the registry, which may be an index: that the
+    manifest is in it is looked at anew, since the record alone proves nothing.
+    """
+    record = place_name(image.reference, image.platform).publication
+    if not trust.identity(image.reference):
+        return
+    digest = Digest.parse(publication.digest)
+    if digest != image.manifest_digest:
+        found = source.resolve(image.reference, image.platform, digest).manifest_digest
+        if found != image.manifest_digest:
+            yield Difference(
+                f"/{record}", "manifest of its digest", str(found), str(image.manifest_digest)
+            )
+            return
+    try:
+        trust.check(image, digest)
+    except UntrustedError as error:
+        policies = "+".join(rule.policy for rule in trust.rules_for(image.reference))
+        yield Difference(f"/{record}", "trust", policies, str(error))
 
 
 def compare_records(

@@ -208,10 +208,20 @@ class RegistryServer:
 
 
 @contextmanager
-def docker_registry(tmp_path: Path, *, htpasswd: bool = False) -> Iterator[RegistryServer]:
+def docker_registry(
+    tmp_path: Path,
+    *,
+    htpasswd: bool = False,
+    hook: str = "",
+    authorization: str = "",
+    tls: tuple[Path, Path] | None = None,
+    more: str = "",
+) -> Iterator[RegistryServer]:
     """Run Debian's registry on a free loopback port, its files below `tmp_path`.
 
     `htpasswd`: it asks for the user name and password of the yielded `RegistryServer`.
+    `hook`: the URL to which it posts what was pushed, with that `Authorization`.
+    `tls`: files of a certificate and its key.  `more`: further sections of its configuration.
     """
     program = require("docker-registry")
     with closing(socket.socket()) as probe:
@@ -222,7 +232,10 @@ def docker_registry(tmp_path: Path, *, htpasswd: bool = False) -> Iterator[Regis
     server = RegistryServer(port, base / "files", base / "log", *account)
     server.root.mkdir(parents=True)
     configuration = base / "config.yml"
-    configuration.write_text(_registry_configuration(server, base), "utf-8")
+    text = _registry_configuration(server, base, tls) + more
+    if hook:
+        text += _notifications(hook, authorization)
+    configuration.write_text(text, "utf-8")
     with (
         server.log.open("wb") as log,
         _stopped_at_the_end([str(program), "serve", str(configuration)], log) as process,
@@ -231,7 +244,9 @@ def docker_registry(tmp_path: Path, *, htpasswd: bool = False) -> Iterator[Regis
         yield server
 
 
-def _registry_configuration(server: RegistryServer, base: Path) -> str:
+def _registry_configuration(
+    server: RegistryServer, base: Path, tls: tuple[Path, Path] | None
+) -> str:
     text = f"""version: 0.1
 log: {{level: warn}}
 storage:
@@ -241,10 +256,24 @@ http:
   addr: {server.host}
   secret: tests
 """
+    if tls is not None:
+        text += f"  tls: {{certificate: '{tls[0]}', key: '{tls[1]}'}}\n"
     if server.username:
         (base / "htpasswd").write_text(f"{server.username}:{_BCRYPT}\n", "utf-8")
         text += f"auth: {{htpasswd: {{realm: tests, path: '{base / 'htpasswd'}'}}}}\n"
     return text
+
+
+def _notifications(hook: str, authorization: str) -> str:
+    return f"""notifications:
+  endpoints:
+    - name: tests
+      url: {hook}
+      headers: {{Authorization: ['{authorization}']}}
+      timeout: 2s
+      threshold: 3
+      backoff: 1s
+"""
 
 
 @contextmanager
@@ -273,7 +302,8 @@ def _wait_until_it_answers(server: RegistryServer, process: subprocess.Popen[byt
             except OSError:
                 time.sleep(0.02)
                 continue
-            if answer.status in (200, 401):
+            # 400: it wants TLS
+            if answer.status in (200, 400, 401):
                 return
         time.sleep(0.02)
     pytest.fail(f"docker-registry does not answer:\n{server.log.read_text('utf-8')[-4000:]}")

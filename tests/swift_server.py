@@ -1,6 +1,7 @@
 """Run OpenStack Swift with its s3api in one process: `python swift_server.py FOLDER PORT`.
 
-One replica on one device, the folder, whose file system needs extended attributes; no memcached.
+One replica on one device, the folder, whose file system needs extended attributes.  Logins of its
+own version 1, and temporary URLs; no memcached.
 For the Python that `tools/install-parts` puts Swift beside; a helper of `tests.s3_swift`.
 """
 
@@ -29,7 +30,7 @@ PROXY = """
 swift_dir = {folder}
 log_level = ERROR
 [pipeline:main]
-pipeline = catch_errors s3api tempauth proxy-server
+pipeline = catch_errors s3api tempurl tempauth proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -39,6 +40,8 @@ use = egg:swift#catch_errors
 use = egg:swift#s3api
 check_pipeline = false
 location = us-east-1
+[filter:tempurl]
+use = egg:swift#tempurl
 [filter:tempauth]
 use = egg:swift#tempauth
 user_test_tester = testing .admin
@@ -51,6 +54,23 @@ def ring(kind: str, port: int, folder: str) -> None:
     for role in ("", "replication_"):
         device |= {role + "ip": "127.0.0.1", role + "port": port}
     RingData([array("H", [0, 0])], [device], 31).save(f"{folder}/{kind}.ring.gz")
+
+
+class Logins:
+    """What stands for memcached: it remembers logins, and nothing about containers."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, object] = {}
+
+    def get(self, key: str, **_: object) -> object:
+        return self._found.get(key)
+
+    def set(self, key: str, value: object, **_: object) -> None:
+        if "/token/" in key or "/user/" in key:
+            self._found[key] = value
+
+    def delete(self, key: str, **_: object) -> None:
+        self._found.pop(key, None)
 
 
 def main(folder: str, port: int) -> None:
@@ -78,8 +98,13 @@ def main(folder: str, port: int) -> None:
             eventlet.spawn(wsgi.server, listener, controller(common), nowhere)
         with open(f"{folder}/proxy.conf", "w") as file:
             file.write(PROXY.format(folder=folder))
-        application = loadapp(f"{folder}/proxy.conf")
-        wsgi.server(listen(("127.0.0.1", port)), application, nowhere)
+        application, logins = loadapp(f"{folder}/proxy.conf"), Logins()
+
+        def with_logins(environ: dict[str, object], start: object) -> object:
+            environ["swift.cache"] = logins
+            return application(environ, start)
+
+        wsgi.server(listen(("127.0.0.1", port)), with_logins, nowhere)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ class Commands(LazyGroup):
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
-        "publish": Lazy("cvmfs_publish.cli.publishing", "Publish images from registries."),
+        "publish": Lazy(
+            "cvmfs_publish.cli.publishing",
+            "Publish images from registries, archives, SIF files and object stores.",
+        ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
         "pin": Lazy(_NAMES, "Protect a name and its sandbox from removal."),
@@ -67,7 +70,14 @@ class Commands(LazyGroup):
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
-        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."),
+        "serve": Lazy(
+            "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
+        ),
+        "wishlist": Lazy(
+            "cvmfs_publish.cli.wishlists",
+            "Check wishlists, show their images, convert other lists.",
+            True,
+        ),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True

@@ -184,7 +184,8 @@ def _show_text(record: Publication, artefact: Artefact | None) -> str:
             ("fallback", _artefact(artefact)),
             *(("layer" if number == 0 else "", layer) for number, layer in enumerate(layers)),
             ("roots added", " ".join(record.roots_added) or "none"),
-            ("signature", record.signature or "not checked"),
+            ("signature", _signature(record)),
+            *(("" if number else "signed by", key) for number, key in enumerate(record.signed_by)),
             ("published by", record.publisher),
         ]
     )
@@ -193,6 +194,12 @@ def _show_text(record: Publication, artefact: Artefact | None) -> str:
     if hidden:
         findings.append(f"  … and {hidden:,} more; --json lists them")
     return "\n".join([text, plural(len(record.findings), "finding"), *findings])
+
+
+def _signature(record: Publication) -> str:
+    if record.signature == "digest":
+        return "none asked for, named by digest"
+    return f"{record.signature}, found good" if record.signature else "not checked"
 
 
 def _sizes(record: Publication) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +16,21 @@ from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
-from cvmfs_publish.cli.options import PlatformOption
-from cvmfs_publish.cli.output import Output, error_document, format_bytes, plural
-from cvmfs_publish.config import Config, LimitsConfig, RegistryHost
-from cvmfs_publish.errors import InputError
+from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
+from cvmfs_publish.config import (
+    Config,
+    LimitsConfig,
+    RegistryConfig,
+    RegistryHost,
+    S3Keys,
+    SourcesConfig,
+    SwiftConfig,
+    complete_sources,
+)
+from cvmfs_publish.errors import InputError, RepositoryError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
-from cvmfs_publish.origin import Origin
+from cvmfs_publish.origin import NAMED, WEB, Origin
 from cvmfs_publish.publish import (
     ImageResult,
     Publisher,
@@ -35,12 +45,19 @@ from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.base import Platform, SourceLimits
+from cvmfs_publish.sources.downloads import Downloads
+from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
-from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
+from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
+from cvmfs_publish.sources.registry.client import ATTEMPTS, RegistryClient
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
+from cvmfs_publish.sources.registry.mirrors import MirrorSettings
+from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.sources.transports import Access, Sources
+from cvmfs_publish.sources.trust import Trust, load_rules
 
 app = command_app()
 
@@ -62,7 +79,14 @@ def publish(
             help="Publish the one image under this name, REGISTRY/REPOSITORY:TAG.",
         ),
     ] = None,
-    platform: PlatformOption = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OS/ARCH[/VARIANT]",
+            help="Platform of the images, else linux/amd64. Several, each with --platform, are"
+            " published side by side.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Prepare and publish again what is unchanged.")
     ] = False,
@@ -93,12 +117,19 @@ def publish(
             f"--as {name} names one image, and {len(images)} are to be published",
             hint="publish them in calls of their own",
         )
-    chosen = Platform.parse(platform) if platform else None
+    chosen = [Platform.parse(each) for each in platform or ()]
+    budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
         with (
             open_reporter(session.out) as reporter,
             open_publisher(
-                session.config, session.environ, images, reporter, packer, folder=session.cwd
+                session.config,
+                session.environ,
+                images,
+                reporter,
+                packer,
+                folder=session.cwd,
+                budgets=budgets,
             ) as publisher,
         ):
             result = publisher.publish(
@@ -112,15 +143,19 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     repository = session.config.repository.name
-    session.out.result(
-        publish_document(repository, result, dry_run=dry_run), _text(result, dry_run)
-    )
+    due = dry_run and packer is not None
+    text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
+    used = budgets.snapshots(datetime.now(UTC))
+    session.out.result(publish_document(repository, result, used, dry_run=dry_run), text)
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
                 message = str(image.error)
-                subject = "" if image.reference in message else f"{image.reference}: "
+                subject = "" if image.reference in message else f"{_name(image)}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
+    if session.out.verbosity:
+        for host, budget in used.items():
+            session.out.note(f"{host}: {budget}")
     session.out.note(f"{repository} is at revision {result.revision}")
     return result.exit_code
 
@@ -137,6 +172,7 @@ def open_publisher(
     packer: Packer | None = None,
     *,
     folder: Path,
+    budgets: Budgets | None = None,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
 
@@ -154,25 +190,178 @@ def open_publisher(
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)
-    with open_source(config, environ, images, folder) as source:
+    rules = load_rules(config.trust)
+    with open_source(config, environ, images, folder, budgets) as source:
         records = RecordStore(config.state / "layers", algorithm)
-        yield Publisher(repository, source, records, settings, reporter, packer)
+        trust = Trust(rules, source)
+        yield Publisher(repository, source, records, settings, reporter, packer, trust)
+
+
+def open_budgets(config: Config | None, now: datetime) -> Budgets:
+    """Return what registries may be asked, and what they were asked in the last hour."""
+    if config is None:
+        return Budgets()
+    allowances: dict[str, Allowance] = {
+        host: Allowance(registry.pulls_per_hour, registry.requests_per_hour)
+        for host, registry in config.registries.items()
+    }
+    return Budgets(allowances, read_spent(_spent_file(config), now))
+
+
+def keep_budgets(config: Config | None, budgets: Budgets, now: datetime) -> None:
+    """Let the runs after this know what registries were asked."""
+    if config is not None:
+        add_spent(_spent_file(config), budgets.spent(), now)
+
+
+def _spent_file(config: Config) -> Path:
+    return config.state / "registries.json"
 
 
 @contextmanager
 def open_source(
-    config: Config | None, environ: Mapping[str, str], images: Sequence[str], folder: Path
+    config: Config | None,
+    environ: Mapping[str, str],
+    images: Sequence[str],
+    folder: Path,
+    budgets: Budgets | None = None,
 ) -> Iterator[Sources]:
-    """Open what has these images; connections are closed at the end."""
+    """Open what has these images; connections are closed at the end.
+
+    `budgets` of registries are given by whoever opens sources again and again.
+    """
+    budgets = budgets or open_budgets(config, datetime.now(UTC))
+    limits = config.limits if config is not None else LimitsConfig()
     registries = config.registries if config is not None else {}
-    plain_http = [host for host, registry in registries.items() if registry.plain_http]
+    sources = complete_sources(config.sources if config is not None else SourcesConfig(), environ)
+    scratch = make_scratch(config) if config is not None else None
+    sqfs2tar = shutil.which("sqfs2tar", path=environ.get("PATH") or os.defpath)
     credentials = find_credentials(config, environ, images)
-    with RegistryClient(credentials=credentials, plain_http=plain_http) as client:
+    with open_registries(config, credentials, budgets) as registry, ExitStack() as stack:
         access = Access(
-            registry=RegistrySource(client),
-            limits=layer_limits(config.limits) if config is not None else LayerLimits(),
+            registry=registry,
+            signatures=RegistrySignatures(registry.client),
+            downloads=Downloads(registry.client, stack, scratch, limits.layer_bytes),
+            credentials=_web_credentials(registries, sources, images, environ),
+            s3=s3_access(sources.s3),
+            swift=swift_access(sources.swift),
+            library=sources.library,
+            hub=sources.shub,
+            limits=source_limits(limits),
+            scratch=scratch,
+            sqfs2tar=Path(sqfs2tar) if sqfs2tar is not None else None,
         )
         yield Sources(access, str(folder))
+
+
+def s3_access(keys: S3Keys) -> S3Access:
+    """Return how s3:// images are reached."""
+    return S3Access(
+        endpoint=keys.endpoint or "",
+        region=keys.region or "us-east-1",
+        virtual_host=keys.virtual_host,
+        access_key=keys.access_key or "",
+        secret_key=keys.read_secret_key() or "",
+        token=keys.session_token or "",
+    )
+
+
+def swift_access(swift: SwiftConfig) -> SwiftAccess:
+    """Return how swift:// images are reached."""
+    return SwiftAccess(
+        auth_url=swift.auth_url or "",
+        user=swift.user or "",
+        key=swift.read_key() or "",
+        project=swift.project or "",
+        user_domain=swift.user_domain or "Default",
+        project_domain=swift.project_domain or "Default",
+        region=swift.region or "",
+        storage_url=swift.storage_url or "",
+    )
+
+
+def _web_credentials(
+    registries: Mapping[RegistryHost, RegistryConfig],
+    sources: SourcesConfig,
+    images: Sequence[str],
+    environ: Mapping[str, str],
+) -> dict[str, Credential]:
+    """Return the configured logins of hosts that are no registries, for these images alone."""
+    hosts: set[str] = set()
+    for image in images:
+        with suppress(InputError):  # told by `publish`, with the other failures
+            origin = Origin.parse(image)
+            if origin is not None and origin.transport in WEB | NAMED:
+                hosts.add(origin.place.partition("/")[0].lower())
+                hosts |= {sources.library, sources.shub} if origin.transport != "oras" else set()
+    return {
+        host: Credential(login.username, login.read_password(environ) or "")
+        for host, login in registries.items()
+        if host in hosts and login.username is not None
+    }
+
+
+@contextmanager
+def open_registries(
+    config: Config | None,
+    credentials: Mapping[str, Credential],
+    budgets: Budgets,
+    *,
+    attempts: int = ATTEMPTS,
+) -> Iterator[RegistrySource]:
+    """Open registries as they are configured; what they were asked is kept at the end."""
+    registries = config.registries if config is not None else {}
+    limits = config.limits if config is not None else LimitsConfig()
+    with RegistryClient(
+        credentials=credentials,
+        plain_http=[host for host, registry in registries.items() if registry.plain_http],
+        ca_files={
+            host: registry.ca_file
+            for host, registry in registries.items()
+            if registry.ca_file is not None
+        },
+        budgets=budgets,
+        attempts=attempts,
+    ) as client:
+        try:
+            yield RegistrySource(
+                client,
+                mirrors={
+                    str(host): MirrorSettings(
+                        tuple((place.host, place.path) for place in registry.mirrors),
+                        registry.mirror_tags,
+                    )
+                    for host, registry in registries.items()
+                },
+                foreign_layers=[
+                    host for host, registry in registries.items() if registry.foreign_layers
+                ],
+                limits=source_limits(limits),
+            )
+        finally:
+            keep_budgets(config, budgets, datetime.now(UTC))
+
+
+def make_scratch(config: Config) -> Path:
+    """Return the folder for files that have no names and vanish with this process."""
+    folder = config.state / "scratch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RepositoryError(
+            f"{folder} cannot be made: {error.strerror}", hint="make `state` writable"
+        ) from error
+    return folder
+
+
+def source_limits(limits: LimitsConfig) -> SourceLimits:
+    """Return what sources may read of an image."""
+    return SourceLimits(
+        layer_bytes=limits.layer_bytes,
+        ratio=limits.compression_ratio,
+        manifest_bytes=limits.manifest_bytes,
+        config_bytes=limits.config_bytes,
+    )
 
 
 def layer_limits(limits: LimitsConfig) -> LayerLimits:
@@ -182,6 +371,7 @@ def layer_limits(limits: LimitsConfig) -> LayerLimits:
         ratio=limits.compression_ratio,
         entries=limits.entries,
         path_bytes=limits.path_bytes,
+        path_depth=limits.path_depth,
     )
 
 
@@ -212,18 +402,19 @@ def find_credentials(
     """
     found: dict[str, Credential] = {}
     unknown: set[str] = set()
-    for registry in _registries(images):
+    for registry in _registries(images, config):
         own = config.registries.get(RegistryHost(registry)) if config is not None else None
         if own is not None and own.username is not None:
-            found[registry] = Credential(own.username, own.read_password() or "")
+            found[registry] = Credential(own.username, own.read_password(environ) or "")
         else:
             unknown.add(registry)
     folder = environ.get("DOCKER_CONFIG") or str(Path(environ.get("HOME") or "/") / ".docker")
     return found | read_docker_credentials(Path(folder) / "config.json", unknown)
 
 
-def _registries(images: Sequence[str]) -> set[str]:
-    registries = set()
+def _registries(images: Sequence[str], config: Config | None) -> set[str]:
+    """Return the registries of these images, and the mirrors of these registries."""
+    registries: set[str] = set()
     for image in images:
         with suppress(InputError):  # told by `publish`, with the other failures
             origin = Origin.parse(image)
@@ -231,6 +422,9 @@ def _registries(images: Sequence[str]) -> set[str]:
                 registries.add(Reference.parse(image).registry)
             elif origin.transport == "oras":
                 registries.add(Reference.parse(origin.place).registry)
+    if config is not None:
+        own = [config.registries.get(RegistryHost(registry)) for registry in registries]
+        registries |= {place.host for found in own if found is not None for place in found.mirrors}
     return registries
 
 
@@ -258,7 +452,9 @@ class Phases:
             self._out.note(f"{reference}: fetched {digest}, {format_bytes(total)}")
 
 
-def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict[str, object]:
+def publish_document(
+    name: str, result: PublishResult, registries: Mapping[str, Snapshot], *, dry_run: bool
+) -> dict[str, object]:
     """Return the JSON document of `publish`; its keys are a promise to scripts."""
     return {
         "repository": name,
@@ -266,6 +462,27 @@ def publish_document(name: str, result: PublishResult, *, dry_run: bool) -> dict
         "root_hash": result.root_hash,
         "dry_run": dry_run,
         "images": [_image_document(image) for image in result.images],
+        "registries": {host: budget_document(budget) for host, budget in registries.items()},
+    }
+
+
+def budget_document(budget: Snapshot) -> dict[str, object]:
+    """Return what JSON documents say about the budget of a registry."""
+    stated = budget.stated
+    return {
+        "pulls": budget.pulls,
+        "pulls_per_hour": budget.allowance.pulls_per_hour,
+        "requests": budget.requests,
+        "requests_per_hour": budget.allowance.requests_per_hour,
+        "next_pull_seconds": round(budget.wait.total_seconds(), 3),
+        "stated": None
+        if stated is None
+        else {
+            "remaining": stated.remaining,
+            "limit": stated.limit,
+            "window_seconds": stated.window and stated.window.total_seconds(),
+            "resets_at": stated.resets_at and format_time(stated.resets_at),
+        },
     }
 
 
@@ -296,26 +513,27 @@ def _image_document(image: ImageResult) -> dict[str, object]:
     }
 
 
-def _text(result: PublishResult, dry_run: bool) -> str:
-    return "\n".join(_line(image, dry_run) for image in result.images if image.error is None)
-
-
-def _line(image: ImageResult, dry_run: bool) -> str:
+def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
     record = image.publication
     if image.status == "unchanged" and record is not None:
-        return f"unchanged  {image.reference}  {record.path}{_fallback(image)}"
+        due = "; its fallback file is to be made" if file_is_due and image.fallback is None else ""
+        return f"unchanged  {_name(image)}  {record.path}{_fallback(image)}{due}"
     layers = f"{plural(image.layers_total, 'layer')}, {image.layers_reused:,} known"
     if record is None or dry_run:
         return (
-            f"would publish  {image.reference}  {layers}, {format_bytes(image.fetched_bytes)}"
-            " to fetch"
+            f"would publish  {_name(image)}  {layers}, {format_bytes(image.fetched_bytes)} to fetch"
         )
     findings = f", {plural(len(record.findings), 'finding')}" if record.findings else ""
     return (
-        f"published  {image.reference}  {record.path}  "
+        f"published  {_name(image)}  {record.path}  "
         f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
         f"{layers}{findings}{_fallback(image)}; {image.seconds:.1f} s"
     )
+
+
+def _name(image: ImageResult) -> str:
+    is_usual = image.platform == str(Platform.default())
+    return image.reference if is_usual else f"{image.reference} ({image.platform})"
 
 
 def _fallback(image: ImageResult) -> str:

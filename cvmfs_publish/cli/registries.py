@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from datetime import datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Self
 
-from cvmfs_publish.cli.publishing import find_credentials
+from cvmfs_publish.cli.publishing import find_credentials, open_budgets, open_registries
 from cvmfs_publish.config import Config
-from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.state.model import Budget
 
@@ -22,9 +22,10 @@ class Registries:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._config = config
         self._environ = environ
+        self._budgets = open_budgets(config, datetime.now(UTC))
         self._lock = threading.Lock()
         self._sources: dict[str, RegistrySource] = {}
-        self._clients: list[RegistryClient] = []
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -34,15 +35,18 @@ class Registries:
 
     def close(self) -> None:
         with self._lock:
-            for client in self._clients:
-                client.close()
+            self._stack.close()
 
     def source(self, registry: str) -> RegistrySource:
         """As promised by `poller.Registries.source`."""
         with self._lock:
             found = self._sources.get(registry)
             if found is None:
-                found = self._sources[registry] = RegistrySource(self._client(registry))
+                # only the host matters: logins are by host
+                logins = find_credentials(self._config, self._environ, [f"{registry}/any"])
+                found = self._sources[registry] = self._stack.enter_context(
+                    open_registries(self._config, logins, self._budgets, attempts=ATTEMPTS)
+                )
             return found
 
     def tagger(self, registry: str) -> RegistrySource:
@@ -56,16 +60,10 @@ class Registries:
 
     def budget(self, registry: str, now: datetime) -> Budget:
         """As promised by `poller.Registries.budget`."""
-        del now
-        return Budget(registry)
-
-    def _client(self, registry: str) -> RegistryClient:
-        registries = self._config.registries
-        client = RegistryClient(
-            # only the host matters: logins are by host
-            credentials=find_credentials(self._config, self._environ, [f"{registry}/any"]),
-            plain_http=[host for host, found in registries.items() if found.plain_http],
-            attempts=ATTEMPTS,
+        known = self._budgets.of(registry).snapshot(now)
+        limit = known.allowance.requests_per_hour
+        return Budget(
+            registry,
+            limit=limit,
+            remaining=max(0, limit - known.requests) if limit is not None else None,
         )
-        self._clients.append(client)
-        return client

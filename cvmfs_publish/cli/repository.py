@@ -24,6 +24,7 @@ from cvmfs_publish.cli.adopting import (
 from cvmfs_publish.cli.assembly import open_repository, open_storage
 from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.fallback import open_own_store
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import Elsewhere, FromOption, KeyOption, elsewhere
 from cvmfs_publish.cli.output import (
@@ -39,9 +40,11 @@ from cvmfs_publish.config import (
     S3Url,
     render_default_config,
 )
+from cvmfs_publish.content.artefacts import ArtefactError
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
 from cvmfs_publish.repository.base import Revision
+from cvmfs_publish.repository.fallback import find_missing, read_lines
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME as MANIFEST_FILE
@@ -235,9 +238,24 @@ def check(
         )
     if subject.fault:
         report.error(REFLOG_CHECKSUM, subject.fault)
+    if location is None and report.ok:
+        _check_fallback(session, report)
     session.out.result(_check_document(report), _check_text(report))
     is_fine = report.ok and not (strict and report.problems)
     return 0 if is_fine else RepositoryError.exit_code
+
+
+def _check_fallback(session: Session, report: Report) -> None:
+    """Compare the list of fallback images with the store that the configuration names."""
+    try:
+        with open_own_store(session.config) as store:
+            if store is None:
+                return
+            with open_repository(session.config).open() as view:
+                for name, text in find_missing(store, read_lines(view)):
+                    report.error(f"/{name}", f"{text}; publish the image again")
+    except (ArtefactError, InputError) as error:
+        report.error("fallback.store", str(error))
 
 
 class _Subject(NamedTuple):

@@ -13,7 +13,11 @@ from cvmfs_publish.cli.images import find_publication
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import FromOption, ImageArgument, KeyOption, PlatformOption
 from cvmfs_publish.cli.output import format_bytes, plural
-from cvmfs_publish.cli.publishing import open_reporter, open_source, publish_settings
+from cvmfs_publish.cli.publishing import (
+    open_reporter,
+    open_source,
+    publish_settings,
+)
 from cvmfs_publish.cli.reading import open_reading
 from cvmfs_publish.config import Config, find_config
 from cvmfs_publish.errors import InputError, IntegrityError
@@ -25,6 +29,7 @@ from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.trust import Trust, load_rules
 from cvmfs_publish.verify import Verification, check_identity, find_in_mount, verify_image
 
 SHOWN = 50  # differences in text; --json has them all
@@ -77,7 +82,13 @@ def verify(
         places = [image, record.source] if record.source else [image]
         source = stack.enter_context(open_source(config, session.environ, places, session.cwd))
         result = verify_image(
-            record, source, settings, snapshot=snapshot, folder=folder, reporter=reporter
+            record,
+            source,
+            settings,
+            snapshot=snapshot,
+            folder=folder,
+            reporter=reporter,
+            trust=Trust(load_rules(config.trust) if config is not None else (), source),
         )
     _tell(session, result, folder)
     return IntegrityError.exit_code if result.differences else 0

@@ -31,17 +31,21 @@ from cvmfs_publish.state.model import Facts, ImageKey
 from cvmfs_publish.state.state import State, WatchLock
 from cvmfs_publish.watch.child import ChildRunner
 from cvmfs_publish.watch.daemon import Parts, SystemClock, Watcher
+from cvmfs_publish.watch.feed import StoredFeed
 from cvmfs_publish.watch.files import DropFolder, FileEvents
-from cvmfs_publish.watch.lists import Place, WishlistLoader
+from cvmfs_publish.watch.lists import WishlistLoader, configured_places
+from cvmfs_publish.watch.notify import Notifier
 from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
 from cvmfs_publish.watch.retention import RetentionSettings
+from cvmfs_publish.watch.sinks import open_subscriptions
 from cvmfs_publish.watch.systemd import notify
 from cvmfs_publish.watch.wanted import Wanted
+from cvmfs_publish.watch.webhooks import HookSettings
 from cvmfs_publish.watch.work import facts_of
 from cvmfs_publish.web.app import create_app
-from cvmfs_publish.web.hooks import Hooks
+from cvmfs_publish.web.hooks import Hooks, count_label, open_hooks
 from cvmfs_publish.web.server import bind, create_server
 
 app = command_app()
@@ -182,14 +186,14 @@ class _Service:
                 watch.drop.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"watch.drop {watch.drop}: {error.strerror}") from error
-            drop = DropFolder(watch.drop.absolute(), self._state, sources.locate)
+            drop = DropFolder(watch.drop.absolute(), self._state, sources)
         poller = Poller(self._state, registries, watch.interval, random.random)
         stack.callback(poller.close)
         path = find_config(session.config_path, session.environ, session.cwd)
         stack.enter_context(
             FileEvents(
                 _watched_files(config),
-                lambda path: self._watcher.read_lists_soon(),
+                self._see_change,
                 drop,
                 lambda: self._watcher.look_at_files_soon(),
             )
@@ -216,18 +220,37 @@ class _Service:
             wanted=Wanted(self._state, lists, registries, watch.tags),
             poller=poller,
             drop=drop,
+            notifier=Notifier(open_subscriptions(config), StoredFeed(self._state)),
             find_published=lambda: _find_published(config),
             recipe_of=lambda policy: settings.with_policy(json.loads(policy or "{}")).recipe(),
         )
 
+    def _see_change(self, path: Path) -> None:
+        """A list is read again at once; a site may change how everything is made."""
+        if path in [site.absolute() for site in _site_files(self._session.config)]:
+            self._watcher.reload_soon()
+        else:
+            self._watcher.read_lists_soon()
+
     def _open_lists(self, config: Config, stack: ExitStack) -> WishlistLoader:
         outbound = stack.enter_context(Outbound())
-        folder = self._session.cwd
-        places = [Place(text if "://" in text else folder / text) for text in config.wishlists]
-        return WishlistLoader(places, config.state / "wishlists", outbound, self._session.environ)
+        folder = config.state / "wishlists"
+        return WishlistLoader(configured_places(config), folder, outbound, self._session.environ)
 
-    def _hooks(self) -> Hooks | None:
-        return None
+    def _open_hooks(self, config: Config) -> Hooks | None:
+        if config.webhooks is None:
+            return None
+        return open_hooks(
+            config.webhooks.read_secret(),
+            {
+                name: HookSettings(
+                    found.registry or "", {str(host): to for host, to in found.hosts.items()}
+                )
+                for name, found in config.webhooks.sources.items()
+            },
+            self._watcher.submit,
+            lambda source, outcome: self._state.count({count_label(source, outcome): 1}),
+        )
 
     @contextmanager
     def _serving(self, listen: str) -> Iterator[str]:
@@ -241,7 +264,9 @@ class _Service:
         )
         storage = config.repository.storage
         application = create_app(
-            service, storage=storage if isinstance(storage, Path) else None, hooks=self._hooks()
+            service,
+            storage=storage if isinstance(storage, Path) else None,
+            hooks=self._open_hooks(config),
         )
         with bind(listen) as listener:
             host, port = listener.getsockname()[:2]
@@ -281,8 +306,13 @@ class _Control:
 
 
 def _watched_files(config: Config) -> list[Path]:
-    """Return the files whose change is noticed at once."""
-    return [Path(text) for text in config.wishlists if "://" not in text]
+    """Return the files whose change is noticed at once: lists, and the sites of `sandbox.sites`."""
+    places = [place.where for place in configured_places(config)]
+    return [*(place for place in places if isinstance(place, Path)), *_site_files(config)]
+
+
+def _site_files(config: Config) -> list[Path]:
+    return [site for site in config.sandbox.sites if isinstance(site, Path)]
 
 
 def _find_published(config: Config) -> Iterator[tuple[ImageKey, Facts, datetime]]:

@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import PublishError
+from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.layers.read import Contents, LayerLimits, read_layer
 from cvmfs_publish.layers.record import LayerRecord
-from cvmfs_publish.sources.base import BlobStream, ImageSource, LayerDescriptor, ResolvedImage
+from cvmfs_publish.sources.base import (
+    BlobStream,
+    ImageSource,
+    LayerDescriptor,
+    ResolvedImage,
+    SecondSource,
+)
 
 READERS = 4  # layers fetched and read at the same time
 
@@ -40,12 +46,22 @@ def fetch_layers(
     """
     stop = threading.Event()
 
-    def fetch(layer: LayerDescriptor) -> LayerRecord:
+    def read(layer: LayerDescriptor) -> LayerRecord:
         with source.open_layer(image.reference, layer) as stream:
             blob = _Watched(stream, stop, lambda done: report(layer, done))
-            record = read_layer(blob, layer.digest, layer.size, layer.diff_id, contents, limits)
-        finished(record)
-        return record
+            return read_layer(blob, layer.digest, layer.size, layer.diff_id, contents, limits)
+
+    def fetch(layer: LayerDescriptor) -> LayerRecord:
+        while True:
+            try:
+                record = read(layer)
+            except (IntegrityError, RemoteError):
+                # A mirror's copy may be damaged: what was stored of it, nothing leads to
+                if isinstance(source, SecondSource) and source.distrust(layer.digest):
+                    continue
+                raise
+            finished(record)
+            return record
 
     # Largest first: the last one to finish decides how long it takes.
     ordered = sorted(layers, key=lambda layer: layer.size, reverse=True)

@@ -58,6 +58,7 @@ class LayerLimits(DecompressionLimits):
 
     entries: int = 500_000  # twice the largest image seen in the field
     path_bytes: int = 4095  # PATH_MAX without its zero byte
+    path_depth: int = 256  # components; the deepest trees in the field have thirty
 
 
 def clean_path(name: str, what: str) -> RepoPath:
@@ -84,6 +85,27 @@ def clean_path(name: str, what: str) -> RepoPath:
             )
         parts.append(part)
     return "/".join(parts)
+
+
+def check_path(path: RepoPath, limits: LayerLimits, subject: str) -> None:
+    """Raise `IntegrityError` for a path that is too long or too deep."""
+    if len(path) > limits.path_bytes // 4:
+        length = len(encode_name(path))
+        if length > limits.path_bytes:
+            raise IntegrityError(
+                f"{subject} has a path of {length} bytes, {path[:80]!r}…; "
+                f"the limit is {limits.path_bytes}",
+                hint="raise `limits.path_bytes` if this image is trusted; Linux opens no path of"
+                " more than 4095 bytes",
+            )
+    if len(path) > limits.path_depth:
+        depth = path.count("/") + 1
+        if depth > limits.path_depth:
+            raise IntegrityError(
+                f"{subject} has a path of {depth} components, {path[:80]!r}…; "
+                f"the limit is {limits.path_depth}",
+                hint="raise `limits.path_depth` if this image is trusted to be that deep",
+            )
 
 
 def read_layer(
@@ -177,8 +199,7 @@ class _Reading:
 
     def _add(self, member: Member) -> None:
         path = clean_path(member.name, f"layer {self._name}: member")
-        if len(path) > self._limits.path_bytes // 4:
-            self._check_length(path)
+        check_path(path, self._limits, f"layer {self._name}")
         whiteout = parse_whiteout(path, self._name)
         if whiteout is not None:
             change, where = whiteout
@@ -200,14 +221,6 @@ class _Reading:
             self._entries.append((path, member, pieces))
         else:
             self._entries.append(LayerEntry(Change.PUT, path, _node(member)))
-
-    def _check_length(self, path: RepoPath) -> None:
-        length = len(encode_name(path))
-        if length > self._limits.path_bytes:
-            raise IntegrityError(
-                f"layer {self._name} has a path of {length} bytes, {path[:80]!r}…; "
-                f"the limit is {self._limits.path_bytes}"
-            )
 
     def _check_target(self, path: RepoPath, target: str) -> None:
         if not 0 < len(encode_name(target)) <= MAX_TARGET_BYTES:

@@ -186,6 +186,23 @@ def refresh_copy(store: ArtefactStore, repository: str, view: View) -> None:
         store.write_list(data)
 
 
+def find_missing(
+    store: ArtefactStore, lines: Mapping[RepoPath, Line]
+) -> Iterator[tuple[RepoPath, str]]:
+    """Yield a name of every artefact that the store does not have as it is listed, and why."""
+    names = {lines[name].artefact: name for name in sorted(lines, reverse=True)}
+    for artefact, name in sorted(names.items(), key=lambda item: item[1]):
+        size = store.size(artefact.file)
+        if size is None:
+            yield name, f"its fallback file {artefact.file} is missing in {store.location}"
+        elif size != artefact.size:
+            yield (
+                name,
+                f"its fallback file {artefact.file} in {store.location} has {size} bytes, not"
+                f" {artefact.size}",
+            )
+
+
 def iter_artefacts(view: View) -> Iterator[Artefact]:
     """Yield the artefacts of all sandboxes, those that no name leads to any more included."""
     for shard, _ in view.list_names(IMAGES):

@@ -69,11 +69,13 @@ class Publication:
     roots_added: tuple[str, ...]
     findings: tuple[Finding, ...]
     publisher: str  # program and version
-    signature: str = ""  # result of the signature policy; "" where none applied
+    signature: str = ""  # the policy of `trust` that held; "" where nothing was asked
     what: str = PUBLISHED  # how the name came to lead there; or ROLLED_BACK
     history: tuple[Event, ...] = ()  # what happened to the name before, oldest first
     pinned_at: str = ""  # RFC 3339, UTC; "": the name is not pinned
     pinned: tuple[str, ...] = ()  # sandboxes (absolute) that the pin keeps
+    signed_by: tuple[str, ...] = ()  # fingerprints of the keys whose signatures were found good
+    trust: str = ""  # digest of all that the policy asked
     source: str = ""  # where it came from; "": the registry of its name
     source_state: str = ""  # of the file it came from, as long as that is not known to change
 
@@ -120,6 +122,7 @@ class Publication:
                     "findings": _findings(document["findings"]),
                     "history": _events(document["history"]),
                     "pinned": _texts(document["pinned"]),
+                    "signed_by": _texts(document["signed_by"]),
                 }
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -131,12 +134,14 @@ _FIELDS = {field.name: str(field.type) for field in fields(Publication)}
 _GET_FIELDS = itemgetter(*_FIELDS)
 _JSON_TYPES = tuple({"str": str, "int": int}.get(kind, list) for kind in _FIELDS.values())
 # of records that were written before there were these fields
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "signature": "",
     "what": PUBLISHED,
     "history": [],
     "pinned_at": "",
     "pinned": [],
+    "signed_by": [],
+    "trust": "",
     "source": "",
     "source_state": "",
 }

@@ -10,36 +10,26 @@ partition.  Times and id follow from the image, so equal images give equal files
 from __future__ import annotations
 
 import hashlib
-import struct
 import uuid
 
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.sif_format import (
+    ARCHITECTURES,
+    DATA_PARTITION,
+    DESCRIPTOR,
+    GROUP_MASK,
+    HEADER,
+    LAUNCH,
+    MAGIC,
+    PARTITION,
+    PRIMARY_SYSTEM,
+    SQUASHFS,
+)
 
 DATA_OFFSET = 32768  # of the squashfs: the first multiple of 4096 behind the table
 _TABLE_OFFSET = 4096
 _DESCRIPTORS = 48  # places in the table, as other writers of SIF make them
-_LAUNCH = b"#!/usr/bin/env run-singularity\n"
-_HEADER = struct.Struct("<32s10s3s3s16s8q")
-_DESCRIPTOR = struct.Struct("<i?3I7q128s384s")
-_PARTITION = struct.Struct("<2i3s")
-_DATA_PARTITION = 0x4004
-_GROUP_1 = 0xF0000001
-_SQUASHFS, _PRIMARY_SYSTEM = 1, 2
-_ARCHITECTURES = {
-    "386": b"01",
-    "amd64": b"02",
-    "arm": b"03",
-    "arm64": b"04",
-    "ppc64": b"05",
-    "ppc64le": b"06",
-    "mips": b"07",
-    "mipsle": b"08",
-    "mips64": b"09",
-    "mips64le": b"10",
-    "s390x": b"11",
-    "riscv64": b"12",
-}
 
 
 def make_frame(size: int, platform: Platform, identity: str, time: int) -> bytes:
@@ -52,12 +42,12 @@ def make_frame(size: int, platform: Platform, identity: str, time: int) -> bytes
         time: Unix seconds that the file says it was made at.
     """
     check_platform(platform)
-    architecture = _ARCHITECTURES[platform.architecture]
-    table = _DESCRIPTORS * _DESCRIPTOR.size
+    architecture = ARCHITECTURES[platform.architecture]
+    table = _DESCRIPTORS * DESCRIPTOR.size
     padding = DATA_OFFSET - _TABLE_OFFSET - table
-    header = _HEADER.pack(
-        _LAUNCH,
-        b"SIF_MAGIC",
+    header = HEADER.pack(
+        LAUNCH,
+        MAGIC,
         b"01",
         architecture,
         _identifier(identity).bytes,
@@ -70,11 +60,11 @@ def make_frame(size: int, platform: Platform, identity: str, time: int) -> bytes
         _TABLE_OFFSET + table,
         padding + size,
     )
-    descriptor = _DESCRIPTOR.pack(
-        _DATA_PARTITION,
+    descriptor = DESCRIPTOR.pack(
+        DATA_PARTITION,
         True,
         1,  # its number
-        _GROUP_1,
+        GROUP_MASK | 1,
         0,  # linked to nothing
         DATA_OFFSET,
         size,
@@ -84,16 +74,16 @@ def make_frame(size: int, platform: Platform, identity: str, time: int) -> bytes
         0,
         0,
         b"squashfs.sqfs",
-        _PARTITION.pack(_SQUASHFS, _PRIMARY_SYSTEM, architecture),
+        PARTITION.pack(SQUASHFS, PRIMARY_SYSTEM, architecture),
     )
     return header.ljust(_TABLE_OFFSET, b"\0") + descriptor.ljust(DATA_OFFSET - _TABLE_OFFSET, b"\0")
 
 
 def check_platform(platform: Platform) -> None:
     """Raise `InputError` unless SIF has a code for this architecture."""
-    if platform.architecture not in _ARCHITECTURES:
+    if platform.architecture not in ARCHITECTURES:
         raise InputError(
-            f"a SIF file cannot say {platform}: known are {', '.join(_ARCHITECTURES)}",
+            f"a SIF file cannot say {platform}: known are {', '.join(ARCHITECTURES)}",
             hint="set `fallback.format: tar.gz`",
         )
 

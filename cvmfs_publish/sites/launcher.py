@@ -54,6 +54,7 @@ def conf_values(site: Site) -> dict[str, str]:
         "home": site.home,
         "scratch": "\n".join(site.scratch),
         "gpu": site.gpu,
+        "processes": site.processes,
         "mpi_binds": "\n".join(line for bind in site.mpi.binds for line in _bind_lines(bind)),
         "mpi_env": _assignments(site.mpi.environment),
         "env_mode": site.environment.mode,

@@ -517,6 +517,10 @@ class Site:
         default="auto",
         metadata=about("auto: what the batch system allocated; nv, rocm: always; none: never"),
     )
+    processes: Literal["host", "own"] = field(
+        default="host",
+        metadata=about("process numbers and shared memory: those of the node, or of the job alone"),
+    )
     mpi: Mpi = field(default=Mpi(), metadata=about("what ranks of MPI jobs get in addition"))
     environment: Environment = field(
         default=Environment(), metadata=about("changes to the environment of jobs")

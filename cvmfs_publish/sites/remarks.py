@@ -96,6 +96,12 @@ def _runtimes(site: Site) -> Iterator[Remark]:
             f"{site.gpu} is always wanted, and no runtime of the site brings the libraries",
             "add apptainer to runtimes",
         )
+    if site.processes == "own" and not any(kind.processes for kind in kinds):
+        yield Remark(
+            "processes",
+            "own is wanted, and no runtime of the site can give a job its own",
+            "add apptainer to runtimes",
+        )
     if site.runtime_conf.always_use_nv and site.gpu == "none":
         yield Remark(
             "runtime_conf.always_use_nv",

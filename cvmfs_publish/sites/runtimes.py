@@ -17,6 +17,7 @@ class Runtime:
     mounts_read_only: bool
     odd_paths: bool  # colons in destinations
     gpu: bool  # brings the driver's libraries into the image
+    processes: bool  # can give a job process numbers of its own
 
 
 # facts: launchers.md X5, X6, X11, X13.  Singularity has `--mount` only since CE 3.9; the launcher
@@ -24,10 +25,10 @@ class Runtime:
 RUNTIMES = {
     runtime.program: runtime
     for runtime in (
-        Runtime("apptainer", True, True, True, True),
-        Runtime("singularity", True, True, True, True),
-        Runtime("ch-run", False, False, False, False),
-        Runtime("podman", False, True, True, False),
+        Runtime("apptainer", True, True, True, True, True),
+        Runtime("singularity", True, True, True, True, True),
+        Runtime("ch-run", False, False, False, False, False),
+        Runtime("podman", False, True, True, False, True),
     )
 }
 

@@ -25,6 +25,7 @@ from cvmfs_publish.sources.base import (
     LayerDescriptor,
     Platform,
     ResolvedImage,
+    SourceLimits,
     origin_of,
 )
 from cvmfs_publish.sources.files import (
@@ -45,9 +46,9 @@ from cvmfs_publish.sources.members import (
     read_member,
 )
 from cvmfs_publish.sources.registry.manifest import (
-    CONFIG_LIMIT,
+    CONFIG_HINT,
     DOCKER_MANIFEST,
-    MANIFEST_LIMIT,
+    MANIFEST_HINT,
     OCI_INDEX,
     Descriptor,
     Index,
@@ -58,7 +59,6 @@ from cvmfs_publish.sources.registry.manifest import (
     parse_manifest,
 )
 from cvmfs_publish.sources.registry.platform import check_platform, choose_manifest
-from cvmfs_publish.streams.compression import DecompressionLimits
 
 REF_NAME = "org.opencontainers.image.ref.name"  # annotations.md: a tag, or with skopeo a whole name
 CONTAINERD_NAME = "io.containerd.image.name"  # a whole name
@@ -83,12 +83,12 @@ class ArchiveSource(ABC):
     An `ImageSource`; also a `PlacedSource`.
     """
 
-    def __init__(self, limits: DecompressionLimits) -> None:
+    def __init__(self, limits: SourceLimits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
         self._known: dict[str, Archive] = {}
 
-    def state(self, origin: Origin) -> str:
+    def state(self, origin: Origin, platform: Platform) -> str:
         """As promised by `PlacedSource.state`."""
         with open_file(self._file(origin), str(origin)) as file:
             return state_of(file)
@@ -96,7 +96,8 @@ class ArchiveSource(ABC):
     def archive(self, origin: Origin) -> Archive:
         """Return the archive as it is now."""
         with self._lock:  # two threads would look through it twice
-            state = self.state(origin)
+            with open_file(self._file(origin), str(origin)) as file:
+                state = state_of(file)
             known = self._known.get(origin.place)
             if known is None or known.state != state:
                 if origin.digest is not None:
@@ -168,8 +169,10 @@ class OciArchiveSource(ArchiveSource):
             manifest = self._manifest(members, own, subject, entry)
         if not isinstance(manifest, Manifest):
             raise NotAnImageError(f"{subject} is an index inside an index")
-        body = self._blob(members, own, MANIFEST_LIMIT, subject)
-        data = self._blob(members, manifest.config.digest, CONFIG_LIMIT, subject)
+        body = self._blob(members, own, self._limits.manifest_bytes, subject, MANIFEST_HINT)
+        data = self._blob(
+            members, manifest.config.digest, self._limits.config_bytes, subject, CONFIG_HINT
+        )
         if len(data) != manifest.config.size:
             raise IntegrityError(
                 f"{subject}: the config has {len(data)} bytes, promised {manifest.config.size}"
@@ -201,7 +204,9 @@ class OciArchiveSource(ArchiveSource):
     def _index(self, members: Members, origin: Origin) -> Index:
         subject = str(origin)
         try:
-            body = read_member(members, "index.json", MANIFEST_LIMIT, subject)
+            body = read_member(
+                members, "index.json", self._limits.manifest_bytes, subject, MANIFEST_HINT
+            )
         except MissingMemberError as error:
             raise NotAnImageError(
                 f"{subject} holds no index.json: it is no OCI layout",
@@ -216,7 +221,7 @@ class OciArchiveSource(ArchiveSource):
         self, members: Members, digest: Digest, subject: str, entry: Descriptor | None = None
     ) -> Manifest | Index:
         try:
-            body = self._blob(members, digest, MANIFEST_LIMIT, subject)
+            body = self._blob(members, digest, self._limits.manifest_bytes, subject, MANIFEST_HINT)
         except MissingMemberError as error:
             if entry is not None:
                 raise
@@ -227,10 +232,16 @@ class OciArchiveSource(ArchiveSource):
             raise IntegrityError(
                 f"{subject}: the manifest {digest} has {len(body)} bytes, promised {entry.size}"
             )
-        return parse_manifest(body, "", subject, entry.media_type if entry is not None else "")
+        return parse_manifest(
+            body,
+            "",
+            subject,
+            entry.media_type if entry is not None else "",
+            config_limit=self._limits.config_bytes,
+        )
 
-    def _blob(self, members: Members, digest: Digest, limit: int, subject: str) -> bytes:
-        body = read_member(members, _blob_name(digest), limit, subject)
+    def _blob(self, members: Members, digest: Digest, limit: int, subject: str, hint: str) -> bytes:
+        body = read_member(members, _blob_name(digest), limit, subject, hint)
         hasher = digest.hasher()
         hasher.update(body)
         if hasher.hexdigest() != digest.hex:
@@ -404,7 +415,9 @@ class DockerArchiveSource(ArchiveSource):
         """Return the entries of manifest.json, or their like for an older archive."""
         subject = str(origin)
         try:
-            body = read_member(members, "manifest.json", MANIFEST_LIMIT, subject)
+            body = read_member(
+                members, "manifest.json", self._limits.manifest_bytes, subject, MANIFEST_HINT
+            )
         except MissingMemberError:
             return self._legacy_images(members, origin)
         images = _json(body, f"{subject}: manifest.json")
@@ -422,7 +435,7 @@ class DockerArchiveSource(ArchiveSource):
         is_list = isinstance(layers, list) and all(isinstance(layer, str) for layer in layers)
         if not isinstance(name, str) or not is_list:
             raise IntegrityError(f"{subject}: manifest.json names no config and layers")
-        config = read_member(members, name, CONFIG_LIMIT, subject)
+        config = read_member(members, name, self._limits.config_bytes, subject, CONFIG_HINT)
         promised = _HEX.fullmatch(name)
         if promised is not None and Digest.of(config).hex != promised[1]:
             raise IntegrityError(
@@ -436,7 +449,9 @@ class DockerArchiveSource(ArchiveSource):
     def _legacy_images(self, members: Members, origin: Origin) -> list[dict[str, Any]]:
         subject = str(origin)
         try:
-            body = read_member(members, self.LEGACY, MANIFEST_LIMIT, subject)
+            body = read_member(
+                members, self.LEGACY, self._limits.manifest_bytes, subject, MANIFEST_HINT
+            )
         except MissingMemberError as error:
             raise NotAnImageError(
                 f"{subject} holds neither manifest.json nor `repositories`: `docker save` wrote "
@@ -463,7 +478,9 @@ class DockerArchiveSource(ArchiveSource):
                 raise IntegrityError(f"{subject}: {str(layer)[:100]!a} is not the id of a layer")
             if len(layers) > MAX_PARENTS:
                 raise IntegrityError(f"{subject}: a layer has more than {MAX_PARENTS} parents")
-            body = read_member(members, f"{layer}/json", CONFIG_LIMIT, subject)
+            body = read_member(
+                members, f"{layer}/json", self._limits.config_bytes, subject, CONFIG_HINT
+            )
             document = _json(body, f"{subject}: {layer}/json")
             if not isinstance(document, dict):
                 raise IntegrityError(f"{subject}: {layer}/json is not an object")

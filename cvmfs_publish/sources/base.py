@@ -10,6 +10,7 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, RemoteError
 from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
+from cvmfs_publish.streams.compression import DecompressionLimits
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -107,6 +108,14 @@ class Platform:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceLimits(DecompressionLimits):
+    """How large what is read of an image may be; keys of the section `limits`."""
+
+    manifest_bytes: int = 4 << 20  # distribution-spec: registries take at least 4 megabytes
+    config_bytes: int = 8 << 20  # history and labels of real images stay below 100 kB
+
+
+@dataclass(frozen=True, slots=True)
 class LayerDescriptor:
     """A layer as the manifest promises it."""
 
@@ -114,6 +123,7 @@ class LayerDescriptor:
     size: int  # bytes as transferred
     media_type: str  # says tar; the compression is better taken from the first bytes
     diff_id: Digest | None  # of the uncompressed tar, from the image config
+    urls: tuple[str, ...] = ()  # where else it is said to be; nobody vouches for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +190,18 @@ class ImageSource(Protocol):
         """Return the stream of one layer of a resolved image; nothing is sent before `read`."""
 
 
+@runtime_checkable
+class SecondSource(Protocol):
+    """A source that may have the same bytes from more than one place.  Any number of threads."""
+
+    def distrust(self, digest: Digest) -> bool:
+        """Never again take a blob from where it came from last.
+
+        Returns whether there is another place, so that opening it again may give other bytes; it
+        says so for each place once, and not for the one whose word counts.
+        """
+
+
 class PlacedSource(ImageSource, Protocol):
     """A source of images that are elsewhere than in the registry of their name.
 
@@ -192,7 +214,7 @@ class PlacedSource(ImageSource, Protocol):
         Raises like `head`.
         """
 
-    def state(self, origin: Origin) -> str:
+    def state(self, origin: Origin, platform: Platform) -> str:
         """Return a text that differs as soon as the image may have changed; "" if none is known.
 
         Cheaper than `head`, which may have to read or fetch everything.  Raises like `head`.
@@ -212,7 +234,7 @@ class Locator(Protocol):
     def locate_again(self, name: str, origin: str) -> Reference:
         """Return an image of which both were recorded; raises `InputError`."""
 
-    def state(self, reference: Reference) -> str:
+    def state(self, reference: Reference, platform: Platform) -> str:
         """As `PlacedSource.state`; "" for a registry."""
 
 

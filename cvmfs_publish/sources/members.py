@@ -50,11 +50,14 @@ class Members(Protocol):
         """Return a file's bytes; raise `MissingMemberError` if there is none."""
 
 
-def read_member(members: Members, name: str, limit: int, subject: str) -> bytes:
-    """Return a small file; raise `IntegrityError` if it is larger than `limit` bytes."""
+def read_member(members: Members, name: str, limit: int, subject: str, hint: str = "") -> bytes:
+    """Return a small file; raise `IntegrityError` if it is larger than `limit` bytes.
+
+    `hint`: how to raise the limit.
+    """
     size = members.size(name)
     if size > limit:
-        raise IntegrityError(f"{subject}: {name} has {size} bytes; the limit is {limit}")
+        raise IntegrityError(f"{subject}: {name} has {size} bytes; the limit is {limit}", hint=hint)
     source = members.open(name)
     try:
         with translated(subject):

@@ -27,7 +27,7 @@ class RenamedSource:
         """As promised by `PlacedSource.name`."""
         return str(replace(Reference.parse(origin.place), digest=None))
 
-    def state(self, origin: Origin) -> str:
+    def state(self, origin: Origin, platform: Platform) -> str:
         """As promised by `PlacedSource.state`: `head` is cheap enough."""
         return ""
 

@@ -790,10 +790,10 @@ class State(Reader):
                 [(name, label, amount) for (name, label), amount in amounts.items()],
             )
 
-    def cursor(self, reader: str) -> int:
-        """Return the number of the last event that a reader has dealt with."""
+    def cursor(self, reader: str) -> int | None:
+        """Return the number of the last event that a reader has dealt with; None: a new reader."""
         rows = self._database.rows("SELECT event FROM cursor WHERE reader = ?", [reader])
-        return int(rows[0][0]) if rows else 0
+        return int(rows[0][0]) if rows else None
 
     def set_cursor(self, reader: str, event: int) -> None:
         with self._database.writing():

@@ -52,38 +52,55 @@ class DecompressionLimits:
     ratio: int = 200  # uncompressed / compressed; real layers stay below 20, deflate below 1032
 
 
+class _Counted:
+    """The compressed bytes, counted.
+
+    Decoders hold this and not the stream that holds them: a zstd decoder in a circle of references
+    is never freed, with a window of up to 128 MiB, since the garbage collector cannot look into it.
+    """
+
+    def __init__(self, source: ByteStream) -> None:
+        self._source = source
+        self.taken = 0
+
+    def fetch(self) -> bytes:
+        data = self._source.read(READ_SIZE)
+        self.taken += len(data)
+        return data
+
+
 class LayerStream:
     """The uncompressed bytes of a layer, hashed as they pass.  For one thread."""
 
     def __init__(self, source: ByteStream, limits: DecompressionLimits, name: str) -> None:
         """Start reading; `name` is how errors call the layer."""
-        self._source = source
+        self._source = _Counted(source)
         self._limits = limits
         self._name = name
         self._hash = hashlib.sha256()
         self._buffer = memoryview(b"")
-        self.compressed = 0  # bytes taken from the source
         self.size = 0  # bytes decompressed
-        head = self._fetch()
-        while head and len(head) < _LONGEST_MAGIC and (more := self._fetch()):
+        head = self._source.fetch()
+        while head and len(head) < _LONGEST_MAGIC and (more := self._source.fetch()):
             head += more
         self._pieces = self._decoder(head)
 
     def _decoder(self, head: bytes) -> Callable[[], bytes]:
+        fetch = self._source.fetch
         if head.startswith(GZIP_MAGIC):
-            return _Gzip(head, self._fetch, self._name).read
+            return _Gzip(head, fetch, self._name).read
         if head.startswith((ZSTD_MAGIC, *ZSTD_SKIPPABLE)):
-            return _Zstd(head, self._fetch, self._name).read
+            return _Zstd(head, fetch, self._name).read
         if head.startswith(XZ_MAGIC):
-            return _Stdlib(head, self._fetch, self._name, "xz").read
+            return _Stdlib(head, fetch, self._name, "xz").read
         if head.startswith(BZIP2_MAGIC):
-            return _Stdlib(head, self._fetch, self._name, "bzip2").read
-        return _Plain(head, self._fetch).read
+            return _Stdlib(head, fetch, self._name, "bzip2").read
+        return _Plain(head, fetch).read
 
-    def _fetch(self) -> bytes:
-        data = self._source.read(READ_SIZE)
-        self.compressed += len(data)
-        return data
+    @property
+    def compressed(self) -> int:
+        """Bytes taken from the source."""
+        return self._source.taken
 
     def _fill(self) -> bool:
         """Decompress the next piece; return False at the end."""

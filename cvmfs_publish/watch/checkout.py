@@ -10,19 +10,17 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from cvmfs_publish.errors import InputError, RemoteError
+from cvmfs_publish.watch.programs import Ran, run_program, words
 
 TIMEOUT = timedelta(minutes=2)
 MAX_PACK_BLOCKS = 1024 * 1024  # of 512 bytes: what git may write into one file, 512 MiB
-MAX_SAID = 300  # characters of git's own words
 # What a site's network may need git to know
 PASSED = (
     *("http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY", "NO_PROXY"),
@@ -145,9 +143,16 @@ class Checkout:
         ]
         if arguments[0] != "init":
             command.append(f"--git-dir={self.folder}")
-        return _run(
-            [*command, *arguments], self._environment(), self.timeout, self.address.repository
+        ran = run_program(
+            ["sh", "-c", f'ulimit -f {MAX_PACK_BLOCKS}; exec "$@"', "sh", *command, *arguments],
+            environ=self._environment(),
+            timeout=self.timeout,
+            subject=self.address.repository,
         )
+        if ran.code != 0:
+            message = f"{self.address.repository}: {_reason(ran)}"
+            raise RemoteError(message, hint=_hint(ran.said))
+        return ran.out
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -163,43 +168,12 @@ class Checkout:
         }
 
 
-def _run(
-    command: Sequence[str], environ: Mapping[str, str], timeout: timedelta, subject: str
-) -> bytes:
-    """Return what git prints; end all of it if it takes too long or writes too much."""
-    limited = ["sh", "-c", f'ulimit -f {MAX_PACK_BLOCKS}; exec "$@"', "sh", *command]
-    try:
-        process = subprocess.Popen(  # noqa: S603 - a fixed program, arguments behind `--`
-            limited,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as exc:
-        raise RemoteError(f"{subject}: git cannot be started: {exc.strerror or exc}") from exc
-    with process:
-        try:
-            out, said = process.communicate(timeout=timeout.total_seconds())
-        except subprocess.TimeoutExpired as exc:
-            raise RemoteError(
-                f"{subject}: git took longer than {timeout.total_seconds():.0f} seconds"
-            ) from exc
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != 0:
-        raise RemoteError(f"{subject}: {_reason(process.returncode, said)}", hint=_hint(said))
-    return out
-
-
-def _reason(code: int, said: bytes) -> str:
-    lines = said.decode("utf-8", "replace").strip().splitlines()
-    told = [line for line in lines if line.startswith(("fatal:", "error:", "remote:", "sh:"))]
-    words = " ".join((told or lines)[:2])[:MAX_SAID]
-    shown = "".join(c if c.isprintable() else "?" for c in words)
-    return f"git failed: {shown}" if shown else f"git ended with {code}"
+def _reason(ran: Ran) -> str:
+    """Return the lines in which git says what is wrong, of all it says."""
+    lines = ran.said.splitlines()
+    told = [line for line in lines if line.startswith((b"fatal:", b"error:", b"remote:", b"sh:"))]
+    shown = words(b" ".join((told or lines)[:2]))
+    return f"git failed: {shown}" if shown else f"git ended with {ran.code}"
 
 
 def _hint(said: bytes) -> str:

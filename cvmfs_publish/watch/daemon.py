@@ -19,6 +19,7 @@ from cvmfs_publish.errors import PublishError
 from cvmfs_publish.state import figures
 from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
 from cvmfs_publish.state.state import State
+from cvmfs_publish.watch.notify import Notifier
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import (
     QueueSettings,
@@ -94,6 +95,7 @@ class Parts:
     wanted: Wanted
     poller: Poller
     drop: Drop | None = None
+    notifier: Notifier | None = None
     # what the repository has: images, what is known of them, and when they were published
     find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] = tuple
     recipe_of: Callable[[str], str] = lambda _: ""  # how sandboxes of a policy are made now
@@ -150,6 +152,7 @@ class Watcher:
         self._wake_lists = threading.Event()
         self._wake_polls = threading.Event()
         self._wake_files = threading.Event()
+        self._wake_notifier = threading.Event()
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._is_ready = False  # what is wanted and what is published is known
@@ -183,7 +186,10 @@ class Watcher:
     def stop(self) -> None:
         """End in order: what is published now is finished, or left as it was."""
         self._stopping.set()
-        for event in (self._wake, self._wake_lists, self._wake_polls, self._wake_files):
+        for event in (
+            *(self._wake, self._wake_lists, self._wake_polls),
+            *(self._wake_files, self._wake_notifier),
+        ):
             event.set()
 
     def reload_soon(self) -> None:
@@ -202,6 +208,7 @@ class Watcher:
                 ("lists", self._read_lists, self._wake_lists),
                 ("polls", self._ask_registries, self._wake_polls),
                 ("files", self._look_at_files, self._wake_files),
+                ("notifier", self._notify, self._wake_notifier),
             )
         ]
         for thread in threads:
@@ -237,6 +244,7 @@ class Watcher:
             self._wake.wait(IDLE.total_seconds())
             self._wake.clear()
         self._finish_or_abandon()
+        self._notify()
         return not self._state.troubled()
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
@@ -304,6 +312,11 @@ class Watcher:
         is_pending = drop.step(self._clock.now())
         self._wake.set()
         return IDLE if is_pending else TICK
+
+    def _notify(self) -> timedelta:
+        if self._parts.notifier is not None:
+            self._parts.notifier.deliver(self._clock.now())
+        return TICK
 
     def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""
@@ -439,6 +452,7 @@ class Watcher:
         else:
             self._end_collect(end, now)
         self._step("ended run")
+        self._wake_notifier.set()
 
     def _note_progress(self, active: _Active) -> None:
         monotonic = self._clock.monotonic()

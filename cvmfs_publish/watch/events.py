@@ -18,3 +18,16 @@ class Event:
     message: str  # one sentence for people
     details: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""  # of the wish it is about; "" if nobody is named
+    number: int = 0  # grows from event to event; by it a receiver knows what is sent again
+
+    def document(self) -> dict[str, Any]:
+        """Return the event as programs are told it."""
+        return {
+            "number": self.number,
+            "at": self.at.isoformat(),
+            "kind": self.kind,
+            "subject": self.subject,
+            "message": self.message,
+            "owner": self.owner,
+            "details": dict(self.details),
+        }

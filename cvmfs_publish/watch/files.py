@@ -12,7 +12,6 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Protocol, Self
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, PublishError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import Platform
@@ -37,11 +37,14 @@ _CHANGES = ("closed", "moved", "deleted", "created")
 log = logging.getLogger(__name__)
 
 
-class Locate(Protocol):
-    """What finds out what an image in a file is called."""
+class Opener(Protocol):
+    """What finds out whether there is an image in a file, and what it is called."""
 
-    def __call__(self, text: str, name: str = "") -> Reference:
+    def locate(self, text: str, name: str = "") -> Reference:
         """As `Locator.locate`."""
+
+    def head(self, reference: Reference) -> Digest:
+        """As `ImageSource.head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,10 @@ class _Look:
 class DropFolder:
     """Takes in what is put into a directory.  One thread calls `step`, any thread `note`."""
 
-    def __init__(self, folder: Path, state: State, locate: Locate) -> None:
+    def __init__(self, folder: Path, state: State, opener: Opener) -> None:
         self.folder = folder
         self._state = state
-        self._locate = locate
+        self._opener = opener
         self._lock = threading.Lock()  # guards what was noted
         self._noted: set[Path] = set()
         self._looks: dict[Path, _Look] = {}  # files that may still be written
@@ -125,7 +128,7 @@ class DropFolder:
         if image is not None and image.is_wished and image.list != DROP_LIST:
             raise InputError(
                 f"{key.name} comes from its registry, as {image.list} wishes",
-                hint="give the file another name, as REGISTRY/REPOSITORY:TAG below the directory",
+                hint="give the file another place, DROP/REGISTRY/REPOSITORY/TAG.tar",
             )
         return Wish(key, text, DROP_LIST)
 
@@ -135,27 +138,36 @@ class DropFolder:
         for transport in transports:
             text = f"{transport}:{path}"
             try:
-                return text, self._locate(text, name)
+                reference = self._opener.locate(text, name)
+                self._opener.head(reference)
             except PublishError as error:
                 problems.append(error)
+            else:
+                return text, reference
         raise problems[0]
 
 
 def name_below(folder: Path, path: Path) -> str:
     """Return the name a file is given by where it lies; "" right in the directory.
 
-    `DROP/ghcr.io/a/b:1.tar.gz` is `ghcr.io/a/b:1`.
+    `DROP/ghcr.io/a/b/1.tar.gz` is `ghcr.io/a/b:1`.  There are no colons in the names of files,
+    since what follows one would be the tag of an image inside.
     """
-    parts = path.relative_to(folder).as_posix()
-    if "/" not in parts:
+    repository = path.relative_to(folder).parent.as_posix()
+    if repository == ".":
         return ""
-    suffix = next((each for each in (_SIF, *_TARS) if parts.endswith(each)), "")
-    return parts.removesuffix(suffix)
+    suffix = next((each for each in (_SIF, *_TARS) if path.name.endswith(each)), "")
+    return f"{repository}:{path.name.removesuffix(suffix)}"
 
 
 def is_candidate(path: Path) -> bool:
     """Whether a file may be an image, by its name; those with a dot first are being written."""
-    return path.name.endswith((_SIF, *_TARS)) and not path.name.startswith(".")
+    return (
+        path.name.endswith((_SIF, *_TARS))
+        and not path.name.startswith(".")
+        and ":" not in str(path)
+        and str(path).isprintable()
+    )
 
 
 def _iter_files(folder: Path) -> Iterator[Path]:
@@ -210,19 +222,18 @@ class FileEvents:
 
     def __enter__(self) -> Self:
         handler = _Handler(self._see)
+        self._observer.start()
         # an editor puts a new file in the place of the old one: the directory tells of it
         folders = {path if path.is_dir() else path.parent for path in self._files}
         for folder in sorted(folders):
             self._watch(handler, folder, recursive=folder in self._files)
         if self._drop is not None:
             self._watch(handler, self._drop.folder, recursive=True)
-        self._observer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._observer.stop()
-        with suppress(RuntimeError):  # it was never started
-            self._observer.join()
+        self._observer.join()
 
     def _watch(self, handler: _Handler, folder: Path, *, recursive: bool) -> None:
         try:

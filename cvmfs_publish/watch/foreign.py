@@ -101,9 +101,9 @@ def parse_ducc(document: yaml.MappingNode, collector: Collector, terms: Terms) -
             collector.warn(place, f"the key {name!r} means nothing in a recipe")
 
 
-def ducc_settings(document: yaml.MappingNode) -> Iterator[tuple[int, str, str]]:
+def ducc_settings(document: yaml.Node | None) -> Iterator[tuple[int, str, str]]:
     """Yield line, key and value of what a recipe says to DUCC alone."""
-    for key, value in document.value:
+    for key, value in document.value if isinstance(document, yaml.MappingNode) else ():
         if isinstance(value, yaml.ScalarNode) and getattr(key, "value", "") in _DUCC_OWN:
             yield key.start_mark.line + 1, key.value, value.value
 

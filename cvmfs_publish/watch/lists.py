@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cvmfs_publish.config import Config, WishlistConfig
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.watch.checkout import Checkout, GitAddress
 from cvmfs_publish.watch.guard import judge
@@ -42,6 +43,20 @@ class Place:
     @property
     def name(self) -> str:
         return str(self.where)
+
+
+def configured_places(config: Config) -> list[Place]:
+    """Return the places that the configuration names, in its order."""
+    return [
+        Place(
+            each.source,
+            Terms(owner=each.owner, keep_replaced=each.keep_replaced, priority=each.priority),
+            each.format,
+        )
+        if isinstance(each, WishlistConfig)
+        else Place(each)
+        for each in config.wishlists
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Literal
 import yaml
 
 from cvmfs_publish import settings
+from cvmfs_publish.config import Owner
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.settings import PlacedError, about
@@ -20,7 +21,6 @@ from cvmfs_publish.watch.wish import (
     MAX_NEWEST,
     Collector,
     Line,
-    Owner,
     TagRule,
     Terms,
     Wish,

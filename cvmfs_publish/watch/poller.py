@@ -34,6 +34,8 @@ ROUND = 512  # questions before answers are written down
 FOUND = "found"  # how a question ended that was answered
 GIVE_UP = 3  # failures of a registry in a round, after which the rest of it waits
 
+TROUBLE = 3  # rounds in a row, after which a registry's failure is worth a word
+
 log = logging.getLogger(__name__)
 
 
@@ -174,11 +176,9 @@ class Poller:
                 now=now,
                 jitter=self._jitter(),
             )
-            if health.failures and not before.failures:
-                log.warning(
-                    "%s does not answer; it is left alone until %s", registry, health.blocked_until
-                )
-            elif before.failures and not health.failures:
+            if health.failures == TROUBLE:
+                log.warning("%s has not answered for some time; it is asked less", registry)
+            elif before.failures >= TROUBLE and not health.failures:
                 log.warning("%s answers again", registry)
             self._healths[registry] = health
             self._requests[registry] += found.asked

@@ -17,6 +17,7 @@ from typing import Protocol
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.sources.base import ImageNotFoundError, TagLister
 from cvmfs_publish.state.model import (
+    Event,
     Failure,
     ImageKey,
     ListProblem,
@@ -180,8 +181,7 @@ class Wanted:
         unread = {each.name for each in self._loaded if each.wishlist is None}
         self._state.replace_wishes(wishes, now, {DROP_LIST, *unread})
         new = self._state.set_lists(states, list(_problems(self._loaded)), now)
-        for problem in new:
-            log.warning("%s:%d: %s", problem.list, problem.line, problem.failure.message)
+        self._state.log([_event(problem, now) for problem in new])
 
 
 def _rules(loaded: Iterable[Loaded]) -> list[lines.Wish]:
@@ -223,6 +223,20 @@ def _policy(wish: lines.Wish) -> str:
     """Return how the sandbox differs, as JSON that is the same for the same."""
     differences = {name: value for name, value in asdict(wish.sandbox).items() if value is not None}
     return json.dumps(differences, sort_keys=True) if differences else ""
+
+
+def _event(problem: ListProblem, now: datetime) -> Event:
+    place = f"{problem.list}:{problem.line}" if problem.line else problem.list
+    log.warning("%s: %s", place, problem.failure.message)
+    return Event(
+        0,
+        now,
+        "wishlist-problem",
+        f"{place}: {problem.failure.message}",
+        list=place,
+        owner=problem.owner,
+        details={"line": problem.text, "hint": problem.failure.hint, "kind": problem.failure.kind},
+    )
 
 
 def _problems(loaded: Iterable[Loaded]) -> Iterable[ListProblem]:

@@ -72,7 +72,8 @@ class HookSettings:
     """What the configuration says of one source of webhooks."""
 
     registry: str = ""  # whose images are meant where a body names no registry
-    hosts: Mapping[str, str] = field(default_factory=dict)  # host in a body → registry in wishlists
+    # host in a body, in lower case → registry in wishlists
+    hosts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Literal
 
+from cvmfs_publish.config import MAX_PRIORITY, Owner
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference
@@ -16,38 +17,12 @@ from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.watch.patterns import Pattern
 from cvmfs_publish.watch.versions import VersionRange
 
-MAX_OWNER = 254  # characters; the longest address of e-mail (RFC 5321, with RFC 3696 erratum 1690)
 MAX_NEWEST = 10_000
-MAX_PRIORITY = 9
+MAX_PROBLEMS = 1000  # of one list that are told one by one; nobody reads more
 MAX_SHOWN = 200  # characters of a line that is shown as wrong
 
-# What is left of RFC 5322 when nothing in it needs quotes
-_ADDRESS = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
-
+_NUMBER = re.compile(r"line [0-9]+")
 _LOGIN = re.compile(r"://[^/@\s]{1,500}@")  # in a URL; it may hold a password
-
-
-class Owner(str):
-    """Who answers for a wish: an address of e-mail, or a name."""
-
-    __slots__ = ()
-    WANTED = "a name or an address such as someone@example.org"
-
-    @classmethod
-    def parse(cls, text: str) -> Owner:
-        """Raise `InputError` for what is no line of text, or an address that is none."""
-        if not text.strip() or len(text) > MAX_OWNER or not text.isprintable():
-            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
-        if "@" in text and not _ADDRESS.fullmatch(text):
-            raise InputError(
-                f"{text!r} is not an address of e-mail",
-                hint="write the address alone, as in someone@example.org",
-            )
-        return cls(text)
-
-    @property
-    def is_address(self) -> bool:
-        return "@" in self
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +193,7 @@ class Problem:
     @property
     def identity(self) -> tuple[str, ...]:
         """The same for the same problem in the next version, where lines have moved."""
-        return self.source, self.text, self.message, self.owner
+        return self.source, self.text, _NUMBER.sub("line", self.message), self.owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,19 +217,25 @@ class Collector:
     wishes: list[Wish] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     _known: dict[str, Wish] = field(default_factory=dict)
+    _told: int = 0
 
     def line(self, number: int, text: str) -> Line:
         return Line(self.source, number, shown(text))
 
     def refuse(self, line: Line, message: str, hint: str = "", owner: str = "") -> None:
-        self.problems.append(
-            Problem(line.source, line.number, line.text, shown(message), shown(hint), owner)
-        )
+        """Tell an error, which stands in the place of a wish."""
+        self._tell(Problem(line.source, line.number, line.text, shown(message), shown(hint), owner))
 
     def warn(self, line: Line, message: str, hint: str = "", owner: str = "") -> None:
-        self.problems.append(
-            Problem(line.source, line.number, line.text, shown(message), hint, owner, False)
+        """Tell what is beside a wish."""
+        self._tell(
+            Problem(line.source, line.number, line.text, shown(message), shown(hint), owner, False)
         )
+
+    def _tell(self, problem: Problem) -> None:
+        self._told += 1
+        if self._told <= MAX_PROBLEMS:
+            self.problems.append(problem)
 
     def add(self, wish: Wish) -> None:
         """Take a wish, unless it is there already: then the first one counts."""
@@ -288,6 +269,9 @@ class Collector:
             )
 
     def wishlist(self) -> Wishlist:
+        if self._told > MAX_PROBLEMS:
+            message = f"{self._told - MAX_PROBLEMS} more problems are not shown"
+            self.problems.append(Problem(self.source, 0, "", message))
         return Wishlist(self.source, tuple(self.wishes), tuple(self.problems))
 
 

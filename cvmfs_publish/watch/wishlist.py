@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import yaml
 
+from cvmfs_publish.config import Owner
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.settings import MAX_FILE_BYTES, PlacedError, compose
 from cvmfs_publish.watch.foreign import DUCC_KEYS, parse_ducc, parse_osg
@@ -19,7 +20,6 @@ from cvmfs_publish.watch.own_format import IMAGES, parse_own
 from cvmfs_publish.watch.wish import (
     Collector,
     Line,
-    Owner,
     Problem,
     SandboxWish,
     TagRule,
@@ -40,9 +40,13 @@ __all__ = [
     "Wish",
     "Wishlist",
     "decode",
+    "detect_format",
     "parse_wishlist",
     "split_lines",
 ]
+
+# What separates entries; the longest list in use has 746 lines, and so many are read in 10 seconds
+MAX_PARTS = 100_000
 
 Format: TypeAlias = Literal["own", "ducc", "osg"]
 
@@ -83,15 +87,36 @@ def parse_wishlist(
 def _read(text: str, collector: Collector, terms: Terms, kind: Format | None) -> None:
     if len(text) > MAX_FILE_BYTES:
         raise InputError(f"longer than {MAX_FILE_BYTES} characters; not a wishlist")
-    kind = kind or _kind_of_text(text)
+    if sum(map(text.count, "\n\r,")) > MAX_PARTS:
+        raise InputError(
+            f"more than {MAX_PARTS} lines and commas; not a wishlist", hint="divide it into several"
+        )
+    kind, document = _recognise(text, collector.source, kind)
     if kind == "osg":
         parse_osg(text, collector, terms)
-        return
-    document = compose(text, collector.source)
-    if isinstance(document, yaml.MappingNode) and (kind or _kind_of_keys(document)) == "ducc":
+    elif kind == "ducc" and isinstance(document, yaml.MappingNode):
         parse_ducc(document, collector, terms)
     else:
         parse_own(document, split_lines(text), collector, terms)
+
+
+def detect_format(text: str, source: str) -> Format:
+    """Return the format of a wishlist.
+
+    Raises `InputError` for a web page, and for YAML with a mistake in its syntax.
+    """
+    return _recognise(text.removeprefix("\ufeff"), source, None)[0]
+
+
+def _recognise(text: str, source: str, kind: Format | None) -> tuple[Format, yaml.Node | None]:
+    """Return the format, and the document if it is YAML."""
+    kind = kind or _kind_of_text(text)
+    if kind == "osg":
+        return kind, None
+    document = compose(text, source)
+    if kind is None:
+        kind = _kind_of_keys(document) if isinstance(document, yaml.MappingNode) else "own"
+    return kind, document
 
 
 def split_lines(text: str) -> list[str]:

@@ -289,6 +289,35 @@ def test_an_image_without_its_promised_file_is_not_published(made: Site) -> None
     made.judge()
 
 
+def test_a_dry_run_says_which_files_are_to_be_made(made: Site) -> None:
+    first = made.push()
+    made.publish("--no-fallback", first)
+    due = "; its fallback file is to be made"
+    assert due in made.run("publish", "--dry-run", first).out
+    assert due not in made.run("publish", "--dry-run", "--no-fallback", first).out
+    assert due not in made.run("publish", first).out
+    assert due not in made.run("publish", "--dry-run", first).out
+
+
+def test_check_tells_of_files_that_are_not_as_listed_and_publish_makes_them_again(
+    made: Site,
+) -> None:
+    first, second = made.push(), made.push("a/two", "two")
+    made.publish(first, second)
+    listed = made.listed()
+    (made.store / listed[first]).unlink()
+    with (made.store / listed[second]).open("ab") as file:
+        file.write(b"x")
+    said = made.run("check", code=5).out
+    assert f"error: /{first}" in said
+    assert f"its fallback file {listed[first]} is missing in {made.store}" in said
+    assert f"{listed[second]} in {made.store} has" in said
+    assert " 2 errors, " in said
+    made.publish(first, second)
+    assert made.listed() == listed
+    made.judge()
+
+
 def test_a_store_that_cannot_be_written(made: Site) -> None:
     name = made.push()
     made.store.write_text("a file")

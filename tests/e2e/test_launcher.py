@@ -435,7 +435,12 @@ def test_contain_hides_tmp_and_home(node: Node) -> None:
             "--contain", "--mode", "supervise", node.image, "sh", "-c", script, "sh", outside.name,
             env={"HOME": str(home), "TMPDIR": str(scratch)},
         )  # fmt: skip
-    assert (result.returncode, result.stdout) == (0, b"")
+        assert (result.returncode, result.stdout) == (0, b"")
+        given = node.output(
+            "--contain", "--mode", "supervise", node.image, "sh", "-c", 'pwd; test ! -e "$1"', "sh",
+            outside.name, cwd=Path("/tmp"),
+        )  # fmt: skip
+        assert given == "/tmp\n"
     assert not Path("/tmp/mine").exists()
     assert list(scratch.iterdir()) == []
     shutil.rmtree(scratch)
@@ -523,16 +528,24 @@ def test_a_hung_repository_is_75_in_time_and_so_is_a_dead_one(bare_node: Node) -
         ["mksquashfs", tree, archive, "-quiet", "-no-progress"], check=True, capture_output=True
     )
     env = node.configure(
-        f"cvmfs: {base}\nrepositories: [{{name: c.example.org}}]\nprobe_timeout: 2s"
+        f"cvmfs: {base}\nrepositories: [{{name: c.example.org}}]\nprobe_timeout: 1s\n"
+        f"runtimes: [{mount_point}/apptainer]"
     )
+    hung = (75, "tempfail", "probe", "hung")
     with fuse_mount(archive, mount_point) as daemon:
         assert failure(node.run("ghcr.io/a/x:1", "true", env=env))[0] == 66
+        for shell in SHELLS.values():
+            assert (mount_point / "ghcr.io" / "a" / "b:1").is_dir()
+            daemon.send_signal(signal.SIGSTOP)  # and the kernel still knows the directory
+            began = time.monotonic()
+            result = node.run("ghcr.io/a/b:1", "true", env=env, shell=shell)
+            assert failure(result) == hung
+            assert result.stderr.count(b"\n") == 1  # nothing of the shell's own
+            assert time.monotonic() - began < 1 + 2
+            daemon.send_signal(signal.SIGCONT)
         let_hang(daemon)
-        began = time.monotonic()
-        assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (
-            75, "tempfail", "probe", "hung",
-        )  # fmt: skip
-        assert time.monotonic() - began < 2 + 2
+        assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == hung
+        assert failure(node.run(node.image, "true", env=env)) == (75, "tempfail", "runtime", "hung")
         daemon.kill()
         daemon.wait()
         assert failure(node.run("ghcr.io/a/b:1", "true", env=env)) == (

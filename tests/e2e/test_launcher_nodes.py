@@ -241,6 +241,11 @@ def test_ranks_get_what_the_site_gives_ranks_and_no_namespaces_of_their_own(bare
         "mpi: {binds: [{source: /usr/share, target: /nfs}], environment: {M: x y}}"
     )
     words: list[str | Path] = ["--runtime=apptainer", "--contain", "--dry-run", bare.image, "true"]
+    own = bare.configure("processes: own")
+    words.remove("--contain")
+    assert b"--ipc --pid" in bare.run(*words, env=own).stdout
+    assert b"--pid" not in bare.run(*words, env={**own, "PMI_RANK": "0"}).stdout
+    words.insert(1, "--contain")
     alone = bare.run(*words, env=env).stdout
     rank = bare.run(*words, env={**env, "PMIX_RANK": "3"}).stdout
     assert (b"--pid" in alone, b"/usr/share:/nfs" in alone) == (True, False)

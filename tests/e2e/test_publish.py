@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
+import struct
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.repository.native.repository import NativeOptions
 from cvmfs_publish.repository.records import Publication, iter_publications, read_publication
 from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sources.base import Platform
-from tests.fakes.registry import FakeRegistry
+from tests.fakes.registry import TYPES, FakeRegistry, tar_of
 from tests.images import Tar
 from tests.support import Site, assert_sound, site
 
@@ -185,6 +189,39 @@ def test_two_platforms_are_published_side_by_side(tmp_path: Path, first: str) ->
         assert [image.status for image in again.images] == ["unchanged"]
 
 
+def test_several_platforms_of_a_call_are_of_one_index_and_in_one_revision(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        add_platforms(registry)
+        platforms = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/arm64")]
+        result = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [(image.platform, image.status) for image in result.images] == [
+            ("linux/arm64", "published"),
+            ("linux/amd64", "published"),
+        ]
+        assert result.revision == 2
+        assert len({image.publication and image.publication.digest for image in result.images}) == 1
+        assert registry.count("HEAD") == 1
+        assert registry.count("GET", "/manifests/") == 3  # one index, two manifests
+        assert_sound(target)
+        again = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [image.status for image in again.images] == ["unchanged", "unchanged"]
+        assert registry.count("HEAD") == 2
+
+
+def test_a_platform_that_is_missing_does_not_hold_back_the_others(tmp_path: Path) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        add_platforms(registry)
+        platforms = [Platform.parse("linux/riscv64"), Platform.default()]
+        result = target.publish(f"{registry.host}/a/one:1", platform=platforms)
+        assert [image.status for image in result.images] == ["failed", "published"]
+        assert "no image for linux/riscv64" in str(result.images[0].error)
+        assert result.exit_code == 6
+        with target.repository.open() as view:  # one platform alone: a link that needs no client
+            link = view.read_symlink(f"{registry.host}/a/one:1")
+        assert link is not None
+        assert link.startswith("../../.flat/")
+
+
 def test_layers_in_all_compressions_give_the_same_tree(tmp_path: Path) -> None:
     archive = layer(one=b"1" * 100_000, two=b"")
     with FakeRegistry() as registry, site(tmp_path) as target:
@@ -196,6 +233,62 @@ def test_layers_in_all_compressions_give_the_same_tree(tmp_path: Path) -> None:
             assert publication is not None
             digests.add(publication.tree_digest)
         assert len(digests) == 1
+        assert_sound(target)
+
+
+def estargz(files: dict[str, bytes]) -> bytes:
+    """Pack as eStargz does: one gzip member per file, then a table of contents, then a footer."""
+
+    def entry(name: str, data: bytes) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        return info.tobuf() + data.ljust(-(-len(data) // 512) * 512, b"\0")
+
+    members = [gzip.compress(entry(name, data), mtime=0) for name, data in files.items()]
+    offset = sum(map(len, members))
+    contents = json.dumps({"version": 1, "entries": []}).encode()
+    table = gzip.compress(entry("stargz.index.json", contents) + bytes(1024), mtime=0)
+    # RFC 1952: an empty stored block behind an extra field, `SG` and where the table begins
+    extra = b"SG" + struct.pack("<H", 22) + b"%016xSTARGZ" % offset
+    header = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x00\xff" + struct.pack("<H", len(extra)) + extra
+    return b"".join([*members, table, header + b"\x01\x00\x00\xff\xff" + bytes(8)])
+
+
+def test_layers_of_many_gzip_members_and_estargz_are_read_to_their_ends(tmp_path: Path) -> None:
+    files = {"one": b"1" * 100_000, "two": b"", "three": os.urandom(3000)}
+    archive = tar_of(files)
+    pieces = [archive[start : start + 700] for start in range(0, len(archive), 700)]
+    packed = {
+        "members": b"".join(gzip.compress(piece, mtime=0) for piece in pieces),
+        "estargz": estargz(files),
+    }
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        digests = []
+        registry.add_image("a/one", layers=[archive], tag="plain", compress="none")
+        for form, data in packed.items():
+            config = {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {},
+                "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(gzip.decompress(data)))]},
+            }
+            config_bytes, media_type = json.dumps(config).encode(), TYPES["oci"]["config"]
+            manifest = {
+                "schemaVersion": 2,
+                "config": registry.add_blob(config_bytes, media_type),
+                "layers": [registry.add_blob(data, TYPES["oci"]["gzip"])],
+            }
+            registry.add_manifest("a/one", manifest, TYPES["oci"]["manifest"], tag=form)
+        for form in ("plain", *packed):
+            (image,) = target.publish(f"{registry.host}/a/one:{form}").images
+            assert image.publication is not None, image.error
+            digests.append(image.publication.tree_digest)
+            with target.repository.open() as view:
+                sandbox = image.publication.sandbox.lstrip("/")
+                assert view.read_file(f"{sandbox}/three") == files["three"]
+        assert digests[0] == digests[1]
+        # the table of contents is a file of the archive, as every container engine unpacks it
+        assert digests[2] != digests[0]
         assert_sound(target)
 
 

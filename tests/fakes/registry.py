@@ -52,7 +52,8 @@ TYPES = {
         "zstd": "application/vnd.docker.image.rootfs.diff.tar.zstd",
     },
 }
-_ROUTE = re.compile(r"/v2/(.+)/(manifests|blobs|tags)/([^/]+)")
+SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+_ROUTE = re.compile(r"/v2/(.+)/(manifests|blobs|tags|referrers)/([^/]+)")
 _RANGE = re.compile(r"bytes=([0-9]+)-")
 
 
@@ -102,6 +103,7 @@ class FakeRegistry:
         self.files: dict[str, bytes] = {}  # other paths, as of a content server beside it
         self.honours_ranges = True
         self.page_size = 100  # tags in one answer
+        self.lists_referrers = True  # whether there is a referrers API
         self.tokens: set[str] = set()  # the valid ones
         self.token_field = "token"
         self._issued = 0
@@ -193,6 +195,45 @@ class FakeRegistry:
         index = {"schemaVersion": 2, "mediaType": media_type, "manifests": entries}
         return self.add_manifest(repository, index, media_type, tag=tag)
 
+    def add_old_image(
+        self,
+        repository: str,
+        layers: Sequence[bytes],
+        *,
+        tag: str = "latest",
+        empty_on_top: bool = False,
+        media_type: str = SCHEMA_1,
+    ) -> Digest:
+        """Store tar archives as a Docker schema 1 image with a signature nobody can check."""
+        history: list[dict[str, Any]] = []
+        blobs: list[dict[str, str]] = []
+        for number, packed in enumerate([pack(layer, "gzip") for layer in layers]):
+            entry: dict[str, Any] = {"id": f"{number:064x}", "created": "2015-01-01T00:00:00Z"}
+            if history:
+                entry["parent"] = history[0]["id"]
+            history.insert(0, entry)
+            blobs.insert(0, {"blobSum": self.add_blob(packed)["digest"]})
+        if empty_on_top:
+            nothing = self.add_blob(pack(tar_of({}), "gzip"))["digest"]
+            parent = history[0]["id"]
+            history.insert(0, {"id": "f" * 64, "parent": parent, "throwaway": True, "Size": 0})
+            blobs.insert(0, {"blobSum": nothing})
+        history[0] |= {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]}}
+        document = {
+            "schemaVersion": 1,
+            "name": repository,
+            "tag": tag,
+            "architecture": "amd64",
+            "fsLayers": blobs,
+            "history": [{"v1Compatibility": json.dumps(entry)} for entry in history],
+        }
+        payload = json.dumps(document, indent=3).encode()
+        body = sign_old_manifest(payload) if media_type == SCHEMA_1 else payload
+        digest = Digest.of(payload)
+        self.manifests[repository, str(digest)] = (media_type, body)
+        self.tags.setdefault(repository, {})[tag] = str(digest)
+        return digest
+
     def add_manifest(
         self, repository: str, document: Mapping[str, Any] | bytes, media_type: str, tag: str = ""
     ) -> Digest:
@@ -222,8 +263,8 @@ class FakeRegistry:
         """Apply `change` to replies to `method` whose path matches the expression `path`."""
         self._faults.append(_Fault(method, re.compile(path), change, times))
 
-    def clear_faults(self) -> None:
-        """Be honest again."""
+    def be_honest(self) -> None:
+        """Forget all faults."""
         self._faults.clear()
 
     def before(self, method: str, path: str, action: Callable[[], object]) -> None:
@@ -293,6 +334,8 @@ class FakeRegistry:
             return _error(404, "NAME_UNKNOWN")
         if kind == "tags":
             return self._answer_tags(repository, request)
+        if kind == "referrers":
+            return self._answer_referrers(repository, name, request)
         digest = self.tags[repository].get(name, name)
         if (repository, digest) not in self.manifests:
             return _error(404, "MANIFEST_UNKNOWN")
@@ -320,6 +363,26 @@ class FakeRegistry:
             more = f"/v2/{repository}/tags/list?n={size}&last={left[size - 1]}"
             headers["Link"] = f'<{more}>; rel="next"'
         return Reply(200, headers, json.dumps({"name": repository, "tags": left[:size]}).encode())
+
+    def _answer_referrers(self, repository: str, digest: str, request: Recorded) -> Reply:
+        if not self.lists_referrers:
+            return _error(404, "NOT_FOUND")
+        entries = []
+        for (owner, name), (_, body) in self.manifests.items():
+            document = json.loads(body) if owner == repository and b'"subject"' in body else {}
+            if document.get("subject", {}).get("digest") == digest:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                described = self.describe(repository, Digest.parse(name))
+                entries.append({**described, "artifactType": kind})
+        media_type = TYPES["oci"]["index"]
+        headers = {"Content-Type": media_type}
+        first = int(parse_qs(urlsplit(request.path).query).get("from", ["0"])[0])
+        page = entries[first : first + self.page_size]
+        if entries[first + self.page_size :]:
+            more = f"/v2/{repository}/referrers/{digest}?from={first + self.page_size}"
+            headers["Link"] = f'<{more}>; rel="next"'
+        index = {"schemaVersion": 2, "mediaType": media_type, "manifests": page}
+        return Reply(200, headers, json.dumps(index).encode())
 
     def _challenge(self, request: Recorded, repository: str) -> str:
         given = request.headers.get("authorization", "")
@@ -425,6 +488,27 @@ def _basic(username: str, password: str) -> str:
 
 
 # ---------------------------------------------------------------------- material
+
+
+def sign_old_manifest(payload: bytes) -> bytes:
+    """Return a schema 1 manifest as registries send it: signed as libtrust signs, with any key."""
+
+    def encode(data: bytes) -> str:
+        return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+    length = payload.rstrip().rindex(b"\n")  # before the line of the last brace
+    protected = {
+        "formatLength": length,
+        "formatTail": encode(payload[length:]),
+        "time": "2015-01-01T00:00:00Z",
+    }
+    signature = {
+        "header": {"alg": "ES256"},
+        "signature": encode(bytes(64)),
+        "protected": encode(json.dumps(protected).encode()),
+    }
+    signatures = json.dumps([signature], indent=3).encode()
+    return payload[:length] + b',\n   "signatures": ' + signatures + payload[length:]
 
 
 def tar_of(files: Mapping[str, bytes]) -> bytes:

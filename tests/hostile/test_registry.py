@@ -23,8 +23,9 @@ from cvmfs_publish.sources.base import (
     RateLimitedError,
     ResolvedImage,
 )
+from cvmfs_publish.sources.registry.answers import parse_redirect
 from cvmfs_publish.sources.registry.auth import Credential
-from cvmfs_publish.sources.registry.client import RegistryClient
+from cvmfs_publish.sources.registry.client import TOKEN_LIMIT, RegistryClient
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
 from cvmfs_publish.sources.registry.source import RegistrySource
 from tests.fakes.registry import (
@@ -558,6 +559,24 @@ def test_a_token_that_expired_is_renewed_once_per_refusal(
         assert registry.count("GET", "/token") == 3
 
 
+def test_a_token_that_expires_within_a_layer_is_renewed_where_the_layer_goes_on(
+    registry: FakeRegistry, waits: Waits
+) -> None:
+    registry.require_bearer()
+    registry.add_image("a/b", [CONTENT], compress="none")
+    with RegistryClient(sleep=waits) as client:
+        source = RegistrySource(client)
+        image = source.resolve(Reference.parse(registry.name("a/b")), AMD64)
+        registry.fault("GET", str(image.layers[0].digest), cut(1_000_000))
+        with source.open_layer(image.reference, image.layers[0]) as stream:
+            first = stream.read(1000)
+            registry.tokens.clear()
+            rest = b"".join(iter(lambda: stream.read(100_000), b""))
+    assert first + rest == CONTENT
+    assert registry.count("GET", "/token") == 2
+    assert registry.find("GET", "/blobs/")[-1].headers["range"] == "bytes=1000000-"
+
+
 @pytest.mark.parametrize("scheme", ["basic", "bearer"])
 @pytest.mark.parametrize("given", [None, Credential("bot", "wr0ng")])
 def test_refused_access_names_the_user_and_no_secret(
@@ -647,6 +666,34 @@ def test_a_broken_answer_of_the_token_server_is_asked_for_again(
     assert source.head(Reference.parse(registry.name("a/b"))) == digest
 
 
+def test_an_endless_answer_of_the_token_server_is_not_read_to_its_end(
+    registry: FakeRegistry, client: RegistryClient
+) -> None:
+    registry.require_bearer()
+    registry.fault("GET", "/token", body(b" " * (TOKEN_LIMIT + 5_000_000)), times=None)
+    with pytest.raises(IntegrityError, match=f"larger than {TOKEN_LIMIT}"):
+        RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+    assert client.bytes_received < TOKEN_LIMIT + 100_000
+
+
+def test_a_redirect_out_of_tls_is_not_followed() -> None:
+    with pytest.raises(RemoteError, match="from TLS to plain HTTP"):
+        parse_redirect("https://registry.example.org/v2/", "http://registry.example.org/", "x")
+
+
+def test_a_refused_login_is_never_tried_again_as_nobody(
+    registry: FakeRegistry, waits: Waits
+) -> None:
+    registry.require_bearer("bot", "s3cret-word")
+    registry.add_image("a/b", [CONTENT])
+    wrong = {registry.host: Credential("bot", "wr0ng")}
+    with RegistryClient(credentials=wrong, sleep=waits) as client:
+        for _ in range(2):
+            with pytest.raises(AccessDeniedError):
+                RegistrySource(client).head(Reference.parse(registry.name("a/b")))
+    assert all("authorization" in r.headers for r in registry.find("GET", "/token"))
+
+
 def test_cookies_are_not_kept(registry: FakeRegistry, source: RegistrySource) -> None:
     registry.add_image("a/b", [CONTENT])
     registry.fault("HEAD", "", with_header("Set-Cookie", "track=me"), times=None)
@@ -720,7 +767,7 @@ def test_an_endless_manifest_is_not_read_to_its_end(
 ) -> None:
     registry.fault("GET", "/manifests/", body(b" " * (32 << 20)))
     before = client.bytes_received
-    with pytest.raises(IntegrityError, match="larger than 4194304 bytes"):
+    with pytest.raises(IntegrityError, match="more than 4194304 bytes"):
         source.resolve(image.reference, AMD64)
     assert client.bytes_received - before <= (4 << 20) + 1
 

@@ -134,7 +134,7 @@ def _live(days: Days) -> None:
     registry.fault("HEAD", "", status(503), times=None)
     one.append(days.push("a/one", "1", b"third"))
     days.day("outage", ("a/one", "1", one[-1]), settles=False)
-    registry.clear_faults()
+    registry.be_honest()
     days.day("after the outage")
     # a line is taken out; a day later its name goes
     days.wish(*lines)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from cvmfs_publish import config, settings
-from cvmfs_publish.config import ByteSize, Config, RegistryConfig, RootPath
+from cvmfs_publish.config import (
+    ByteSize,
+    Config,
+    HookConfig,
+    ListUrl,
+    MirrorPlace,
+    NotifyConfig,
+    RegistryConfig,
+    RootPath,
+    VariableName,
+    WishlistConfig,
+)
 from cvmfs_publish.errors import InputError
 
 MINIMAL = "repository: {name: containers.example.org}\n"
@@ -61,7 +73,10 @@ sandbox:
   permissions: readable           # readable | strict
 registries:
   ghcr.io: {username: bot, password_file: token}
-  Index.Docker.io: {plain_http: false}
+  Index.Docker.io:
+    mirrors: [mirror.example.org, Harbor.example.org:8443/hub/x]
+    pulls_per_hour: 60
+  quay.io: {username: bot, password_env: QUAY_TOKEN, ca_file: ca.pem, mirror_tags: false}
 limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 """,
     )
@@ -71,7 +86,19 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
     assert loaded.sandbox.sites == ("slac", "in2p3", tmp_path / "own.yaml")
     assert loaded.registries == {
         "ghcr.io": RegistryConfig(username="bot", password_file=tmp_path / "token"),
-        "docker.io": RegistryConfig(),
+        "docker.io": RegistryConfig(
+            mirrors=(
+                MirrorPlace("mirror.example.org"),
+                MirrorPlace("harbor.example.org:8443/hub/x"),
+            ),
+            pulls_per_hour=60,
+        ),
+        "quay.io": RegistryConfig(
+            username="bot",
+            password_env=VariableName("QUAY_TOKEN"),
+            ca_file=tmp_path / "ca.pem",
+            mirror_tags=False,
+        ),
     }
     assert loaded.limits.image_bytes == 20 * 1024**3
     assert loaded.limits.layer_bytes == 500 * 1000**2
@@ -80,13 +107,7 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
 @pytest.mark.parametrize(
     "line",
     [
-        "trust: []",
-        "wishlists: [images.yaml]",
-        "webhooks: {secret_file: hook}",
         "replicas: []",
-        "notify: []",
-        "registries: {docker.io: {mirrors: [mirror.example.org]}}",
-        "registries: {docker.io: {pulls_per_hour: 60}}",
     ],
 )
 def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line: str) -> None:
@@ -133,6 +154,17 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
             MINIMAL + "registries: {a: {username: a, password: b, password_file: c}}",
             "registries.a: password and password_file are both given",
         ),
+        (
+            MINIMAL + "registries: {a: {username: a, password_env: B, password_file: c}}",
+            "password_file and password_env are both given",
+        ),
+        (MINIMAL + "registries: {a: {username: a, password_env: s3cret-t0ken}}", "'s3c'… is not"),
+        (MINIMAL + "registries: {a: {pulls_per_hour: 0}}", "pulls_per_hour: wants a number above"),
+        (MINIMAL + "registries: {a: {requests_per_hour: -1}}", "requests_per_hour: wants a number"),
+        (MINIMAL + "registries: {a: {mirrors: [https://b]}}", "is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b/c/]}}", "'b/c/' is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b/../c]}}", "is not a place of a mirror"),
+        (MINIMAL + "registries: {a: {mirrors: [b c]}}", "is not a registry host"),
         (MINIMAL + "limits: {entries: 0}", "entries: wants a number above zero, found 0"),
         (MINIMAL + "limits: {image_bytes: 0}", "'0' is not a possible size"),
         (MINIMAL + "limits: {image_bytes: 1PB}", "'1PB' is not a size"),
@@ -171,9 +203,18 @@ def test_roots_may_be_deep() -> None:
 def test_a_password_comes_from_the_file_or_the_key(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("  s3cret\n")
-    assert RegistryConfig("bot", password_file=token).read_password() == "s3cret"
-    assert RegistryConfig("bot", password="here").read_password() == "here"
-    assert RegistryConfig().read_password() is None
+    assert RegistryConfig("bot", password_file=token).read_password({}) == "s3cret"
+    assert RegistryConfig("bot", password="here").read_password({}) == "here"
+    assert RegistryConfig().read_password({}) is None
+
+
+def test_a_password_comes_from_the_variable_that_is_named() -> None:
+    login = RegistryConfig("bot", password_env=VariableName("TOKEN"))
+    assert login.read_password({"TOKEN": "s3cret", "OTHER": "x"}) == "s3cret"
+    for environ, what in (({}, "is not set"), ({"TOKEN": "a\nb"}, "does not hold one line")):
+        with pytest.raises(InputError, match=f"password_env TOKEN: the variable {what}") as caught:
+            login.read_password(environ)
+        assert "a\nb" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"x" * 70_000])
@@ -181,13 +222,13 @@ def test_a_password_file_holds_one_line(tmp_path: Path, content: bytes) -> None:
     token = tmp_path / "token"
     token.write_bytes(content)
     with pytest.raises(InputError, match="does not hold one line with a password"):
-        RegistryConfig("bot", password_file=token).read_password()
+        RegistryConfig("bot", password_file=token).read_password({})
 
 
 def test_a_missing_password_file_is_named(tmp_path: Path) -> None:
     token = tmp_path / "token"
     with pytest.raises(InputError, match=re.escape(f"{token}: cannot be read: No such file")):
-        RegistryConfig("bot", password_file=token).read_password()
+        RegistryConfig("bot", password_file=token).read_password({})
 
 
 def test_the_file_named_wins_then_the_variable_then_the_folder(
@@ -285,11 +326,21 @@ def uncommented(text: str) -> str:
 def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> None:
     text = config.render_default_config("a.example.org")
     shown = load(tmp_path, uncommented(text))
-    login = RegistryConfig(username="bot", password_file=tmp_path / "token")
-    assert shown.registries == {"ghcr.io": login}
+    assert [type(each) for each in shown.wishlists] == [type(tmp_path), WishlistConfig]
+    assert shown.webhooks is not None
+    assert shown.webhooks.sources["gitlab"].hosts == {"registry:5000": "registry.example.org"}
+    assert len(shown.notify) == 4
+    text = re.sub(r"(?sm)^#(wishlists|webhooks|notify):.*?^$", "", text + "\n")
+    login = RegistryConfig(
+        username="bot", password_file=tmp_path / "token", ca_file=tmp_path / "ca.pem"
+    )
+    hub = RegistryConfig(pulls_per_hour=60, requests_per_hour=1000)
+    assert shown.registries == {"ghcr.io": login, "docker.io": hub}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|listen|drop|weights|token_file|url"
+        "store|format|max_bytes|auth_url|user|key_file|project|user_domain|project_domain|"
+        "storage_url|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
+        "pulls_per_hour|requests_per_hour|listen|drop|weights|token_file|url"
     )
     without = re.sub(rf"(?m)^ +#({examples}).*\n", "", text)
     assert load(tmp_path, uncommented(without)) == load(tmp_path, text)
@@ -301,3 +352,121 @@ def test_every_key_is_explained_in_that_file() -> None:
         name = doc.path.rsplit(".", 1)[-1]
         assert re.search(rf"\b{name}:", text), doc.path
         assert doc.doc, f"{doc.path} is not documented"
+
+
+# ---------------------------------------------------------------- wishlists, webhooks, notify
+
+
+def test_wishlists_are_paths_and_urls_with_or_without_more(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        f"""{MINIMAL}wishlists:
+  - images.yaml
+  - https://example.org/docker_images.txt
+  - git+https://example.org/lists.git//a@main
+  - {{from: lists, format: osg, owner: me, keep_replaced: 2d, priority: -3}}
+""",
+    )
+    assert loaded.wishlists == (
+        tmp_path / "images.yaml",
+        ListUrl("https://example.org/docker_images.txt"),
+        ListUrl("git+https://example.org/lists.git//a@main"),
+        WishlistConfig(tmp_path / "lists", "osg", config.Owner("me"), timedelta(days=2), -3),
+    )
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("ftp://example.org/x", "wants a URL such as"),
+        ("https://user:secret@example.org/x", "wants a URL such as"),
+        ("git+ssh://example.org/x", "wants a URL such as"),
+        ("git+https://u:secret@example.org/x", "wants a URL such as"),
+        ("{owner: me}", "required key 'from' missing"),
+        ("{from: x, format: oci}", "wants one of own, ducc, osg"),
+        ("{from: x, priority: 10}", "wants a number from -9 to 9"),
+        ("{from: x, owner: a@}", "is not an address of e-mail"),
+    ],
+)
+def test_a_wishlist_that_cannot_be_one_is_refused(tmp_path: Path, item: str, message: str) -> None:
+    assert message in str(refusal(tmp_path, f"{MINIMAL}wishlists: ['x', {item}]\n"))
+
+
+def test_webhooks_have_a_secret_and_sources(tmp_path: Path) -> None:
+    secret = tmp_path / "hook"
+    secret.write_text("a secret of many letters\n")
+    secret.chmod(0o400)
+    gitlab = "{registry: R.example.org, hosts: {Reg:5000: R.example.org}}"
+    text = f"{{secret_file: hook, sources: {{harbor: {{}}, gitlab: {gitlab}}}}}"
+    loaded = load(tmp_path, f"{MINIMAL}webhooks: {text}\n")
+    assert loaded.webhooks is not None
+    assert loaded.webhooks.read_secret() == "a secret of many letters"
+    assert loaded.webhooks.sources == {
+        "harbor": HookConfig(),
+        "gitlab": HookConfig(
+            config.RegistryHost("r.example.org"),
+            {config.RegistryHost("reg:5000"): config.RegistryHost("r.example.org")},
+        ),
+    }
+    secret.chmod(0o444)
+    with pytest.raises(InputError, match="is open to others"):
+        loaded.webhooks.read_secret()
+
+
+@pytest.mark.parametrize("text", ["{}", "{secret_file: x, sources: {quay: {}}}"])
+def test_webhooks_that_cannot_be_proven_are_refused(tmp_path: Path, text: str) -> None:
+    refusal(tmp_path, f"{MINIMAL}webhooks: {text}\n")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "{file: events.jsonl}",
+        "{webhook: 'https://example.org/hook?x=1', secret_file: s, kinds: [a, 'b-*'], timeout: 5s}",
+        "{email: [owner, a@example.org], from: b@example.org, server: 'mail.example.org:587',"
+        " starttls: true, username: u, password_file: p, owners: [me]}",
+        "{program: [/bin/true, -x]}",
+    ],
+)
+def test_who_is_notified_is_read(tmp_path: Path, item: str) -> None:
+    (notify,) = load(tmp_path, f"{MINIMAL}notify: [{item}]\n").notify
+    assert notify != NotifyConfig(file=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("{}", "wants one of file, webhook, email, program, found none"),
+        ("{file: a, program: [/b]}", "found file and program"),
+        ("{file: a, secret_file: s}", "secret_file belongs to webhook and means nothing to file"),
+        ("{webhook: 'http://x', starttls: true}", "starttls belongs to email"),
+        ("{webhook: 'https://u:p@x'}", "is no URL"),
+        ("{email: [], from: a@b}", "at least one address"),
+        ("{email: [a@b]}", "from is missing"),
+        ("{email: [me], from: a@b}", "email"),
+        ("{email: [a@b], from: a@b, server: 'a b'}", "is not HOST or HOST:PORT"),
+        ("{email: [a@b], from: a@b, username: u}", "belong together"),
+        ("{email: [a@b], from: a@b, username: u, password_file: p}", "without starttls"),
+        ('{email: [a@b], from: "a@b\\nBcc: c@d"}', "is not an address"),
+        ("{program: []}", "absolute path"),
+        ("{program: [tell]}", "absolute path"),
+        ("{file: a, timeout: 0s}", "wants 1s to 10m"),
+    ],
+)
+def test_a_notification_that_cannot_work_is_refused(
+    tmp_path: Path, item: str, message: str
+) -> None:
+    assert message in str(refusal(tmp_path, f"{MINIMAL}notify: [{item}]\n"))
+
+
+def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text("utf-8")
+    example = re.search(r"^    trust:\n(?:      .*\n)+", page, re.MULTILINE)
+    assert example is not None
+    rules = load(tmp_path, MINIMAL + textwrap.dedent(example[0])).trust
+    assert [(rule.match.text, rule.policy) for rule in rules] == [
+        ("ghcr.io/team/*", "cosign"),
+        ("docker.io/library/*", "accept"),
+        ("*", "reject"),
+    ]
+    assert rules[0].keys == (tmp_path / "keys/team.pub", tmp_path / "keys/release.pub")

@@ -19,9 +19,10 @@ FLOW = (
     "digest",
     "findings",
     "settings",
-    "config",
     "origin",
     "reference",
+    "patterns",
+    "config",
     "streams",
     "sources",
     "content",
@@ -50,16 +51,20 @@ HOMES: dict[str, set[str]] = {
         NATIVE + "signing.py",
         NATIVE + "trust.py",
         NATIVE + "whitelist.py",
+        "sources/public_keys.py",
     },
     "importlib.import_module": {"cli/lazy.py", "content/stores.py"},  # what not every run needs
     "jinja2": {"sites/pages.py", "web/pages.py"},
-    "obstore": {"content/s3_client.py"},
+    "nacl": {"sources/public_keys.py"},
+    "obstore": {"content/s3_client.py", "sources/objectstore.py"},
+    "pysequoia": {"sources/openpgp.py"},
     "requests": {
         "sources/registry/client.py",
         NATIVE + "http_origin.py",
         "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
     },
     "rich": {"cli/"},
+    "smtplib": {"watch/mail.py"},
     "sqlite3": {
         NATIVE + "catalog.py",
         NATIVE + "check_catalog.py",
@@ -76,7 +81,8 @@ HOMES: dict[str, set[str]] = {
         "sites/bench.py",  # what a node runs
         "sources/registry/credentials.py",  # docker-credential-…
         "watch/child.py",  # a process of our own for each publish
-        "watch/checkout.py",  # git
+        "watch/programs.py",  # git, hook programs
+        "sources/squashfs.py",  # sqfs2tar
     },
     "typer": {"cli/"},
     "urllib3": {"sources/registry/client.py", NATIVE + "http_origin.py"},

@@ -33,7 +33,7 @@ RECORD = Publication(
 )  # fmt: skip
 # later than format 1
 OPTIONAL = {
-    *("signature", "what", "history", "pinned_at", "pinned"),
+    *("signature", "what", "history", "pinned_at", "pinned", "signed_by", "trust"),
     *("source", "source_state"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from cvmfs_publish.errors import InputError
 from cvmfs_publish.reference import Reference, parse_registry
 
 HEX = "0123456789abcdef" * 4
-WISHLIST = Path(__file__).parents[3] / "shared/data/wishlists/osg-docker_images.txt"
+WISHLISTS = Path(__file__).parents[3] / "shared/data/wishlists"
 
 
 @pytest.mark.parametrize(
@@ -191,11 +192,76 @@ def test_any_text_is_a_safe_reference_or_an_input_error(text: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._:@/\[\]-]+", reference.name)
 
 
-def test_every_line_of_a_real_list_is_understood() -> None:
-    if not WISHLIST.exists():
+def lines_of(name: str) -> list[str]:
+    path = WISHLISTS / name
+    if not path.exists():
         pytest.skip("the list is not beside this checkout")
-    lines = [line.strip() for line in WISHLIST.read_text("utf-8").splitlines()]
-    entries = [line for line in lines if line and not line.startswith("#") and "*" not in line]
-    assert len(entries) > 400
-    names = {Reference.parse(entry).name for entry in entries}
-    assert len(names) == len(entries)
+    return [line.strip() for line in path.read_text("utf-8").splitlines()]
+
+
+def as_osg_reads_it(line: str) -> tuple[str, str, str]:
+    """Return registry, repository and tag as `parse_image` of cvmfs-singularity-sync does.
+
+    Its grammar in prose: facts/publishers.md, section (f), "OSG docker_images.txt".
+    """
+    parts = line.split("/")
+    if len(parts) < 3:
+        parts = ["docker.io", *(["library"] if len(parts) == 1 else []), *parts]
+    name, _, tag = "/".join(parts[1:]).partition(":")
+    return parts[0], name, tag or "latest"
+
+
+def as_ducc_reads_it(line: str) -> tuple[str, str, str]:
+    """Return registry, repository and tag as `ParseImage` of DUCC does, Docker Hub's name aside."""
+    url = urlsplit(line)
+    path, _, tag = url.path.strip("/").partition(":")
+    registry = "docker.io" if url.netloc == "registry.hub.docker.com" else url.netloc
+    return registry, path, tag
+
+
+def fields(text: str) -> tuple[str, str, str]:
+    reference = Reference.parse(text)
+    return reference.registry, reference.repository, reference.tag
+
+
+def test_every_entry_of_the_osg_list_means_what_its_own_tool_makes_of_it() -> None:
+    lines = lines_of("osg-docker_images.txt")
+    entries = [line for line in lines if line and not line.startswith("#")]
+    assert len(entries) == 562
+    for entry in entries:
+        # what a pattern of tags stands for is one tag; the name before it is what counts here
+        plain = entry.partition(":")[0] if "*" in entry else entry
+        assert fields(plain) == as_osg_reads_it(plain), entry
+
+
+def test_every_entry_of_the_unpacked_list_means_what_its_own_tool_makes_of_it() -> None:
+    lines = lines_of("unpacked-recipe.yaml")
+    entries = [line.strip("- '") for line in lines if line.startswith("- ")]
+    assert len(entries) == 47
+    for entry in entries:
+        plain = entry.removesuffix(":*") + (":1" if entry.endswith(":*") else "")
+        assert fields(plain.removeprefix("https://")) == as_ducc_reads_it(plain), entry
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # facts/publishers.md, section (f): what stands, or once stood, in the two lists
+        ("centos", ("docker.io", "library/centos", "latest")),
+        ("opensciencegrid/osgvo-el7", ("docker.io", "opensciencegrid/osgvo-el7", "latest")),
+        ("docker.io/x/y", ("docker.io", "x/y", "latest")),
+        ("hub.opensciencegrid.org/a/b/c/d:1", ("hub.opensciencegrid.org", "a/b/c/d", "1")),
+        ("ghcr.io/tool", ("ghcr.io", "tool", "latest")),  # impossible in OSG's grammar
+        ("a/b/c:1", ("docker.io", "a/b/c", "1")),  # a registry "a" in OSG's grammar
+        (f"a/b:{'0123456789abcdef' * 2}01234567", ("docker.io", "a/b", f"{HEX[:32]}01234567")),
+        ("a/b:V1_RC-2", ("docker.io", "a/b", "V1_RC-2")),
+        ("quay.io/biocontainers/x--dev:main", ("quay.io", "biocontainers/x--dev", "main")),
+        ("gitlab-p4n.aip.de:5005/p4n/x/y:latest", ("gitlab-p4n.aip.de:5005", "p4n/x/y", "latest")),
+        ("127.0.0.1:5000/a/b:1", ("127.0.0.1:5000", "a/b", "1")),  # DUCC cannot read it
+        (f"ghcr.io/a/b:1@sha256:{HEX}", ("ghcr.io", "a/b", "1")),
+        (f"ghcr.io/a/b@sha256:{HEX}", ("ghcr.io", "a/b", "")),  # OSG mis-reads it
+        ("registry.hub.docker.com/library/ubuntu:22.04", ("docker.io", "library/ubuntu", "22.04")),
+    ],
+)
+def test_an_odd_entry_of_a_list_has_one_meaning(text: str, expected: tuple[str, str, str]) -> None:
+    assert fields(text) == expected

@@ -14,12 +14,15 @@ import json
 import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from cvmfs_publish.errors import InputError, RemoteError
 from cvmfs_publish.sources.base import AccessDeniedError
 
 CLIENT_ID = "cvmfs-publish"
+MIN_LIFE = 10  # seconds; a token that is dead on arrival would be fetched for every request
+MAX_LIFE = 24 * 3600  # seconds; longer, the 401 comes first
 # What servers may send us to.  Deliberately narrower than RFC 3986: with a user part or a backslash
 # in it, one URL parser sees another host than the next, and credentials go to the wrong one.
 _WEB_ADDRESS = re.compile(
@@ -61,6 +64,14 @@ class Challenge:
 
     scheme: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What opened the registry: the value of an Authorization header, and how long it will do."""
+
+    authorization: str = field(repr=False)
+    life: timedelta | None = None  # None: until it is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +131,8 @@ def parse_challenges(header: str) -> list[Challenge]:
 
 def authorise(
     header: str, scope: str, credential: Credential | None, subject: str
-) -> Generator[Request, Response, str]:
-    """Return the Authorization header that answers the challenges in `header`.
+) -> Generator[Request, Response, Grant]:
+    """Return what answers the challenges in `header`.
 
     `scope` is what is asked for where the challenge does not say.  Never falls back to being
     nobody when credentials fail.  Raises `AccessDeniedError`, or `RemoteError` for a token server
@@ -131,9 +142,9 @@ def authorise(
     if "bearer" in offered:
         parameters = offered["bearer"].parameters
         response = yield plan_token_request(parameters, scope, credential, subject)
-        return f"Bearer {_parse_token(response, credential, subject)}"
+        return _parse_token(response, credential, subject)
     if "basic" in offered and credential is not None and credential.username:
-        return credential.basic
+        return Grant(credential.basic)
     if "basic" in offered:
         raise denied(subject, 401, credential)
     raise AccessDeniedError(
@@ -186,7 +197,7 @@ def denied(
     )
 
 
-def _parse_token(response: Response, credential: Credential | None, subject: str) -> str:
+def _parse_token(response: Response, credential: Credential | None, subject: str) -> Grant:
     # The OAuth2 specification answers bad credentials with 400
     if response.status in {400, 401, 403}:
         raise denied(f"{subject}: token server", response.status, credential)
@@ -200,8 +211,17 @@ def _parse_token(response: Response, credential: Credential | None, subject: str
         for name in ("token", "access_token"):
             token = document.get(name)
             if isinstance(token, str) and _TOKEN_VALUE.fullmatch(token):
-                return token
+                return Grant(f"Bearer {token}", _parse_life(document.get("expires_in")))
     raise RemoteError(f"{subject}: the token server's answer holds no usable token")
+
+
+def _parse_life(seconds: object) -> timedelta:
+    """Return how long to use a token: to four fifths, as the last request of a long job counts.
+
+    Token specification, "expires_in": seconds; "defaults to 60 seconds" where it is not said.
+    """
+    stated = seconds if isinstance(seconds, int | float) and not isinstance(seconds, bool) else 60
+    return timedelta(seconds=min(max(MIN_LIFE, stated), MAX_LIFE) * 0.8)
 
 
 def _skip_separators(header: str, position: int) -> int:

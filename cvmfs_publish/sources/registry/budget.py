@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from cvmfs_publish.sources.registry.answers import parse_retry_after
 from cvmfs_publish.sources.registry.rate_limit import RateLimit, format_wait, parse_rate_limit
 
 # A pull is a GET of a manifest, as Docker Hub counts, and is a request as well
@@ -23,7 +22,8 @@ Spent = Mapping[Kind, Mapping[int, int]]  # how many in which minute since 1970
 
 HOUR = 60  # minutes
 MAX_PAUSE = timedelta(days=1)  # whatever a registry says
-# After "too many requests" without a word of when; a wait so long is not slept but left to callers
+# After "too many requests" without a word of when.  Longer than anybody waits within a publish: the
+# other images of that registry fail at once instead of each annoying it anew
 BLIND_PAUSE = timedelta(minutes=5)
 
 
@@ -92,24 +92,23 @@ class Budget:
                     self._own[counted][_minute(now)] += 1
             return wait
 
-    def learn(self, status: int, header: Callable[[str], str], now: datetime) -> None:
-        """Draw conclusions from an answer.
+    def learn(self, header: Callable[[str], str], now: datetime) -> None:
+        """Draw conclusions from the headers of an answer.
 
-        A wait that is asked for holds for everything.  A quota that is used up holds for pulls:
-        Docker Hub counts nothing else, and registries that count requests answer 429 to them.
+        A quota that is used up holds up pulls only: Docker Hub counts nothing else, and a registry
+        that counts requests answers 429 to those that are too many.
         """
         stated = parse_rate_limit(header, now)
-        asked = parse_retry_after(header) if status in {429, 503} else None
+        if stated is None:
+            return
         with self._lock:
-            if stated is not None:
-                self._stated = stated
-                if stated.remaining == 0:
-                    self._pause(("pull",), now, stated.until_next(now))
-            if asked is not None:
-                self._pause(KINDS, now, asked)
+            self._stated = stated
+            if stated.remaining == 0:
+                self._pause(("pull",), now, stated.until_next(now))
 
-    def pause(self, wait: timedelta, now: datetime) -> None:
-        """Ask for nothing for so long."""
+    def pause(self, asked: timedelta | None, now: datetime) -> None:
+        """The registry has had enough, and nobody waits here: ask for nothing for so long."""
+        wait = BLIND_PAUSE if asked is None else asked
         with self._lock:
             self._pause(KINDS, now, wait)
 

@@ -6,7 +6,6 @@ Sources: OCI image-spec `manifest.md`, `image-index.md`, `config.md`, `descripto
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +13,16 @@ from typing import Any
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
-from cvmfs_publish.sources.base import LayerDescriptor, Platform
+from cvmfs_publish.sources.base import LayerDescriptor, Platform, SourceLimits
+from cvmfs_publish.sources.registry import schema1
+from cvmfs_publish.sources.registry.values import parse_digest, parse_object
 
 MIB = 1 << 20
-# distribution-spec, "Pushing Manifests": registries take at least 4 megabytes; no more from us
-MANIFEST_LIMIT = 4 * MIB
-CONFIG_LIMIT = 8 * MIB  # history and labels of real images stay below 100 kB
+MANIFEST_LIMIT = SourceLimits().manifest_bytes
+CONFIG_LIMIT = SourceLimits().config_bytes
+MANIFEST_HINT = "raise `limits.manifest_bytes` if this image is trusted"
+CONFIG_HINT = "raise `limits.config_bytes` if this image is trusted"
+MAX_URLS = 3  # of one blob
 MAX_SIZE = 2**63 - 1  # descriptor.md: `size` is an int64
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -28,7 +31,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
-ACCEPT = ", ".join((OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST))
+ACCEPT = ", ".join(
+    (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST, schema1.SIGNED, schema1.PLAIN)
+)
 CONFIG_TYPES = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
@@ -40,7 +45,6 @@ _LAYER_TYPE = re.compile(
     r"application/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+gzip|\+zstd)?"
     r"|application/vnd\.docker\.image\.rootfs\.(?:foreign\.)?diff\.tar(?:\.gzip|\.zstd)?"
 )
-_SCHEMA_1 = re.compile(r"application/vnd\.docker\.distribution\.manifest\.v1\+\w+")
 # Content types of servers that know no better; then only the body can say what it is
 _GENERIC = frozenset(
     {"", "application/json", "application/octet-stream", "binary/octet-stream", "text/plain"}
@@ -62,6 +66,8 @@ class Descriptor:
     size: int  # bytes, never negative
     platform: Platform | None = None
     annotations: Mapping[str, object] = field(default_factory=dict)
+    artifact_type: str = ""  # "" where nobody said
+    urls: tuple[str, ...] = ()  # where else the blob is said to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,14 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class Artefact:
+    """A manifest of something that belongs to an image, such as its signature."""
+
+    subject: Digest | None  # of the image
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What is needed here of an image config."""
 
@@ -88,7 +102,12 @@ class Config:
 
 
 def parse_manifest(
-    body: bytes, content_type: str, subject: str, promised_type: str = ""
+    body: bytes,
+    content_type: str,
+    subject: str,
+    promised_type: str = "",
+    *,
+    config_limit: int = CONFIG_LIMIT,
 ) -> Manifest | Index:
     """Return what `body` is, provided everybody agrees on it.
 
@@ -97,13 +116,14 @@ def parse_manifest(
     present must not contradict each other.  Raises `IntegrityError` if they do or the body is
     malformed, `NotAnImageError` for anything but an image, `RemoteError` for a web page.
     """
-    stated = content_type.partition(";")[0].strip().lower()
+    stated = _stated_type(content_type)
     check_not_a_web_page(stated, subject)
-    document = _parse_object(body, subject)
-    if _SCHEMA_1.fullmatch(stated) or document.get("schemaVersion") == 1:
+    document = parse_object(body, subject)
+    if stated in schema1.TYPES or document.get("schemaVersion") == 1:
         raise NotAnImageError(
-            f"{subject} has a Docker schema 1 manifest, which names no verifiable layers",
-            hint="push it again with a current tool, for example `skopeo copy --format v2s2`",
+            f"{subject} is a Docker schema 1 manifest, where none can be",
+            hint="such images are read from registries, not inside an index and not with the type"
+            " of another manifest; push it again, for example with `skopeo copy --format v2s2`",
         )
     if document.get("schemaVersion") != 2:
         raise IntegrityError(
@@ -121,13 +141,51 @@ def parse_manifest(
             _parse_descriptor(layer, subject) for layer in _get_list(document, "layers", subject)
         ),
     )
-    _check_is_image(manifest, document, subject)
+    _check_is_image(manifest, document, subject, config_limit)
     return manifest
+
+
+def parse_artefact(body: bytes, subject: str) -> Artefact:
+    """Return what belongs to an image; raise `IntegrityError` for what is no manifest."""
+    document = parse_object(body, subject)
+    image = document.get("subject")
+    return Artefact(
+        _parse_descriptor(image, subject).digest if image is not None else None,
+        tuple(
+            _parse_descriptor(layer, subject) for layer in _get_list(document, "layers", subject)
+        ),
+    )
+
+
+def parse_referrers(body: bytes, subject: str) -> tuple[Descriptor, ...]:
+    """Return the manifests in a list of referrers, or raise `IntegrityError`.
+
+    distribution-spec, "Listing Referrers": an image index, by the API or under the fallback tag.
+    """
+    document = parse_object(body, subject)
+    return tuple(
+        _parse_descriptor(entry, subject) for entry in _get_list(document, "manifests", subject)
+    )
+
+
+def is_old(body: bytes, content_type: str) -> bool:
+    """Whether a manifest is of Docker's schema 1; early registries called it application/json."""
+    stated = _stated_type(content_type)
+    if stated not in _GENERIC:
+        return stated in schema1.TYPES
+    try:
+        return parse_object(body, "").get("schemaVersion") == 1
+    except IntegrityError:
+        return False  # what it is, if anything, is told by whoever parses it
+
+
+def _stated_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def parse_config(body: bytes, subject: str) -> Config:
     """Raise `IntegrityError` unless `body` is an image config with a list of diff ids."""
-    document = _parse_object(body, subject)
+    document = parse_object(body, subject)
     rootfs = document.get("rootfs")
     if not isinstance(rootfs, dict) or rootfs.get("type") != "layers":
         raise IntegrityError(f'{subject}: the image config has no rootfs of type "layers"')
@@ -137,7 +195,7 @@ def parse_config(body: bytes, subject: str) -> Config:
     if not isinstance(diff_ids, list):
         raise IntegrityError(f"{subject}: rootfs.diff_ids of the image config is not a list")
     return Config(
-        _parse_platform(document), tuple(_parse_digest(text, subject) for text in diff_ids)
+        _parse_platform(document), tuple(parse_digest(text, subject) for text in diff_ids)
     )
 
 
@@ -154,14 +212,14 @@ def describe_layers(
             f"the config {len(config.diff_ids)} diff ids"
         )
     return tuple(
-        LayerDescriptor(layer.digest, layer.size, layer.media_type, diff_id)
+        LayerDescriptor(layer.digest, layer.size, layer.media_type, diff_id, layer.urls)
         for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
     )
 
 
 def check_not_a_web_page(content_type: str, subject: str) -> None:
     """Raise `RemoteError` for HTML: a proxy or an outage answered in place of the registry."""
-    if content_type.partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
+    if _stated_type(content_type) in {"text/html", "application/xhtml+xml"}:
         raise RemoteError(
             f"{subject}: the answer is a web page ({content_type[:80]!r}), not registry data",
             hint="is this host a registry, or does a proxy or login page answer in its place?",
@@ -198,7 +256,9 @@ def _forbid(
             raise IntegrityError(f"{subject}: a manifest of type {media_type} with {name!r}")
 
 
-def _check_is_image(manifest: Manifest, document: dict[str, Any], subject: str) -> None:
+def _check_is_image(
+    manifest: Manifest, document: dict[str, Any], subject: str, config_limit: int
+) -> None:
     config_type = manifest.config.media_type
     if config_type not in CONFIG_TYPES:
         artifact = document.get("artifactType") or config_type
@@ -213,9 +273,10 @@ def _check_is_image(manifest: Manifest, document: dict[str, Any], subject: str) 
                 "which is not a tar archive",
                 hint="supported are plain, gzip and zstd layers of Docker and OCI images",
             )
-    if manifest.config.size > CONFIG_LIMIT:
+    if manifest.config.size > config_limit:
         raise IntegrityError(
-            f"{subject}: the config has {manifest.config.size} bytes, limit {CONFIG_LIMIT}"
+            f"{subject}: the config has {manifest.config.size} bytes; the limit is {config_limit}",
+            hint=CONFIG_HINT,
         )
 
 
@@ -223,20 +284,29 @@ def _parse_descriptor(value: object, subject: str) -> Descriptor:
     if not isinstance(value, dict):
         raise IntegrityError(f"{subject}: the manifest has a descriptor that is not an object")
     media_type, size = value.get("mediaType"), value.get("size")
-    digest = _parse_digest(value.get("digest"), subject)
+    digest = parse_digest(value.get("digest"), subject)
     if not isinstance(media_type, str) or not media_type:
         raise IntegrityError(f"{subject}: the descriptor of {digest} has no mediaType")
     # bool is an int to Python, not to JSON
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise IntegrityError(f"{subject}: the descriptor of {digest} has the size {size!a}")
     annotations, platform = value.get("annotations"), value.get("platform")
+    artifact_type = value.get("artifactType")
     return Descriptor(
         media_type,
         digest,
         size,
         _parse_platform(platform) if isinstance(platform, dict) else None,
         annotations if isinstance(annotations, dict) else {},
+        artifact_type if isinstance(artifact_type, str) else "",
+        _parse_urls(value.get("urls")),
     )
+
+
+def _parse_urls(value: object) -> tuple[str, ...]:
+    """Only the first few: each is asked in turn where the registry does not have the blob."""
+    urls = value if isinstance(value, list) else []
+    return tuple(url for url in urls if isinstance(url, str))[:MAX_URLS]
 
 
 def _parse_platform(value: dict[str, Any]) -> Platform | None:
@@ -252,34 +322,8 @@ def _parse_platform(value: dict[str, Any]) -> Platform | None:
         return Platform("unknown", "unknown")
 
 
-def _parse_digest(value: object, subject: str) -> Digest:
-    try:
-        return Digest.parse(value if isinstance(value, str) else "")
-    except IntegrityError as exc:
-        raise IntegrityError(f"{subject}: {str(value)[:100]!a} is not a digest") from exc
-
-
 def _get_list(document: dict[str, Any], name: str, subject: str) -> list[object]:
     value = document.get(name)
     if not isinstance(value, list):
         raise IntegrityError(f"{subject}: the manifest has no list of {name!r}")
     return value
-
-
-def _parse_object(body: bytes, subject: str) -> dict[str, Any]:
-    try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique_keys)
-    # RecursionError: a megabyte of "[" is valid UTF-8 and exhausts the parser's stack
-    except (ValueError, RecursionError) as exc:
-        raise IntegrityError(f"{subject}: not valid JSON ({type(exc).__name__})") from exc
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{subject}: the JSON is not an object")
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """RFC 8259 leaves the meaning of repeated names open: two readers could see two images."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a name is repeated in one object")
-    return document

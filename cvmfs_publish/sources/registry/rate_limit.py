@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from cvmfs_publish.sources.registry.answers import parse_retry_after
+
 UNIX_TIME_FROM = 10**9  # a number from here on is a time, not a wait: 31 years or 2001-09-09
 MAX_SECONDS = 10**7  # of a wait or a window: four months
 _NUMBER = re.compile(r"\s*([0-9]{1,12})(?![0-9])")
@@ -64,6 +66,17 @@ def parse_rate_limit(header: Callable[[str], str], now: datetime) -> RateLimit |
                 _parse_reset(numbers["Reset"], now),
             )
     return None
+
+
+def parse_wait(header: Callable[[str], str], now: datetime) -> timedelta | None:
+    """Return the wait that a server asks for, or implies by a quota that is used up."""
+    asked = parse_retry_after(header)
+    if asked is not None:
+        return asked
+    stated = parse_rate_limit(header, now)
+    if stated is None or stated.remaining > 0:
+        return None
+    return stated.until_next(now) or None
 
 
 def format_wait(wait: timedelta) -> str:

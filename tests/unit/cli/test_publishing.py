@@ -18,7 +18,7 @@ import pytest
 from cvmfs_publish.cli.publishing import publish_settings
 from cvmfs_publish.config import load_config
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
-from tests.fakes.registry import FakeRegistry, Reply
+from tests.fakes.registry import FakeRegistry, Reply, with_header, wrong_bytes
 from tests.images import Tar
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME, checker
@@ -26,7 +26,7 @@ from tests.unit.cli.test_repository import NAME, checker
 pytestmark = pytest.mark.slow
 
 # interface.md, "publish --json"
-DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images"}
+DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images", "registries"}
 IMAGE_KEYS = {
     "source",
     *("reference", "status", "digest", "image_id", "platform", "path", "sandbox", "entries"),
@@ -258,6 +258,88 @@ def test_a_login_comes_from_the_configuration_or_from_docker(
     assert home.run("publish", "--force", image).code == 0
     home.environ["DOCKER_CONFIG"] = str(home.cwd)
     assert home.run("publish", "--force", image).code == 3
+
+
+def test_a_password_comes_from_the_variable_that_is_named(
+    home: Shell, registry: FakeRegistry
+) -> None:
+    registry.require_basic("bot", "s3cret")
+    image = registry.name("a/one", "1")
+    configure(home, f"registries: {{'{registry.host}': {{username: bot, password_env: MY_TOKEN}}}}")
+    ran = home.run("publish", image)
+    assert (ran.code, "password_env MY_TOKEN: the variable is not set" in ran.err) == (2, True)
+    home.environ["MY_TOKEN"] = "s3cret"
+    assert home.run("publish", image).code == 0
+
+
+def test_a_budget_holds_across_runs_and_is_shown(home: Shell, registry: FakeRegistry) -> None:
+    one, two = registry.name("a/one", "1"), registry.name("a/two", "1")
+    configure(home, f"registries: {{'{registry.host}': {{pulls_per_hour: 1}}}}")
+    registry.fault("HEAD", "", with_header("RateLimit-Remaining", "76;w=21600"), times=None)
+    ran = home.run("publish", "-v", one)
+    assert ran.code == 0
+    assert f"{registry.host}: 1 of 1 pulls, 5 requests in an hour, the registry says 76" in ran.err
+    document = home.json("publish", one, two, code=6)
+    assert [image["status"] for image in document["images"]] == ["unchanged", "failed"]
+    error = document["images"][1]["error"]
+    assert error["kind"] == "rate-limited"
+    assert "1 of 1 pulls" in error["message"]
+    assert "pulls_per_hour" in error["hint"]
+    assert registry.count("GET", "/v2/a/two/") == 0
+    used = document["registries"][registry.host]
+    assert (used["pulls"], used["pulls_per_hour"], used["requests"]) == (1, 1, 7)
+    assert 0 < used["next_pull_seconds"] <= 3660
+    assert used["stated"]["remaining"] == 76
+
+
+def test_an_image_comes_from_a_mirror_and_what_is_damaged_there_from_the_registry(
+    home: Shell, registry: FakeRegistry
+) -> None:
+    image = registry.name("a/one", "1")
+    with FakeRegistry() as mirror:
+        mirror.add_image("proxy/a/one", [layer("base"), layer("one")], tag="1")
+        mirror.fault("GET", "/blobs/", wrong_bytes(), times=None)
+        mirror.require_basic("mirror", "s3cret")
+        configure(
+            home,
+            f"""registries:
+  '{registry.host}': {{mirrors: ['{mirror.host}/proxy']}}
+  '{mirror.host}': {{username: mirror, password: s3cret}}""",
+        )
+        ran = home.run("publish", image)
+        assert (ran.code, ran.out.startswith(f"published  {image}  /{image}  ")) == (0, True), ran
+        assert mirror.count("GET", "/blobs/") == 3  # each of them once
+    assert registry.count("HEAD") == registry.count("GET", "/manifests/") == 0
+    assert registry.count("GET", "/blobs/") == 3
+    assert home.run("check", "--scrub").code == 0
+
+
+def test_several_platforms_are_published_side_by_side_and_each_has_its_own_past(
+    home: Shell, registry: FakeRegistry
+) -> None:
+    platforms = {
+        name: registry.add_image("a/both", [layer(name[-5:])], tag="", platform=name)
+        for name in ("linux/amd64", "linux/arm64")
+    }
+    registry.add_index("a/both", platforms, tag="1")
+    image = registry.name("a/both", "1")
+    ran = home.run("publish", image, "--platform", "linux/amd64", "--platform", "linux/arm64/v8")
+    assert ran.code == 0, ran
+    assert f"published  {image}  /{image}  " in ran.out
+    assert f"published  {image} (linux/arm64)  /{image}  " in ran.out
+    assert registry.count("HEAD") == 1
+    listed = home.json("list")["images"]
+    assert sorted(entry["platform"] for entry in listed) == ["linux/amd64", "linux/arm64"]
+    arm = ("--platform", "linux/arm64")
+    ids = {home.json("show", image, *more)["image_id"] for more in ((), arm)}
+    assert len(ids) == 2
+    assert home.run("verify", image, *arm).code == 0
+    assert home.run("unpublish", image, *arm).code == 0
+    assert [entry["platform"] for entry in home.json("list")["images"]] == ["linux/amd64"]
+    assert home.run("rollback", image, *arm).code == 0
+    assert len(home.json("history", image, *arm)["events"]) == 3
+    assert len(home.json("history", image)["events"]) == 1
+    assert home.run("check").code == 0
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ def remarks(text: str) -> list[Remark]:
             "in none of the repositories",
         ),
         ("runtimes: [ch-run]\ngpu: nv", "gpu", "no runtime of the site brings the libraries"),
+        ("runtimes: [ch-run]\nprocesses: own", "processes", "no runtime of the site can"),
         (
             "gpu: none\nruntime_conf: {always_use_nv: true}",
             "runtime_conf.always_use_nv",

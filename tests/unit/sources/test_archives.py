@@ -22,9 +22,8 @@ from cvmfs_publish.sources.archives import (
     OciArchiveSource,
     OciSource,
 )
-from cvmfs_publish.sources.base import ImageNotFoundError, Platform, ResolvedImage
+from cvmfs_publish.sources.base import ImageNotFoundError, Platform, ResolvedImage, SourceLimits
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
-from cvmfs_publish.streams.compression import DecompressionLimits
 from tests.archives import (
     COMPRESSIONS,
     docker_config,
@@ -37,7 +36,7 @@ from tests.archives import (
 from tests.images import Tar, multi_platform_image, write_oci_layout
 
 AMD64 = Platform.default()
-LIMITS = DecompressionLimits()
+LIMITS = SourceLimits()
 NAME = Reference.parse("example.org/a/b:1")
 Members = dict[str, Any]
 
@@ -219,11 +218,11 @@ def test_a_changed_file_has_another_state_and_is_read_anew(tmp_path: Path) -> No
     archive = oci_archive(tmp_path / "archive", layout)
     source = OciArchiveSource(LIMITS)
     reference = at(f"oci-archive:{archive}")
-    state, digest = source.state(where(reference)), source.head(reference)
-    assert source.state(where(reference)) == state
+    state, digest = source.state(where(reference), AMD64), source.head(reference)
+    assert source.state(where(reference), AMD64) == state
     other = write_oci_layout(tmp_path / "other", LAYERS[:1])
     oci_archive(tmp_path / "new", other).replace(archive)
-    assert source.state(where(reference)) != state
+    assert source.state(where(reference), AMD64) != state
     assert source.head(reference) != digest
 
 
@@ -468,7 +467,7 @@ def test_an_archive_that_is_a_bomb_is_refused(tmp_path: Path, compression: str) 
     bomb = pack({"blobs/zeros": bytes(80 << 20)})
     (tmp_path / "archive").write_bytes(COMPRESSIONS[compression](bomb))
     with pytest.raises(IntegrityError, match="bomb"):
-        OciArchiveSource(DecompressionLimits(ratio=20)).head(at(f"oci-archive:{tmp_path}/archive"))
+        OciArchiveSource(SourceLimits(ratio=20)).head(at(f"oci-archive:{tmp_path}/archive"))
 
 
 def test_members_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

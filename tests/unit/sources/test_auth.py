@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator
+from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -16,6 +17,7 @@ from cvmfs_publish.sources.base import AccessDeniedError
 from cvmfs_publish.sources.registry.auth import (
     Challenge,
     Credential,
+    Grant,
     Request,
     Response,
     authorise,
@@ -86,8 +88,8 @@ def test_any_header_is_challenges_or_a_remote_error(header: str) -> None:
 
 
 def play(
-    flow: Generator[Request, Response, str], *responses: Response
-) -> tuple[list[Request], str]:
+    flow: Generator[Request, Response, Grant], *responses: Response
+) -> tuple[list[Request], Grant]:
     asked: list[Request] = []
     left = iter(responses)
     try:
@@ -103,8 +105,8 @@ def token(**fields: object) -> Response:
 
 
 def test_a_token_is_asked_for_with_service_scope_and_password() -> None:
-    asked, authorization = play(authorise(HUB, "unused", BOT, "x"), token(token="t0k"))
-    assert authorization == "Bearer t0k"
+    asked, grant = play(authorise(HUB, "unused", BOT, "x"), token(token="t0k"))
+    assert grant.authorization == "Bearer t0k"
     assert [request.method for request in asked] == ["GET"]
     parts = urlsplit(asked[0].url)
     assert (parts.scheme, parts.netloc, parts.path) == ("https", "auth.docker.io", "/token")
@@ -116,8 +118,8 @@ def test_a_token_is_asked_for_with_service_scope_and_password() -> None:
 
 
 def test_an_anonymous_token_is_asked_for_without_authorization() -> None:
-    asked, authorization = play(authorise(HUB, "", None, "x"), token(access_token="t0k"))
-    assert authorization == "Bearer t0k"
+    asked, grant = play(authorise(HUB, "", None, "x"), token(access_token="t0k"))
+    assert grant.authorization == "Bearer t0k"
     assert asked[0].headers == {}
 
 
@@ -149,12 +151,31 @@ def test_an_identity_token_is_exchanged_by_post_and_never_stands_in_a_url() -> N
 
 
 def test_bearer_is_preferred_and_basic_understood() -> None:
-    asked, authorization = play(
-        authorise(f'Basic realm="x", {HUB}', "", BOT, "x"), token(token="t")
-    )
-    assert authorization == "Bearer t"
+    asked, grant = play(authorise(f'Basic realm="x", {HUB}', "", BOT, "x"), token(token="t"))
+    assert grant.authorization == "Bearer t"
     assert len(asked) == 1
-    assert play(authorise('Basic realm="x"', "", BOT, "x")) == ([], BOT.basic)
+    assert play(authorise('Basic realm="x"', "", BOT, "x")) == ([], Grant(BOT.basic))
+
+
+@pytest.mark.parametrize(
+    ("stated", "seconds"),
+    [
+        ({"expires_in": 300}, 240),
+        ({"expires_in": 300.5}, 240.4),
+        ({}, 48),
+        ({"expires_in": "soon"}, 48),
+        ({"expires_in": True}, 48),
+        ({"expires_in": None}, 48),
+        ({"expires_in": -5}, 8),
+        ({"expires_in": 0}, 8),
+        ({"expires_in": float("nan")}, 8),
+        ({"expires_in": float("inf")}, 69120),
+        ({"expires_in": 10**400}, 69120),
+    ],
+)
+def test_a_token_is_used_for_most_of_its_life(stated: dict[str, object], seconds: float) -> None:
+    _, grant = play(authorise(HUB, "", None, "x"), token(token="t", **stated))
+    assert grant.life == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403])

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvmfs_publish.sources.registry.budget import MAX_PAUSE, Allowance, Budget, Budgets, Kind
+from cvmfs_publish.sources.registry.budget import (
+    BLIND_PAUSE,
+    MAX_PAUSE,
+    Allowance,
+    Budget,
+    Budgets,
+    Kind,
+)
+from cvmfs_publish.sources.registry.client import MAX_RETRY_AFTER
 from cvmfs_publish.sources.registry.rate_limit import RateLimit, parse_rate_limit
 
 NOW = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
@@ -21,9 +29,9 @@ def headers(**values: str) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in values.items()}
 
 
-def learn(budget: Budget, status: int, now: datetime, **values: str) -> None:
+def learn(budget: Budget, **values: str) -> None:
     found = headers(**values)
-    budget.learn(status, lambda name: found.get(name, ""), now)
+    budget.learn(lambda name: found.get(name, ""), NOW)
 
 
 # ------------------------------------------------------------------ what we allow ourselves
@@ -182,7 +190,7 @@ def test_no_header_breaks_the_reading(values: dict[str, str]) -> None:
 
 def test_a_quota_that_is_used_up_holds_pulls_until_its_reset() -> None:
     budget = Budget()
-    learn(budget, 200, NOW, RateLimit_Remaining="0", RateLimit_Reset="90")
+    learn(budget, RateLimit_Remaining="0", RateLimit_Reset="90")
     assert budget.take("pull", NOW) == timedelta(seconds=90)
     assert budget.take("request", NOW) == NOTHING
     assert budget.take("pull", NOW + timedelta(seconds=90)) == NOTHING
@@ -190,27 +198,27 @@ def test_a_quota_that_is_used_up_holds_pulls_until_its_reset() -> None:
 
 def test_a_sliding_quota_frees_one_pull_after_its_share_of_the_window() -> None:
     budget = Budget()
-    learn(budget, 200, NOW, RateLimit_Limit="100;w=21600", RateLimit_Remaining="0;w=21600")
+    learn(budget, RateLimit_Limit="100;w=21600", RateLimit_Remaining="0;w=21600")
     assert budget.take("pull", NOW) == timedelta(seconds=216)
 
 
 def test_a_wait_that_is_asked_for_holds_for_everything() -> None:
     budget = Budget()
-    learn(budget, 429, NOW, Retry_After="120")
+    budget.pause(timedelta(seconds=120), NOW)
     assert budget.take("request", NOW) == budget.take("pull", NOW) == timedelta(seconds=120)
-    learn(budget, 429, NOW, Retry_After="60")  # the longer one holds
+    budget.pause(timedelta(seconds=60), NOW)  # the longer one holds
     assert budget.take("request", NOW) == timedelta(seconds=120)
 
 
-def test_a_wait_in_an_answer_that_is_fine_is_not_one_of_ours() -> None:
+def test_a_registry_that_does_not_say_when_is_left_alone_for_minutes() -> None:
     budget = Budget()
-    learn(budget, 202, NOW, Retry_After="120")
-    assert budget.take("request", NOW) == NOTHING
+    budget.pause(None, NOW)
+    assert budget.take("request", NOW) == BLIND_PAUSE > MAX_RETRY_AFTER
 
 
 def test_nobody_is_sent_away_for_more_than_a_day() -> None:
     budget = Budget()
-    learn(budget, 429, NOW, Retry_After="99999999")
+    budget.pause(timedelta(days=1000), NOW)
     assert budget.take("request", NOW) == MAX_PAUSE
 
 
@@ -242,7 +250,7 @@ def test_a_budget_is_told_in_a_line() -> None:
     budget = Budget(Allowance(pulls_per_hour=60))
     budget.take("pull", NOW)
     assert str(budget.snapshot(NOW)) == "1 of 60 pulls, 1 requests in an hour"
-    learn(budget, 200, NOW, RateLimit_Limit="100;w=21600", RateLimit_Remaining="0;w=21600")
+    learn(budget, RateLimit_Limit="100;w=21600", RateLimit_Remaining="0;w=21600")
     assert str(budget.snapshot(NOW)) == (
         "1 of 60 pulls, 1 requests in an hour, the registry says 0 of 100 in 6:00:00 left,"
         " the next pull is due in 0:03:36"

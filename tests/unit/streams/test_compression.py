@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
 import random
 import tarfile
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import zstandard
@@ -257,3 +260,25 @@ def test_tarfile_and_the_stream_agree_on_a_compressed_archive() -> None:
         info.size = len(DATA)
         tar.addfile(info, io.BytesIO(DATA))
     assert unpack(archive.getvalue()) == gzip.decompress(archive.getvalue())
+
+
+@pytest.mark.parametrize("name", sorted(PACKERS))
+@pytest.mark.parametrize("cut", [0, 3])
+def test_a_stream_is_freed_as_soon_as_nobody_needs_it(name: str, cut: int) -> None:
+    """A zstd decoder in a circle of references would be kept for ever, with all its memory."""
+
+    class Source(io.BytesIO):
+        pass
+
+    packed = PACKERS[name](b"content" * 1000)
+    source = Source(packed[: len(packed) - cut])
+    is_alive = weakref.ref(source)
+    gc.disable()
+    try:
+        stream = LayerStream(source, DecompressionLimits(), "test")
+        with suppress(IntegrityError):
+            stream.drain()
+        del stream, source
+        assert is_alive() is None
+    finally:
+        gc.enable()

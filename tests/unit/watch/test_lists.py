@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from cvmfs_publish import settings
+from cvmfs_publish.config import Config
 from cvmfs_publish.settings import MAX_FILE_BYTES
-from cvmfs_publish.watch.lists import Loaded, Place, WishlistLoader
+from cvmfs_publish.watch.lists import Loaded, Place, WishlistLoader, configured_places
 from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.wishlist import Owner, Terms
 from tests.fakes.web_server import WebServer, web_server
@@ -64,6 +66,17 @@ def test_a_file_is_read_with_the_terms_of_the_configuration(
     assert loaded.wishlist is not None
     (wish,) = loaded.wishlist.wishes
     assert (wish.place, wish.owner, wish.priority) == (f"{path}:1", "me", 2)
+
+
+def test_the_places_of_a_configuration_are_paths_and_urls_with_their_terms() -> None:
+    items = "[a.yaml, 'https://x/b', {from: c, owner: me, format: osg}]"
+    text = f"repository: {{name: a.example.org}}\nwishlists: {items}"
+    config = settings.parse(Config, text, "x")
+    assert configured_places(config) == [
+        Place(Path("a.yaml")),
+        Place("https://x/b"),
+        Place(Path("c"), Terms(owner=Owner("me")), "osg"),
+    ]
 
 
 def test_a_file_that_vanishes_counts_as_it_was_also_after_a_restart(

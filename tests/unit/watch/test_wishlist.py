@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvmfs_publish import settings
 from cvmfs_publish.settings import MAX_FILE_BYTES
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.watch.own_format import Entry, Head
 from cvmfs_publish.watch.wishlist import (
     Owner,
     Problem,
@@ -358,6 +361,8 @@ def test_a_tag_beside_a_rule_for_it_is_no_conflict() -> None:
         ("version: 1\nimages: []\n---\nversion: 1", 3, "not valid YAML"),
         ("[" * 1000, 1, "nested deeper"),
         ("x" * (MAX_FILE_BYTES + 1), 0, "not a wishlist"),
+        ("a\n" * 1_000_001, 0, "more than 100000 lines and commas"),
+        ("version: 1\nimages: [" + "a," * 1_000_000 + "]", 0, "more than 100000 lines"),
     ],
 )
 def test_a_text_that_is_no_wishlist_is_one_problem(text: str, line: int, message: str) -> None:
@@ -415,6 +420,13 @@ def test_bytes_that_are_no_text_make_only_their_own_line_wrong() -> None:
     assert read.problems[0].text.isprintable()
 
 
+def test_the_problems_of_a_list_are_bounded_and_the_rest_is_counted() -> None:
+    read = parse_wishlist("debian:12\n" + "A\n" * 3000, "x")
+    assert len(read.wishes) == 1
+    assert len(read.problems) == 1001
+    assert read.problems[-1].message == "2000 more problems are not shown"
+
+
 def test_json_is_yaml() -> None:
     assert the_wish(parse_wishlist('{"version": 1, "images": ["a/b:1"]}', "x")).tag == "1"
 
@@ -434,3 +446,11 @@ def test_no_text_at_all_raises(text: str) -> None:
         for problem in read.problems:
             assert problem.text.isprintable()
             assert problem.message.isprintable()
+
+
+def test_every_key_of_the_own_format_is_explained() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "wishlists.md").read_text("utf-8")
+    for section in (Head, Entry):
+        for key in settings.iter_keys(section):
+            assert f"`{key.path.rpartition('.')[2]}`" in page, key.path
+            assert key.doc, key.path
