@@ -54,6 +54,7 @@ LARGEST_REPOSITORY = 50  # tags of a made-up one
 STORM_SHARE = 0.2  # of requests that are refused or broken in the storm
 STORM_SECONDS = 1800  # of the simulated clock
 RETRY_AFTER = 60  # seconds, of a refusal
+STEP = timedelta(seconds=5)  # by which the simulated clock moves at least
 LOOK_EVERY = timedelta(minutes=5)  # whether everything has been answered
 DEADLINE = timedelta(hours=4)  # of the simulated clock, for everything to be asked again
 _MANIFEST = re.compile(r"/v2/(.+)/manifests/([^/?]+)")
@@ -312,7 +313,7 @@ def _poll_until_done(state: State, poller: Poller, now: datetime, *, is_moved: b
         following = state.next_poll_at()
         if following is None:
             break
-        now = max(now + timedelta(seconds=1), following)
+        now = max(now + STEP, following)
     return now
 
 

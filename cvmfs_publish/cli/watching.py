@@ -8,11 +8,11 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -86,8 +86,11 @@ def watch(
     if retry:
         return _retry(session, retry)
     logging.getLogger("cvmfs_publish.watch").setLevel(logging.INFO)
-    with WatchLock(session.config.state), State.open(session.config.state) as state:
-        service = _Service(session, state)
+    with (
+        WatchLock(session.config.state),
+        State.open(session.config.state) as state,
+        _Service(session, state) as service,
+    ):
         if once:
             return service.run_once()
         service.run(listen or session.config.watch.listen)
@@ -119,6 +122,7 @@ class _Service:
         self._session = session
         self._state = state
         self._stack = ExitStack()  # of the parts in use
+        self._former = ExitStack()  # of those before a reload
         address = session.environ.get("NOTIFY_SOCKET", "")
         self._watcher = Watcher(
             state,
@@ -128,15 +132,21 @@ class _Service:
             alive=lambda message: notify(address, message),
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._former.close()
+        self._stack.close()
+
     def run_once(self) -> int:
-        signal.signal(signal.SIGTERM, lambda *_: self._watcher.stop())
-        with self._stack:
+        with _handling({signal.SIGTERM: self._watcher.stop}):
             is_fine = self._watcher.run_once()
-            self._tell_counts()
+        self._tell_counts()
         return 0 if is_fine else EXIT_PARTIAL
 
     def run(self, listen: str | None) -> None:
-        with self._stack, ExitStack() as stack:
+        with ExitStack() as stack:
             url = stack.enter_context(self._serving(listen)) if listen is not None else None
             name = self._session.config.repository.name
             document = {"repository": name, "url": url}
@@ -144,9 +154,16 @@ class _Service:
             self._session.out.result(document, text)
             self._session.out.stdout.flush()  # whoever started the service waits for this line
             warn_of_expiry(self._session)  # nobody looks at what it says when it ends
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: self._watcher.stop())
-            signal.signal(signal.SIGHUP, lambda *_: self._watcher.reload_soon())
+            stop = self._watcher.stop
+            stack.enter_context(
+                _handling(
+                    {
+                        signal.SIGTERM: stop,
+                        signal.SIGINT: stop,
+                        signal.SIGHUP: self._watcher.reload_soon,
+                    }
+                )
+            )
             self._watcher.run(self._load_parts)
 
     def _tell_counts(self) -> None:
@@ -170,8 +187,8 @@ class _Service:
             raise InputError("`state` cannot change while the service runs", hint="restart it")
         with ExitStack() as stack:
             parts = self._open_parts(config, stack)
-            self._stack.close()
-            self._stack = stack.pop_all()
+            self._former.close()  # what is in use now may be in the middle of something
+            self._former, self._stack = self._stack, stack.pop_all()
         vars(session)["config"] = config
         return parts
 
@@ -279,6 +296,21 @@ class _Service:
             finally:
                 server.should_exit = True
                 thread.join()
+
+
+@contextmanager
+def _handling(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    """Let signals do other things for a while."""
+
+    def handle(number: int, _: object) -> None:
+        handlers[signal.Signals(number)]()
+
+    before = {number: signal.signal(number, handle) for number in handlers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Control:
