@@ -70,6 +70,7 @@ from cvmfs_publish.sources.base import (
 from cvmfs_publish.sources.trust import Approval, Trust
 
 Status = Literal["published", "unchanged", "failed"]
+CHANGES = 10  # how many times the entries of an image its layers may have together
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
 
 
@@ -421,6 +422,7 @@ class Publisher:
         approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
+        _check_changes(records, self._settings.limits, name)
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
         prepared = prepare(
             tree,
@@ -634,6 +636,17 @@ def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
                 )
             )
             wish.reference = None
+
+
+def _check_changes(records: Iterable[LayerRecord], limits: LayerLimits, name: str) -> None:
+    """Refuse an image that has one large layer thousands of times, to take hours."""
+    changes, most = sum(len(record.entries) for record in records), CHANGES * limits.entries
+    if changes > most:
+        raise IntegrityError(
+            f"{name} has {changes} entries in all of its layers; at most {CHANGES} times the limit"
+            f" of {limits.entries} entries are stacked",
+            hint="raise `limits.entries` if this image is trusted",
+        )
 
 
 def _length(name: str) -> int:

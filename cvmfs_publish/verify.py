@@ -176,9 +176,10 @@ def verify_image(
     snapshot: Snapshot | None = None,
     folder: Path | None = None,
     reporter: Reporter | None = None,
+    reference: Reference | None = None,
     trust: Trust | None = None,
 ) -> Verification:
-    """Compare a published image with its registry.
+    """Compare a published image with its registry, or the place it came from.
 
     Args:
         publication: its record.
@@ -187,6 +188,7 @@ def verify_image(
         snapshot: the revision in which it is published; its record and names are compared too.
         folder: the sandbox as it is mounted or exported; in place of the one in the snapshot.
         reporter: told what is going on.
+        reference: where the image is, if not where its record says.
         trust: what is asked of images now; what does not hold is a difference.
 
     Raises:
@@ -198,9 +200,9 @@ def verify_image(
     told = reporter or Silent()
     name = publication.reference
     told.phase(name, "resolving")
-    reference = Reference.parse(name)
-    if publication.source and isinstance(source, Locator):
+    if reference is None and isinstance(source, Locator):
         reference = source.locate_again(name, publication.source)
+    reference = reference or Reference.parse(name)
     platform = Platform.parse(publication.platform)
     image = source.resolve(reference, platform, Digest.parse(publication.manifest_digest))
     distrust = list(check_trust(publication, image, source, trust or Trust()))

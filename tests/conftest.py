@@ -66,6 +66,8 @@ def _no_surprises_from_the_environment(tmp_path_factory: pytest.TempPathFactory)
                 ("AWS_", "CVMFS", "APPTAINER", "SINGULARITY", "DOCKER_", "REGISTRY_AUTH_FILE")
             ):
                 patch.delenv(name)
+        # With it, each error of Sequoia costs a second of looking up names of functions.
+        patch.setenv("RUST_BACKTRACE", "0")
         patch.setenv("DOCKER_CONFIG", str(tmp_path_factory.mktemp("no-docker-config")))
         yield
 

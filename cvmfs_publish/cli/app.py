@@ -50,8 +50,7 @@ class Commands(LazyGroup):
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
         "publish": Lazy(
-            "cvmfs_publish.cli.publishing",
-            "Publish images from registries, archives, SIF files and object stores.",
+            "cvmfs_publish.cli.publishing", "Publish images from registries, files and stores."
         ),
         "unpublish": Lazy(_NAMES, "Remove the names of images."),
         "rollback": Lazy(_NAMES, "Point a name back to what it led to before."),
@@ -62,15 +61,20 @@ class Commands(LazyGroup):
         "history": Lazy(_NAMES, "Show what a name led to and when."),
         "export": Lazy(_IMAGES, "Write a published image as an ordinary folder."),
         "verify": Lazy(
-            "cvmfs_publish.cli.verifying", "Compare a published image with its registry."
+            "cvmfs_publish.cli.verifying",
+            "Compare a published image with where it came from.",
         ),
         "check": Lazy(_REPOSITORY, "Verify the whole repository."),
         "gc": Lazy("cvmfs_publish.cli.collecting", "Remove what nothing names."),
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
-        "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
-        "serve": Lazy("cvmfs_publish.cli.serving", "Serve the repository over HTTP."),
+        "watch": Lazy(
+            "cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever: the service."
+        ),
+        "serve": Lazy(
+            "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
+        ),
         "wishlist": Lazy(
             "cvmfs_publish.cli.wishlists",
             "Check wishlists, show their images, convert other lists.",

@@ -103,11 +103,12 @@ def publish(
         ),
     ] = None,
 ) -> int:
-    """Publish images from registries, archives, SIF files and object stores.
+    """Publish images from registries, files and stores.
 
-    Fetches, verifies, unpacks and prepares the images and makes all of them visible in one new
-    revision.  An unchanged image costs one request and no revision.  An image that fails does not
-    hold back the others; exit code 6 says that some failed and others did not.
+    Fetches, verifies, unpacks and prepares the images, from registries, archives, SIF files, object
+    stores or the web, and makes all of them visible in one new revision.  An unchanged image costs
+    one request and no revision.  An image that fails does not hold back the others; exit code 6
+    says that some failed and others did not.
 
     Example: cvmfs-publish publish ghcr.io/a/b:1 docker.io/library/debian:12
     """

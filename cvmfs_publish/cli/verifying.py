@@ -21,6 +21,7 @@ from cvmfs_publish.cli.publishing import (
 from cvmfs_publish.cli.reading import open_reading
 from cvmfs_publish.config import Config, find_config
 from cvmfs_publish.errors import InputError, IntegrityError
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.publish import PublishSettings
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.compare import Difference
@@ -41,6 +42,12 @@ app = command_app()
 def verify(
     context: typer.Context,
     image: ImageArgument,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as", metavar="NAME", help="The name under which IMAGE, a file or URL, is published."
+        ),
+    ] = None,
     mount: Annotated[
         Path | None,
         typer.Option(
@@ -52,17 +59,18 @@ def verify(
     location: FromOption = None,
     keys: KeyOption = None,
 ) -> int:
-    """Compare a published image with its registry.
+    """Compare a published image with where it came from.
 
     Fetches all layers again, prepares the image anew and compares it entry by entry with what is
     published: types, modes, owners, times, links, attributes and every byte of every file.  The
     manifest is asked for by its digest, so it does not matter where the tag is now.  Exit code 4
-    says that there are differences.
+    says that there are differences.  With a file or URL in place of the name (sif:FILE --as NAME)
+    it is compared with that, wherever it came from.
 
     Example: cvmfs-publish verify ghcr.io/a/b:1
     """
     session = session_of(context)
-    reference = Reference.parse(image)
+    reference = _locate(session, image, name)
     wanted = Platform.parse(platform) if platform else Platform.default()
     found = _record_in_mount(session, mount, place_name(reference, wanted))
     needs_config = location is None and found is None
@@ -75,7 +83,7 @@ def verify(
         record = found
         if record is None or mount is None:
             snapshot = stack.enter_context(open_reading(session, location, keys))
-            record = find_publication(SnapshotView(snapshot), image, platform)
+            record = find_publication(SnapshotView(snapshot), str(reference), platform)
         check_identity(record, reference, wanted)
         if mount is not None:
             folder = find_in_mount(session.cwd / mount, record)
@@ -88,10 +96,20 @@ def verify(
             snapshot=snapshot,
             folder=folder,
             reporter=reporter,
+            reference=reference if reference.origin is not None else None,
             trust=Trust(load_rules(config.trust) if config is not None else (), source),
         )
     _tell(session, result, folder)
     return IntegrityError.exit_code if result.differences else 0
+
+
+def _locate(session: Session, image: str, name: str | None) -> Reference:
+    """Return the image that is meant; an archive may have to be asked what it is called."""
+    if Origin.parse(image) is None and name is None:
+        return Reference.parse(image)
+    config = _find_config(session, needed=False)
+    with open_source(config, session.environ, [image], session.cwd) as source:
+        return source.locate(image, name or "")
 
 
 def _record_in_mount(

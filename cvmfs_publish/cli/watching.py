@@ -73,7 +73,7 @@ def watch(
         ),
     ] = None,
 ) -> int:
-    """Publish what wishlists wish, for ever: the service.
+    """Publish what wishlists wish, for ever.
 
     Looks at every image of the `wishlists`, takes webhooks (--listen), notices wishlists that
     change and files in the `watch.drop` folder, and publishes what is new.  `retention` says what

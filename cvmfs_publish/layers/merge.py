@@ -13,6 +13,10 @@ from cvmfs_publish.layers.record import LayerEntry, LayerRecord
 from cvmfs_publish.layers.tree import Directory, Node, RepoPath, Tree, empty_tree
 from cvmfs_publish.layers.whiteouts import Change
 
+# Components of links that are followed for one image: seconds.  Forty links of four thousand bytes
+# on the way to each entry would take hours; /lib -> usr/lib costs two for each folder.
+MAX_DETOURS = 20_000_000
+
 
 def merge(records: list[LayerRecord], *, keep_dirlinks: bool = False) -> tuple[Tree, list[Finding]]:
     """Apply layers, lowest first, to an empty root.
@@ -33,7 +37,18 @@ def merge(records: list[LayerRecord], *, keep_dirlinks: bool = False) -> tuple[T
         for entry in record.entries:
             layer.apply(entry)
         findings.extend(record.findings)
+    findings += _futile(records)
     return tree, findings
+
+
+def _futile(records: list[LayerRecord]) -> list[Finding]:
+    """Tell of names that mean whiteouts and hide nothing: a SIF or a tar may have real files so."""
+    return [
+        Finding(entry.path, "whiteout dropped: there is no layer below")
+        for record in records[:1]
+        for entry in record.entries
+        if entry.change in (Change.WHITEOUT, Change.OPAQUE)
+    ]
 
 
 class _Layer:
@@ -47,6 +62,10 @@ class _Layer:
         # What this layer wrote, with all its parents: "files that are present in the same layer
         # as a whiteout file can only be hidden by whiteout files in subsequent layers".
         self._upper: set[RepoPath] = set()
+        # Directories below which this layer has hidden everything: all that is there now, or will
+        # be until its end, is its own.  Without this, a layer that hides again and again what it
+        # wrote itself would take days.
+        self._cleared: set[RepoPath] = set()
         # Where the parent of the last entry really is; most entries come directory by directory.
         self._parent: tuple[RepoPath, RepoPath, Directory] | None = None
 
@@ -59,6 +78,11 @@ class _Layer:
             self._whiteout(entry.path)
         elif entry.change is Change.OPAQUE:
             self._opaque(entry.path)
+        if self._tree.detours > MAX_DETOURS:
+            raise IntegrityError(
+                f"layer {self._name} leads through links of more than {MAX_DETOURS} components",
+                hint="no tool writes such a layer: it is made to take long",
+            )
 
     def _put(self, path: RepoPath, node: Node) -> None:
         if not path:
@@ -109,8 +133,9 @@ class _Layer:
     def _opaque(self, path: RepoPath) -> None:
         where = self._tree.resolve(path)
         directory = self._tree.find(where) if where is not None else None
-        if where is None or not isinstance(directory, Directory):
+        if where is None or not isinstance(directory, Directory) or where in self._cleared:
             return
+        self._cleared.add(where)
         for name in list(directory.children):
             self._hide(directory, name, f"{where}/{name}" if where else name)
 
@@ -125,7 +150,8 @@ class _Layer:
             entry = parent.children[name]
             if path not in self._upper:
                 del parent.children[name]
-            elif isinstance(entry, Directory):
+            elif isinstance(entry, Directory) and path not in self._cleared:
+                self._cleared.add(path)
                 stack.extend((entry, child, f"{path}/{child}") for child in entry.children)
 
     def _existing_parent(self, path: RepoPath) -> tuple[RepoPath, Directory, str] | None:

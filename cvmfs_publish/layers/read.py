@@ -22,6 +22,9 @@ from cvmfs_publish.streams.compression import ByteStream, DecompressionLimits, L
 from cvmfs_publish.streams.tar import Member, TarReader
 
 MAX_NAME_BYTES = 255  # NAME_MAX on Linux; a longer name could not be opened by any job
+# Names, link targets and attributes of one layer, which are kept in memory: half a million entries
+# of 500 characters each.
+MAX_METADATA = 256 * 1024 * 1024
 MAX_TARGET_BYTES = 4095  # a longer symbolic link cannot be read back (format section 9.1)
 _TYPE_BITS = {
     tar.FILE: stat.S_IFREG,
@@ -168,6 +171,7 @@ class _Reading:
         self._stream = stream
         self._archive = TarReader(stream, f"layer {name}")
         self._size = 0  # bytes of all files so far, holes of sparse ones included
+        self._metadata = 0  # characters and bytes of what is known of entries besides
         # What is complete, or a file's path, member and the pieces it is being stored as.
         self._entries: list[LayerEntry | tuple[RepoPath, Member, list[Stored]]] = []
 
@@ -198,6 +202,7 @@ class _Reading:
         return sum(piece.stored_size for _, _, pieces in files for piece in pieces)
 
     def _add(self, member: Member) -> None:
+        self._check_metadata(member)
         path = clean_path(member.name, f"layer {self._name}: member")
         check_path(path, self._limits, f"layer {self._name}")
         whiteout = parse_whiteout(path, self._name)
@@ -221,6 +226,17 @@ class _Reading:
             self._entries.append((path, member, pieces))
         else:
             self._entries.append(LayerEntry(Change.PUT, path, _node(member)))
+
+    def _check_metadata(self, member: Member) -> None:
+        self._metadata += len(member.name) + len(member.target)
+        for name, value in member.xattrs:
+            self._metadata += len(name) + len(value)
+        if self._metadata > MAX_METADATA:
+            raise IntegrityError(
+                f"layer {self._name} has more than {MAX_METADATA} bytes of names, link targets and"
+                " attributes",
+                hint="no tool writes such a layer: it is made to exhaust memory",
+            )
 
     def _check_target(self, path: RepoPath, target: str) -> None:
         if not 0 < len(encode_name(target)) <= MAX_TARGET_BYTES:

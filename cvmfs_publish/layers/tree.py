@@ -89,6 +89,7 @@ class Tree:
     """A whole tree; mutable while it is put together."""
 
     root: Directory
+    detours: int = field(default=0, compare=False)  # components of links that `resolve` followed
 
     def find(self, path: RepoPath) -> Directory | Node | None:
         """Return the entry at exactly `path`, no symbolic link followed; None if there is none."""
@@ -127,7 +128,9 @@ class Tree:
                     return None
                 if child.target.startswith("/"):
                     done, trail = [], [self.root]
-                todo.extend(reversed(child.target.split("/")))
+                names = child.target.split("/")
+                self.detours += len(names)
+                todo.extend(reversed(names))
                 continue
             done.append(name)
             trail.append(child)

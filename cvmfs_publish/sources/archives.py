@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError
@@ -350,6 +351,11 @@ class DockerArchiveSource(ArchiveSource):
 
     LEGACY: ClassVar[str] = "repositories"  # before Docker 1.10 there was no manifest.json
 
+    def __init__(self, limits: SourceLimits) -> None:
+        super().__init__(limits)
+        # Every layer of an old archive is hashed to know the image; single operations, atomic
+        self._old: WeakKeyDictionary[Members, dict[str, _Saved]] = WeakKeyDictionary()
+
     def name(self, origin: Origin) -> str:
         """As promised by `PlacedSource.name`."""
         members = self.archive(origin).members
@@ -429,7 +435,11 @@ class DockerArchiveSource(ArchiveSource):
         subject = str(origin)
         image = _chosen(self._images(members, origin), origin)
         if self.LEGACY in image:
-            return self._legacy(members, str(image[self.LEGACY]), subject)
+            top = str(image[self.LEGACY])
+            known = self._old.setdefault(members, {})
+            if top not in known:
+                known[top] = self._legacy(members, top, subject)
+            return known[top]
         name, layers = image.get("Config"), image.get("Layers")
         layers = [] if layers is None else layers  # Go writes an empty list as null
         is_list = isinstance(layers, list) and all(isinstance(layer, str) for layer in layers)
@@ -473,7 +483,7 @@ class DockerArchiveSource(ArchiveSource):
         documents: list[dict[str, Any]] = []
         layers: list[str] = []
         layer: object = top
-        while layer:
+        while layer or not layers:
             if not isinstance(layer, str) or not _HEX.fullmatch(layer) or "/" in layer:
                 raise IntegrityError(f"{subject}: {str(layer)[:100]!a} is not the id of a layer")
             if len(layers) > MAX_PARENTS:

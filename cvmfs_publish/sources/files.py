@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, PublishError
@@ -98,24 +99,14 @@ class Readable(Protocol):
     def close(self) -> None: ...
 
 
-class CheckedStream:
-    """A `BlobStream` over any bytes: the last piece comes only after the digest is right."""
+class OneWayStream(ABC):
+    """A `BlobStream` that is closed at its end and at its first error, which it then repeats."""
 
-    def __init__(
-        self, opener: Callable[[], Readable], digest: Digest, size: int, subject: str
-    ) -> None:
-        """`opener` gives the bytes; it is asked at the first read."""
-        self._opener = opener
-        self._digest = digest
-        self._size = size
-        self._subject = f"{subject}: {digest}"
-        self._hasher = digest.hasher()
-        self._received = 0
-        self._source: Readable | None = None
+    def __init__(self) -> None:
         self._is_ended = False
         self._error: PublishError | None = None
 
-    def __enter__(self) -> CheckedStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -133,17 +124,46 @@ class CheckedStream:
         if self._is_ended or size <= 0:
             return b""
         try:
-            with translated(self._subject):
-                return self._read(size)
+            data = self._read(size)
         except PublishError as error:
             self._error = error
             self._close()
             raise
+        if not data:
+            self._is_ended = True
+            self._close()
+        return data
+
+    @abstractmethod
+    def _read(self, size: int) -> bytes:
+        """Return 1 to `size` bytes, b"" at the proven end; raise `PublishError`."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Let go of everything; may be called again."""
+
+
+class CheckedStream(OneWayStream):
+    """A `BlobStream` over any bytes: the last piece comes only after the digest is right."""
+
+    def __init__(
+        self, opener: Callable[[], Readable], digest: Digest, size: int, subject: str
+    ) -> None:
+        """`opener` gives the bytes; it is asked at the first read."""
+        super().__init__()
+        self._opener = opener
+        self._digest = digest
+        self._size = size
+        self._subject = f"{subject}: {digest}"
+        self._hasher = digest.hasher()
+        self._received = 0
+        self._source: Readable | None = None
 
     def _read(self, size: int) -> bytes:
-        if self._source is None:
-            self._source = self._opener()
-        data = self._source.read(min(size, self._size - self._received) or 1)
+        with translated(self._subject):
+            if self._source is None:
+                self._source = self._opener()
+            data = self._source.read(min(size, self._size - self._received) or 1)
         self._received += len(data)
         if self._received > self._size:
             raise IntegrityError(f"{self._subject} has more than the promised {self._size} bytes")
@@ -155,9 +175,6 @@ class CheckedStream:
         self._hasher.update(data)
         if self._received == self._size:
             self._check()
-        if not data:
-            self._is_ended = True
-            self._close()
         return data
 
     def _check(self) -> None:

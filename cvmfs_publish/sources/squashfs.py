@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
-from cvmfs_publish.errors import InputError, IntegrityError, PublishError, RepositoryError
-from cvmfs_publish.sources.files import PIECE, translated
+from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
+from cvmfs_publish.sources.files import PIECE, OneWayStream, translated
 from cvmfs_publish.sources.held import HeldFile
 from cvmfs_publish.streams.compression import RATIO_FREE
 
@@ -58,7 +57,7 @@ class SquashfsTool:
             yield target
 
 
-class SquashfsStream:
+class SquashfsStream(OneWayStream):
     """A `BlobStream` of the tar that a squashfs becomes."""
 
     def __init__(
@@ -70,6 +69,7 @@ class SquashfsStream:
         size: int,
         subject: str,
     ) -> None:
+        super().__init__()
         self._tool = tool
         self._program = program
         self._held = held
@@ -80,43 +80,14 @@ class SquashfsStream:
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: BinaryIO | None = None
         self._received = 0
-        self._is_ended = False
-        self._error: PublishError | None = None
-
-    def __enter__(self) -> SquashfsStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
-
-    def read(self, size: int) -> bytes:
-        """As promised by `BlobStream.read`."""
-        if self._error is not None:
-            raise self._error
-        if self._is_ended or size <= 0:
-            return b""
-        try:
-            data = self._read(size)
-        except PublishError as error:
-            self._error = error
-            self._close()
-            raise
-        if not data:
-            self._is_ended = True
-            self._close()
-        return data
 
     def _read(self, size: int) -> bytes:
         process = self._process or self._start()
         if process.stdout is None:
             raise TypeError("the program was started without a pipe")
-        ready, _, _ = select.select([process.stdout], [], [], STALL)
-        if not ready:
+        waiting = select.poll()  # not `select`, which takes no descriptors above 1023
+        waiting.register(process.stdout, select.POLLIN)
+        if not waiting.poll(STALL * 1000):
             raise IntegrityError(
                 f"{self._subject}: {self._program} has said nothing for {STALL:.0f} seconds",
                 hint="the squashfs leads it round in a circle; build the image again",

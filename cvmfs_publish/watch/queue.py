@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
+from cvmfs_publish.sources.trust import UnsignedError
 from cvmfs_publish.state.model import REASONS, Failure, ImageKey, Job, Result
 
 CRASHED = "crashed"  # the kind of the failure of a publish that died without a word
@@ -104,12 +105,12 @@ def judge(
         settings: of the queue.
         jitter: 0 to 1, so that those that failed together do not come back together.
 
-    A registry in trouble is asked again for ever.  An image that is damaged, or is none, stays
-    what it is until it is another; and so does, after some attempts, one that nobody expected
-    to fail.
+    A registry in trouble is asked again for ever, and so is one for a signature: images are
+    pushed first and signed then.  An image that is damaged, or is none, stays what it is until
+    it is another; and so does, after some attempts, one that nobody expected to fail.
     """
-    hopeless = exit_code in (IntegrityError.exit_code, InputError.exit_code)
-    patient = exit_code == RemoteError.exit_code
+    patient = exit_code == RemoteError.exit_code or failure.kind == UnsignedError.kind
+    hopeless = not patient and exit_code in (IntegrityError.exit_code, InputError.exit_code)
     if hopeless or (attempts >= settings.quarantine_after and not patient):
         return Result(key, "quarantined", failure=failure)
     wait = plan_wait(attempts, settings, jitter)

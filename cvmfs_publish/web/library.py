@@ -1,8 +1,8 @@
 """What is published, read once per revision and kept in memory.
 
 A page over ten thousand images must not read ten thousand records.  They are kept until the
-manifest names another root catalog, and then only those records are read whose object is another
-one; to find that out costs one query per catalog of names.
+manifest names another root catalog, and then only those catalogs and records are read that are not
+the same as before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cvmfs_publish.repository.layouts import (
     place_name,
 )
 from cvmfs_publish.repository.names import History, read_history
-from cvmfs_publish.repository.native.listing import DirectorySize, SmallFile
+from cvmfs_publish.repository.native.listing import DirectorySize, KnownFiles, SmallFile
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.native.repository import (
@@ -112,6 +112,7 @@ class Library:
         self._repository = repository
         self._lock = threading.Lock()
         self._shelf: Shelf | None = None
+        self._catalogs: KnownFiles = {}
         self._records: dict[SmallFile, Publication | str] = {}
         self._info: tuple[Manifest, RepositoryInfo] | None = None
         self._sizes: OrderedDict[str, tuple[DirectorySize, ...]] = OrderedDict()
@@ -137,7 +138,7 @@ class Library:
 
     def _read(self) -> Shelf:
         with damage(self._repository.location), self._repository.snapshot() as snapshot:
-            files = snapshot.list_small_files(METADATA, PUBLICATION_FILE, _EXCLUDED)
+            files = snapshot.list_small_files(METADATA, PUBLICATION_FILE, _EXCLUDED, self._catalogs)
             new = [file for file in files if file not in self._records]
             for file, data in snapshot.read_small_files(new):
                 self._records[file] = _parse(file, data)

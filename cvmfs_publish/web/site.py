@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -14,52 +12,57 @@ from starlette.routing import BaseRoute, Route
 
 from cvmfs_publish import __version__
 from cvmfs_publish.errors import PublishError, RepositoryError
-from cvmfs_publish.repository.names import Version
-from cvmfs_publish.state.model import Image, ImageKey, ListProblem, ListState, Search
+from cvmfs_publish.state.model import Image, Search
 from cvmfs_publish.state.reading import Reader
 from cvmfs_publish.web.answers import HttpError, absent, as_json, conditional
 from cvmfs_publish.web.api import ENDPOINTS, choice_of
 from cvmfs_publish.web.bodies import read_form
-from cvmfs_publish.web.catalogue import CONDITIONS, ORDERS, Catalogue, Item
-from cvmfs_publish.web.chart import Chart, draw_sizes
+from cvmfs_publish.web.catalogue import CONDITIONS, ORDERS, Item
 from cvmfs_publish.web.commands import SiteCommands, plan_commands
 from cvmfs_publish.web.feeds import format_atom, format_json_feed
 from cvmfs_publish.web.library import Details, Shelf
 from cvmfs_publish.web.ordering import Order, parse_key, place_order
-from cvmfs_publish.web.pages import DEFAULT_PLATFORM, image_path, short_digest
+from cvmfs_publish.web.pages import DEFAULT_PLATFORM, image_path
 from cvmfs_publish.web.parameters import (
     PLATFORM_PATTERN,
     NumberParameter,
     Parameter,
-    Values,
     read_query,
 )
-from cvmfs_publish.web.rollback import plan_rollbacks
+from cvmfs_publish.web.rows import (
+    LIVE,
+    SHOWN_FAILURES,
+    Action,
+    Facts,
+    count_failed,
+    describe_row,
+    draw_charts,
+    find_others,
+    list_failed,
+    list_running,
+    list_versions,
+    list_wishlists,
+    plan_choices,
+    plan_links,
+    plan_tiles,
+)
 from cvmfs_publish.web.service import Service
 from cvmfs_publish.web.views import (
     MEANINGS,
-    PHASES,
-    Bar,
     Frame,
     ago,
-    days_left,
     plan_bars,
     plan_lags,
     plan_lines,
     plan_steps,
-    since,
 )
-from cvmfs_publish.words import format_bytes, plural
 
 HTML = "text/html; charset=utf-8"
 PER_PAGE = 50
 LINES_PER_PAGE = 200
 EVENTS_PER_PAGE = 100
 SHOWN_EVENTS = 10  # on other pages
-SHOWN_FAILURES = 6
 SHOWN_JOBS = 6
-WIDE, NARROW = (1100, 340), (360, 420)  # units of the picture of sizes, on screens and phones
-WARN_DAYS = 7  # before the whitelist expires, as the command line warns
 FEED = "/feeds/events.atom"
 ORDER_TITLES = {
     "name": "by name",
@@ -67,7 +70,6 @@ ORDER_TITLES = {
     "requested": "last requested first",
     "size": "largest first",
 }
-_LIVE = ("waiting", "queued", "publishing")  # what will change soon
 
 _PAGE = NumberParameter("page", "which page, from 1", 1, 1_000_000, 1)
 _PLATFORM = Parameter(
@@ -82,103 +84,6 @@ _SEARCH = (
     Parameter("sort", "order", choices=ORDERS, default="name"),
     _PAGE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A figure at a glance."""
-
-    title: str
-    figure: str
-    note: str
-    state: str = ""  # ok, warn or bad
-    link: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """To the other pages of a list."""
-
-    title: str
-    number: int
-    last: int
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One thing to filter by."""
-
-    name: str
-    title: str
-    all: str
-    values: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image in the list of images."""
-
-    name: str
-    platform: str
-    condition: str
-    notes: list[str]  # what else tells it from others
-    size: int | None
-    entries: int | None
-    changed_at: datetime
-    percent: int | None
-    failure: str
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """One image that is being published."""
-
-    image: Image
-    phase: str
-    bars: Sequence[Bar]
-
-
-@dataclass(frozen=True, slots=True)
-class ListRow:
-    """One wishlist among others."""
-
-    list: ListState
-    url: str
-    problems: object  # a number, or the problems themselves
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What somebody who is logged in may have done."""
-
-    title: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShownVersion:
-    """One event of an image's history."""
-
-    event: object
-    is_current: bool
-    is_pinned: bool
-    command: str  # that goes back to it; "" where there is none
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """The published revision."""
-
-    published_at: datetime
-    root_hash: str
-    entries: int
-    catalogs: int
-    bytes: int
-    sandboxes: int
-    whitelist_ends_at: datetime
-    certificate_expires_at: datetime
 
 
 class Site:
@@ -216,7 +121,6 @@ class Site:
         shelf, facts, fault = self._facts(now)
         reader = service.watch.reader()
         catalogue = service.catalogue() if shelf is not None else None
-        failed = _failed(reader)
         budgets = reader.budgets() if reader is not None else ()
         watcher, watcher_state = self._watcher(reader, now)
         revision = shelf.manifest.revision if shelf is not None else 0
@@ -227,14 +131,14 @@ class Site:
             "overview",
             facts=facts,
             fault=fault,
-            tiles=_tiles(shelf, catalogue, facts, reader, now),
-            now_running=_running(reader),
+            tiles=plan_tiles(shelf, catalogue, facts, reader, now),
+            now_running=list_running(reader),
             queue=[job for job in reader.queue(SHOWN_JOBS * 4) if not job.is_running][:SHOWN_JOBS]
             if reader is not None
             else [],
             queue_length=reader.queue_length() if reader is not None else 0,
-            failures=failed[:SHOWN_FAILURES],
-            failure_count=len(failed),
+            failures=list_failed(reader),
+            failure_count=count_failed(reader),
             budgets=budgets,
             blocked={
                 budget.registry: budget.blocked_until
@@ -242,7 +146,7 @@ class Site:
                 if budget.blocked_until is not None and budget.blocked_until > now
             },
             lags=plan_lags(reader.replicas() if reader is not None else (), revision),
-            lists=[ListRow(row.list, row.url, len(row.problems)) for row in _list_rows(reader)],
+            lists=list_wishlists(reader),
             events=reader.latest_events(SHOWN_EVENTS) if reader is not None else (),
             watcher=watcher,
             watcher_state=watcher_state,
@@ -254,7 +158,7 @@ class Site:
         shelf = service.library.shelf()
         catalogue = service.catalogue()
         found = catalogue.choose(choice_of(values))
-        links = _links("Pages of images", request, values.number("page"), len(found), PER_PAGE)
+        links = plan_links("Pages of images", request, values.number("page"), len(found), PER_PAGE)
         shown = found[(links.number - 1) * PER_PAGE : links.number * PER_PAGE]
         images = service.images_of(shown)
         return self._page(
@@ -266,8 +170,8 @@ class Site:
                 name: values.text(name)
                 for name in ("q", "status", "registry", "platform", "owner", "sort")
             },
-            choices=_choices(catalogue, values),
-            rows=[_row(item, images.get(item.key)) for item in shown],
+            choices=plan_choices(catalogue, values),
+            rows=[describe_row(item, images.get(item.key)) for item in shown],
             total=len(found),
             everything=len(catalogue.items),
             links=links,
@@ -286,7 +190,7 @@ class Site:
             )
         details, fault = self._details(item)
         reader = service.watch.reader()
-        charts, text = _charts(details)
+        charts, text = draw_charts(details)
         return self._page(
             request,
             "image.html",
@@ -296,7 +200,7 @@ class Site:
             platform=item.key.platform,
             condition=item.condition,
             meaning=MEANINGS[item.condition],
-            others=_others(shelf, reader, item.key),
+            others=find_others(shelf, reader, item.key),
             record=item.record,
             image=image,
             details=details,
@@ -305,7 +209,7 @@ class Site:
             charts=charts,
             chart_text=text,
             sites=self._commands(item),
-            versions=_versions(details),
+            versions=list_versions(details),
             events=reader.latest_events(SHOWN_EVENTS, name=item.key.name)
             if reader is not None
             else (),
@@ -324,7 +228,7 @@ class Site:
 
     def show_wishlists(self, request: Request) -> Response:
         read_query(request.url.query, ())
-        rows = _list_rows(self._service.watch.reader())
+        rows = list_wishlists(self._service.watch.reader())
         return self._page(request, "wishlists.html", "Wishlists", "wishlists", lists=rows)
 
     def show_wishlist(self, request: Request) -> Response:
@@ -340,7 +244,7 @@ class Site:
         found = reader.search(
             Search(list=name, order="line", limit=LINES_PER_PAGE, offset=first * LINES_PER_PAGE)
         )
-        links = _links("Pages of lines", request, first + 1, found.total, LINES_PER_PAGE)
+        links = plan_links("Pages of lines", request, first + 1, found.total, LINES_PER_PAGE)
         if links.number != first + 1:
             found = reader.search(search)
         problems = reader.problems(name)
@@ -564,7 +468,7 @@ class Site:
         return plan_commands(item.record, service.library.name, service.sites, service.site_pages)
 
     def _progress(self, item: Item, image: Image | None) -> dict[str, object]:
-        is_live = image is not None and image.is_wished and image.status in _LIVE
+        is_live = image is not None and image.is_wished and image.status in LIVE
         return {
             "source": "/live" + image_path(item.key.name, item.key.platform) if is_live else "",
             "steps": plan_steps(image, item.record, has_replicas=bool(self._service.replicas)),
@@ -572,197 +476,3 @@ class Site:
             "failure": image.failure if image is not None else None,
             "next_attempt_at": image.next_attempt_at if image is not None else None,
         }
-
-
-def _tiles(
-    shelf: Shelf | None,
-    catalogue: Catalogue | None,
-    facts: Facts | None,
-    reader: Reader | None,
-    now: datetime,
-) -> list[Tile]:
-    if shelf is None or facts is None or catalogue is None:
-        return []
-    counts = catalogue.facets.conditions
-    waiting = sum(counts.get(each, 0) for each in _LIVE)
-    failed = counts.get("failed", 0) + counts.get("quarantined", 0)
-    oldest = reader.oldest_wish() if reader is not None else None
-    days = days_left(facts.whitelist_ends_at, now)
-    return [
-        Tile(
-            "Images",
-            f"{len(shelf.images):,}",
-            f"in revision {shelf.manifest.revision}",
-            "ok",
-            "/images",
-        ),
-        Tile(
-            "Content",
-            format_bytes(facts.bytes),
-            f"{shelf.reuse * 100:.0f} % of layers shared",
-        ),
-        Tile(
-            "On its way",
-            f"{waiting:,}",
-            f"oldest wish {ago(oldest, now)}"
-            if oldest is not None and waiting
-            else "nothing waits",
-            link="/images?sort=requested",
-        ),
-        Tile(
-            "Failures",
-            f"{failed:,}",
-            f"{counts.get('quarantined', 0):,} in quarantine" if failed else "none",
-            "bad" if failed else "ok",
-            "/images?status=failed" if counts.get("failed") else "/images?status=quarantined",
-        ),
-        _whitelist_tile(days),
-        Tile("Last revision", since(shelf.published_at, now), "ago"),
-    ]
-
-
-def _whitelist_tile(days: float) -> Tile:
-    if days <= 0:
-        return Tile("Whitelist", "expired", "clients refuse new revisions", "bad")
-    state = "warn" if days <= WARN_DAYS else "ok"
-    figure = plural(int(days), "day") if days >= 1 else plural(int(days * 24), "hour")
-    return Tile("Whitelist", figure, "until it expires", state)
-
-
-def _running(reader: Reader | None) -> list[Running]:
-    if reader is None:
-        return []
-    images = reader.search(Search(status="publishing", order="requested", limit=20)).images
-    return [
-        Running(
-            image,
-            PHASES.get(image.progress.phase, image.progress.phase) if image.progress else "",
-            plan_bars(image.progress),
-        )
-        for image in images
-    ]
-
-
-def _failed(reader: Reader | None) -> list[Image]:
-    """Return what failed, last first; a few hundred, of which a page shows the first."""
-    if reader is None:
-        return []
-    found = [
-        image
-        for status in ("failed", "quarantined")
-        for image in reader.search(Search(status=status, order="changed", limit=200)).images
-    ]
-    return sorted(found, key=lambda image: image.changed_at, reverse=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _ListProblems:
-    list: ListState
-    url: str
-    problems: Sequence[ListProblem]
-
-
-def _list_rows(reader: Reader | None) -> list[_ListProblems]:
-    if reader is None:
-        return []
-    problems = reader.problems()
-    return [
-        _ListProblems(
-            each,
-            "/wishlists/lines?" + urlencode({"list": each.name}),
-            [problem for problem in problems if problem.list == each.name],
-        )
-        for each in reader.lists()
-    ]
-
-
-def _choices(catalogue: Catalogue, values: Values) -> list[Field]:
-    facets = catalogue.facets
-    fields = [
-        Field("status", "Status", "Any status", facets.conditions),
-        Field("registry", "Registry", "Any registry", facets.registries),
-        Field("platform", "Platform", "Any platform", facets.platforms),
-        Field("owner", "Owner", "Anybody", facets.owners),
-    ]
-    # what is asked for stays visible, also when nothing has it any more
-    return [
-        Field(field.name, field.title, field.all, {**field.values, **_asked(field, values)})
-        for field in fields
-    ]
-
-
-def _asked(field: Field, values: Values) -> dict[str, int]:
-    asked = values.text(field.name)
-    return {asked: 0} if asked and asked not in field.values else {}
-
-
-def _links(title: str, request: Request, page: int, total: int, size: int) -> Links:
-    last = max(1, -(-total // size))
-    page = min(page, last)
-
-    def to(number: int) -> str:
-        query = urlencode(
-            [(name, value) for name, value in request.query_params.multi_items() if name != "page"]
-            + ([("page", str(number))] if number > 1 else [])
-        )
-        return request.url.path + (f"?{query}" if query else "")
-
-    return Links(
-        title, page, last, to(page - 1) if page > 1 else "", to(page + 1) if page < last else ""
-    )
-
-
-def _row(item: Item, image: Image | None) -> Row:
-    record = item.record
-    progress = plan_bars(image.progress if image is not None else None)
-    return Row(
-        item.key.name,
-        item.key.platform,
-        item.condition,
-        _notes(item),
-        record.content_bytes if record is not None else None,
-        record.entries if record is not None else None,
-        datetime.fromtimestamp(item.changed_at, UTC),
-        progress[0].percent if progress else None,
-        image.failure.message if image is not None and image.failure is not None else "",
-    )
-
-
-def _notes(item: Item) -> list[str]:
-    platform = "" if item.key.platform == DEFAULT_PLATFORM else item.key.platform
-    digest = short_digest(item.record.digest) if item.record is not None else ""
-    return [text for text in (platform, digest, item.owner) if text]
-
-
-def _others(shelf: Shelf, reader: Reader | None, key: ImageKey) -> list[ImageKey]:
-    """Return the other platforms of a name."""
-    found = {other for other in shelf.images if other.name == key.name}
-    if reader is not None:
-        found |= {image.key for image in reader.platforms(key.name)}
-    return sorted(found - {key})
-
-
-def _charts(details: Details | None) -> tuple[list[Chart], str]:
-    if details is None or not any(size.bytes for size in details.sizes):
-        return [], ""
-    charts = [draw_sizes(details.sizes, *shape) for shape in (WIDE, NARROW)]
-    total = sum(size.bytes for size in details.sizes)
-    largest = ", ".join(
-        f"/{size.path} {100 * size.bytes / total:.0f} %" for size in details.sizes[:5]
-    )
-    return charts, f"Share of {format_bytes(total)} by directory: {largest}"
-
-
-def _versions(details: Details | None) -> list[ShownVersion]:
-    if details is None:
-        return []
-    commands = plan_rollbacks(details.history)
-    shown: list[ShownVersion] = []
-    for version in reversed(details.history.versions):
-        command = commands.pop(version.event.manifest_digest, "")  # each once, at its last event
-        shown.append(_shown(version, command))
-    return shown
-
-
-def _shown(version: Version, command: str) -> ShownVersion:
-    return ShownVersion(version.event, version.is_current, version.is_pinned, command)

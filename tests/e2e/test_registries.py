@@ -160,6 +160,17 @@ def test_a_private_authority_is_trusted_for_its_registry_alone(tmp_path: Path) -
         assert home.run("publish", image).code == 0
 
 
+def test_an_authority_of_another_registry_counts_for_nothing(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("registry")
+    with parts.docker_registry(tmp_path, tls=(pair.certificate, pair.key)) as server:
+        ca_files = {"registry.example.org": authority.pair.certificate}
+        with RegistryClient(ca_files=ca_files, attempts=1) as client:
+            client._is_plain = lambda _: False  # type: ignore[assignment,method-assign]
+            with pytest.raises(RemoteError, match="certificate verify failed"):
+                RegistrySource(client).head(Reference.parse(f"{server.host}/a/b:1"))
+
+
 def test_an_expired_certificate_and_one_of_another_name_say_so(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     for life, host, hint in (

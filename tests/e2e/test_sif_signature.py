@@ -312,6 +312,22 @@ def test_a_sif_that_is_not_signed_as_it_is_leaves_nothing_behind(
     assert home.json("list")["images"] == []
 
 
+def test_a_signed_sif_in_a_registry_is_published_and_another_is_not(
+    home: Shell, signer: Signer, keys: SifKeys, registry: parts.RegistryServer
+) -> None:
+    parts.require("sqfs2tar")
+    config = home.cwd / "cvmfs-publish.yaml"
+    config.write_text(config.read_text().replace('"sif:*"', f"oras://{registry.host}/signed/*"))
+    for kind in ("signed", "plain"):
+        place = f"oras://{registry.host}/signed/{kind}:1"
+        signer.run("push", "--allow-unsigned", "--no-https", f"{kind}.sif", place)
+    assert home.run("publish", f"oras://{registry.host}/signed/signed:1").code == 0
+    (record,) = home.json("list")["images"]
+    assert (record["signature"], record["signed_by"]) == ("sif-pgp", list(keys.ring.fingerprints))
+    assert home.run("publish", f"oras://{registry.host}/signed/plain:1").code == 4
+    assert len(home.json("list")["images"]) == 1
+
+
 def test_a_file_that_is_exchanged_while_it_is_looked_at_proves_nothing(
     tmp_path: Path, signer: Signer, keys: SifKeys
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from cvmfs_publish.origin import Origin
 from cvmfs_publish.patterns import ImageName, ImagePattern
 from cvmfs_publish.reference import Reference, is_tag
 from cvmfs_publish.sources import cosign
-from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.archives import Archive, DockerArchiveSource, OciArchiveSource
+from cvmfs_publish.sources.base import Platform, SourceLimits, origin_of
+from cvmfs_publish.sources.members import MissingMemberError
 from cvmfs_publish.sources.openpgp import is_openpgp_text, open_message, parse_key_ring
 from cvmfs_publish.sources.public_keys import PublicKey, parse_public_keys
 from cvmfs_publish.sources.registry import answers, manifest, schema1, tag_list
@@ -36,9 +39,16 @@ from cvmfs_publish.sources.registry.auth import (
     parse_challenges,
 )
 from cvmfs_publish.sources.registry.platform import choose_manifest
+from cvmfs_publish.sources.registry.rate_limit import parse_rate_limit
 from cvmfs_publish.sources.sif_format import parse_sif
 from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError, find_signers
 from cvmfs_publish.verify import Hashing
+from cvmfs_publish.watch.webhooks import (
+    WEBHOOK_SOURCES,
+    Delivery,
+    HookSettings,
+    WebhookSource,
+)
 from tests.property import test_merge_oracle
 
 Target = Callable[[bytes], object]
@@ -46,6 +56,7 @@ OURS = (PublishError, cosign.ClaimError, UnsignedSifError)
 LIMITS = LayerLimits(layer_bytes=1 << 22, ratio=200, entries=200)
 KEYS = Path(__file__).parent / "keys"
 AMD64 = Platform.default()
+NOW, NOTHING = datetime(2026, 11, 29, tzinfo=UTC), timedelta()
 
 
 @contextmanager
@@ -82,7 +93,7 @@ def _authorise(header: str, credential: Credential | None, body: bytes) -> str:
         assert answers.origin(request.url)[1]
         flow.send(Response(200, body))
     except StopIteration as stop:
-        return str(stop.value)
+        return str(stop.value.authorization)
     raise AssertionError("it asks more than once")
 
 
@@ -92,6 +103,10 @@ def answer(data: bytes) -> None:
     headers = {"Retry-After": first, "Date": rest}
     wait = answers.parse_retry_after(lambda name: headers.get(name, ""))
     assert wait is None or wait.total_seconds() >= 0
+    limits = dict.fromkeys(("RateLimit", "RateLimit-Remaining", "RateLimit-Limit"), first)
+    limits["RateLimit-Reset"] = rest
+    stated = parse_rate_limit(lambda name: limits.get(name, ""), NOW)
+    assert stated is None or (str(stated).isprintable() and stated.until_next(NOW) >= NOTHING)
     with answers_are_ours():
         target = answers.parse_redirect("https://example.org/v2/", first, "test")
         assert is_web_address(target)
@@ -148,6 +163,48 @@ def document(data: bytes) -> None:
     ):
         with answers_are_ours():
             parse(data, "test")
+
+
+class Documents:
+    """The members of an archive that consists of documents, found as blobs and by their names."""
+
+    def __init__(self, data: bytes) -> None:
+        documents = data.split(b"\0")
+        is_list = documents[0].startswith(b"[")  # what newer versions of Docker write
+        self._found = dict.fromkeys(("index.json", "repositories"), documents[0])
+        if is_list:
+            self._found["manifest.json"] = documents[0]
+        for each in documents:
+            name = Digest.of(each).hex
+            for path in (f"blobs/sha256/{name}", f"{name}.json", f"{name}/json"):
+                self._found[path] = each
+
+    def size(self, name: str) -> int:
+        if name not in self._found:
+            raise MissingMemberError(f"no {name[:50]!a}")
+        return len(self._found[name])
+
+    def open(self, name: str) -> io.BytesIO:
+        self.size(name)
+        return io.BytesIO(self._found[name])
+
+
+def archive(data: bytes) -> None:
+    """The documents of image archives, divided by NUL; the first is the index."""
+    for kind in (OciArchiveSource, DockerArchiveSource):
+        for tag in ("", "1", "@0"):
+            source = kind(SourceLimits())
+            whole = Archive(Documents(data), "")
+            source.archive = lambda origin, found=whole: found  # type: ignore[method-assign, misc]
+            reference = Reference("a.example", "b", "1", None, Origin("oci-archive", "/f", tag))
+            with answers_are_ours():
+                source.name(origin_of(reference))
+            with answers_are_ours():
+                image = source.resolve(reference, AMD64, source.head(reference))
+                assert Digest.of(image.manifest) == image.manifest_digest
+                for each in image.layers:
+                    with answers_are_ours(), source.open_layer(reference, each) as stream:
+                        stream.read(1 << 16)
 
 
 def layer(data: bytes) -> None:
@@ -215,6 +272,30 @@ def openpgp(data: bytes) -> None:
     assert found is None or found.text == (KEYS / "signed.txt").read_bytes()
 
 
+def webhook(data: bytes) -> None:
+    """What a stranger sends as a webhook: headers, a NUL, the body; and the same, verified."""
+    head, _, body = data.partition(b"\0")
+    pairs = [line.partition(":") for line in head.decode("latin-1").splitlines()]
+    headers = [(name.strip(), value.strip()) for name, _, value in pairs]
+    for make in WEBHOOK_SOURCES.values():
+        source = make(HookSettings(registry="example.org"))
+        with answers_are_ours():
+            delivery = Delivery.of(headers, body)
+            assert not _is_believed(source, delivery)
+            for push in source.parse(delivery).pushes:
+                tag = f":{push.tag}" if push.tag else ""
+                Reference.parse(f"{push.registry}/{push.repository}{tag}")
+
+
+def _is_believed(source: WebhookSource, delivery: Delivery) -> bool:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    try:
+        source.verify(delivery, "a secret that nobody knows " * 3, now)
+    except PublishError:
+        return False
+    return True
+
+
 @cache
 def a_key() -> PublicKey:
     """Return the key of nobody: what it verifies is a bug."""
@@ -226,6 +307,7 @@ def a_key() -> PublicKey:
 
 TARGETS: dict[str, Target] = {
     "answer": answer,
+    "archive": archive,
     "challenge": challenge,
     "layer": layer,
     "manifest": document,
@@ -234,4 +316,5 @@ TARGETS: dict[str, Target] = {
     "sif": sif,
     "signature": signature,
     "stacked": stacked,
+    "webhook": webhook,
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.errors import IntegrityError, PublishError
+from cvmfs_publish.layers import read
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.publish import PublishSettings
 from tests.fakes.registry import FakeRegistry
@@ -182,6 +183,30 @@ def test_a_sparse_file_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
         registry.add_image("a/bomb", [data.getvalue()], tag="1")
         result = target.publish(f"{registry.host}/a/bomb:1")
         assert isinstance(result.images[0].error, IntegrityError)
+
+
+@pytest.mark.parametrize("kind", ["names", "targets", "attributes"])
+def test_what_is_kept_of_entries_in_memory_is_bounded(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four thousand bytes of name, or a megabyte of attributes, times half a million."""
+    long = "/".join(["x" * 200] * 15)
+    tar = Tar()
+    for number in range(40):
+        if kind == "names":
+            tar.file(f"{number}/{long}", b"")
+        elif kind == "targets":
+            tar.symlink(str(number), long)
+        else:
+            tar.file(str(number), b"", xattrs={"user.x": b"x" * 3000})
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        registry.add_image("a/long", [tar.done()], tag="1")
+        monkeypatch.setattr(read, "MAX_METADATA", 100_000)
+        error = target.publish(f"{registry.host}/a/long:1").images[0].error
+        assert isinstance(error, IntegrityError)
+        assert "more than 100000 bytes of names, link targets and attributes" in str(error)
+        monkeypatch.setattr(read, "MAX_METADATA", 130_000)
+        assert target.publish(f"{registry.host}/a/long:1").images[0].error is None
 
 
 def test_more_entries_than_the_limit_are_refused(tmp_path: Path) -> None:

@@ -254,39 +254,55 @@ def measure_directories(load: Load, path: RepoPath, ref: CatalogRef) -> Iterator
             yield DirectorySize(where[len(path) + 1 :] if path else where, entries, size)
 
 
+class FoundFiles(NamedTuple):
+    """What a search found in one catalog, and the catalogs nested in it; never another."""
+
+    rows: list[tuple[Any, ...]]
+    nested: dict[RepoPath, CatalogRef]
+
+
+# By the hash of each catalog.  Of one search only: the same directory, name and exclusions.
+KnownFiles = dict[ContentHash, FoundFiles]
+
+
 def find_small_files(
-    load: LoadMany, root: CatalogRef, top: RepoPath, name: str, excluded: Collection[str]
+    load: LoadMany,
+    root: CatalogRef,
+    top: RepoPath,
+    name: str,
+    excluded: Collection[str],
+    known: KnownFiles | None = None,
 ) -> Iterator[SmallFile]:
     """Yield the files called `name` anywhere below directory `top`, ordered by their directory.
 
     Args:
         excluded: names of directories that are not entered.
+        known: what the same search found in another revision: only catalogs that are not among
+            these are loaded.  Afterwards it is what was found in this one.
 
     Raises:
         IntegrityError: a catalog is missing or damaged, or such a file is not one object.
     """
+    before = known if known is not None else {}
+    now: KnownFiles = {}
     found: list[tuple[bytes, object, int]] = []
     level = {"": root}
     while level:  # one level of catalogs at a time, so that a server is asked for many at once
-        below: dict[RepoPath, CatalogRef] = {}
-        for prefix, opened in zip(level, load(list(level.values())), strict=True):
+        new = {prefix: ref for prefix, ref in level.items() if ref.hash not in before}
+        for (prefix, ref), opened in zip(new.items(), load(list(new.values())), strict=True):
             with opened as catalog:
-                start = _start(catalog, prefix, top)
-                if start is not None:
-                    found += query(
-                        catalog.database,
-                        "catalog",
-                        _FILES,
-                        *path_key(start),
-                        encode_name(start),
-                        name,
-                        json.dumps(sorted(excluded)),
-                    )
-                for where, ref in catalog.nested().items():
-                    leads_there = _is_below(where, top) or _is_below(top, where)
-                    if leads_there and where.rpartition("/")[2] not in excluded:
-                        below[where] = ref
+                before[ref.hash] = _find_in(catalog, prefix, top, name, excluded)
+        below: dict[RepoPath, CatalogRef] = {}
+        for ref in level.values():
+            files = now[ref.hash] = before[ref.hash]
+            found += files.rows
+            for where, nested in files.nested.items():
+                leads_there = _is_below(where, top) or _is_below(top, where)
+                if leads_there and where.rpartition("/")[2] not in excluded:
+                    below[where] = nested
         level = below
+    before.clear()
+    before.update(now)
     found.sort(key=lambda values: values[0].split(b"/"))
     for directory, digest, flags in found:
         path = join_path(decode_name(directory), name)
@@ -295,6 +311,19 @@ def find_small_files(
             raise IntegrityError(f"/{path} is not stored as one object")
         compressed = flags & FLAG_COMPRESSION_BITS != FLAG_UNCOMPRESSED
         yield SmallFile(path, ContentHash(digest, algorithm), compressed)
+
+
+def _find_in(
+    catalog: Catalog, prefix: RepoPath, top: RepoPath, name: str, excluded: Collection[str]
+) -> FoundFiles:
+    start = _start(catalog, prefix, top)
+    if start is None:
+        return FoundFiles([], catalog.nested())
+    names = json.dumps(sorted(excluded))
+    rows = query(
+        catalog.database, "catalog", _FILES, *path_key(start), encode_name(start), name, names
+    )
+    return FoundFiles(rows, catalog.nested())
 
 
 def _start(catalog: Catalog, prefix: RepoPath, top: RepoPath) -> RepoPath | None:

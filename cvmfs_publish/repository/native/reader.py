@@ -32,6 +32,7 @@ from cvmfs_publish.repository.native.catalog import (
 )
 from cvmfs_publish.repository.native.listing import (
     DirectorySize,
+    KnownFiles,
     SmallFile,
     find_small_files,
     list_stored,
@@ -388,10 +389,14 @@ class Snapshot:
             yield file.path, data
 
     def list_small_files(
-        self, top: RepoPath, name: str, excluded: Collection[str] = ()
+        self,
+        top: RepoPath,
+        name: str,
+        excluded: Collection[str] = (),
+        known: KnownFiles | None = None,
     ) -> list[SmallFile]:
-        """Return all small files called `name` below a directory; see `find_files`."""
-        return list(find_small_files(self._load_many, self.root, top, name, excluded))
+        """Return all small files called `name` below a directory; see `find_small_files`."""
+        return list(find_small_files(self._load_many, self.root, top, name, excluded, known))
 
     def read_small_files(self, files: Sequence[SmallFile]) -> Iterator[tuple[SmallFile, bytes]]:
         """Yield those files with their content, in the same order."""

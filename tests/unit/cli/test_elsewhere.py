@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.archives import docker_members, oci_archive, pack
+from tests.fakes.places import KEY, PROJECT, USER, FakePlaces
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar, write_oci_layout
+from tests.s3 import S3Bucket
+from tests.sifs import make_sif, squashfs_of, system
 from tests.unit.cli.support import Shell
 
 pytestmark = pytest.mark.slow
@@ -125,3 +130,118 @@ def test_verify_says_where_the_image_went(home: Shell, archive: Path) -> None:
     ran = home.run("verify", NAME)
     assert ran.code == 3
     assert str(archive) in ran.err
+
+
+# places beyond this machine, as configuration and environment name them
+
+
+@pytest.fixture
+def places() -> Iterator[FakePlaces]:
+    with FakePlaces() as running:
+        running.images["rootfs.tar.gz"] = gzip.compress(layer("one"))
+        yield running
+
+
+def test_a_root_behind_a_url_is_published_once(home: Shell, places: FakePlaces) -> None:
+    url = places.url_of("rootfs.tar.gz")
+    (image,) = home.json("publish", f"{url}?token=secret", "--as", NAME)["images"]
+    assert (image["status"], image["source"]) == ("published", url)
+    asked = len(places.requests)
+    (image,) = home.json("publish", f"{url}?token=other", "--as", NAME)["images"]
+    assert image["status"] == "unchanged"
+    assert [request.method for request in places.requests[asked:]] == ["HEAD"]
+    assert home.run("verify", NAME).code == 0
+    assert list((home.cwd / "state/scratch").iterdir()) == []
+
+
+def test_a_pin_that_does_not_hold_publishes_nothing(home: Shell, places: FakePlaces) -> None:
+    url = f"{places.url_of('rootfs.tar.gz')}#sha256={'0' * 64}"
+    ran = home.run("publish", url, "--as", NAME)
+    assert ran.code == 4
+    assert "not sha256:000" in ran.err
+    assert home.json("list")["images"] == []
+
+
+def test_logins_are_those_of_the_configuration(home: Shell, places: FakePlaces) -> None:
+    (home.cwd / "secret").write_text("token")
+    (home.cwd / "cvmfs-publish.yaml").write_text(
+        f"""\
+repository: {{name: test.example.org}}
+registries:
+  "{places.host}": {{username: bot, password_file: secret}}
+sources:
+  library: "{places.host}"
+  shub: "{places.host}"
+"""
+    )
+    places.images["image.sif"] = make_sif([system(squashfs_of(layer("one")))])
+    places.library["group/apps/image:1", "amd64"] = "image.sif"
+    places.library_token = "token"
+    places.hub["user/image:1"] = "image.sif"
+    home = Shell(home.cwd, {"PATH": os.environ["PATH"]})
+    document = home.json("publish", "library://group/apps/image:1", "shub://user/image:1")
+    names = [image["reference"] for image in document["images"]]
+    assert names == [f"{places.host}/group/apps/image:1", f"{places.host}/user/image:1"]
+    assert home.run("verify", names[0]).code == 0
+
+
+def test_swift_is_found_by_openstacks_variables(home: Shell, places: FakePlaces) -> None:
+    places.objects["images/rootfs.tar"] = layer("one")
+    variables = {"OS_AUTH_URL": f"{places.url}/v3", "OS_USERNAME": USER, "OS_PASSWORD": KEY}
+    more = {"OS_PROJECT_NAME": PROJECT, "OS_REGION_NAME": "one"}
+    shell = Shell(home.cwd, variables | more)
+    (image,) = shell.json("publish", "swift://images/rootfs.tar", "--as", NAME)["images"]
+    assert image["status"] == "published"
+    ran = home.run("publish", "swift://images/rootfs.tar", "--as", NAME)
+    assert ran.code == 2
+    assert "sources.swift.auth_url" in ran.err
+
+
+def test_s3_is_found_by_amazons_variables(home: Shell, bucket: S3Bucket) -> None:
+    bucket.put("rootfs.tar", layer("one"))
+    variables = {
+        "AWS_ENDPOINT_URL": bucket.server.url,
+        "AWS_ACCESS_KEY_ID": bucket.server.access_key,
+        "AWS_SECRET_ACCESS_KEY": bucket.server.secret_key,
+    }
+    shell = Shell(home.cwd, variables)
+    text = f"s3://{bucket.name}/{bucket.prefix}/rootfs.tar"
+    (image,) = shell.json("publish", text, "--as", NAME)["images"]
+    assert (image["status"], image["source"]) == ("published", text)
+    assert shell.json("publish", text, "--as", NAME)["images"][0]["status"] == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("sources: {swift: {user: a}}", "a login needs both"),
+        ("sources: {swift: {user: a, key: b, key_file: c}}", "both given"),
+        ("sources: {s3: {access_key: a}}", "secret_key_file is missing"),
+        ("sources: {s3: {lease: 1m}}", "lease"),
+        ("sources: {library: 'a b'}", "library"),
+    ],
+)
+def test_what_the_configuration_says_wrongly_is_told(
+    home: Shell, section: str, message: str
+) -> None:
+    path = home.cwd / "cvmfs-publish.yaml"
+    path.write_text(f"repository: {{name: test.example.org}}\n{section}\n")
+    ran = home.run("list")
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_what_is_published_is_compared_with_any_file(home: Shell, archive: Path) -> None:
+    home.json("publish", "oci-archive:image.tar", "--as", NAME)
+    copy = home.cwd / "copy.tar"
+    archive.rename(copy)
+    assert home.run("verify", NAME).code == 3  # it is not there any more
+    ran = home.run("verify", "oci-archive:copy.tar", "--as", NAME)
+    assert (ran.code, "no difference" in ran.out) == (0, True), ran
+    oci_archive(copy, write_oci_layout(home.cwd / "other", [layer("three")]))
+    ran = home.run("verify", "oci-archive:copy.tar", "--as", NAME)
+    assert ran.code == 3
+    assert "any more" in ran.err
+    (home.cwd / "saved.tar").write_bytes(pack(docker_members([layer("one")], tags=["a/b:1"])))
+    home.json("publish", "docker-archive:saved.tar")
+    assert home.run("verify", "docker-archive:saved.tar").code == 0

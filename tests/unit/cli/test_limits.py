@@ -104,6 +104,22 @@ def test_the_entries_of_an_image(home: Shell, registry: FakeRegistry) -> None:
     assert_edge(home, image, "entries", edge)
 
 
+def test_the_entries_of_all_layers(home: Shell, registry: FakeRegistry) -> None:
+    """One layer many times: reading it is work once, stacking it each time."""
+    tar = Tar()
+    for number in range(70):
+        tar.file(str(number), b"")
+    image = add(registry, *[tar.done()] * 31)
+    configure(home, {"entries": 216})
+    error = home.json("publish", image, code=4)["images"][0]["error"]
+    assert (
+        "2170 entries in all of its layers; at most 10 times the limit of 216" in (error["message"])
+    )
+    assert "`limits.entries`" in error["hint"]
+    configure(home, {"entries": 217})
+    assert home.json("publish", image)["images"][0]["status"] == "published"
+
+
 @pytest.mark.parametrize("letter", ["x", "ä"])
 def test_the_length_of_a_path(home: Shell, registry: FakeRegistry, letter: str) -> None:
     path = "/".join([letter * 100] * 5)

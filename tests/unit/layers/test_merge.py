@@ -12,6 +12,7 @@ import pytest
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.findings import Finding
+from cvmfs_publish.layers import merge as merging
 from cvmfs_publish.layers.merge import merge
 from cvmfs_publish.layers.record import LayerEntry, LayerRecord
 from cvmfs_publish.layers.tree import Node, Tree, node_of
@@ -200,3 +201,32 @@ def test_a_directory_that_replaces_the_link_it_came_through_holds_what_follows()
     lower = layer(symlink("a", "."))
     upper = layer(file("a/x"), directory("a/a"), file("a/y"))
     assert paths(stacked(lower, upper)) == ["a", "a/y", "x"]
+
+
+@pytest.mark.parametrize("hiding", [whiteout("d"), opaque("d"), opaque("")])
+def test_hiding_again_and_again_what_the_layer_itself_wrote_is_no_work(hiding: LayerEntry) -> None:
+    """It took time by the square of their number: half a million entries held the lock for days."""
+    count = 20_000
+    files = [file(f"d/{number}") for number in range(count)]
+    tree = stacked(layer(directory("d"), file("d/old")), layer(*files, *[hiding] * count))
+    assert len(paths(tree)) == count + 1
+
+
+def test_what_was_hidden_once_is_hidden_whatever_came_between() -> None:
+    lower = layer(file("d/e/old"), file("d/old"))
+    upper = layer(file("d/e/new"), opaque("d"), file("d/e/f/newer"), whiteout("d/e"), opaque(""))
+    assert paths(stacked(lower, upper)) == ["d", "d/e", "d/e/f", "d/e/f/newer", "d/e/new"]
+    further = layer(whiteout("d/e"), file("d/last"))
+    assert paths(stacked(lower, upper, further)) == ["d", "d/last"]
+
+
+def test_links_that_are_made_to_take_long_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    winding = [symlink(f"l{number}", f"{'d/../' * 100}l{number + 1}") for number in range(30)]
+    entries = [file(("l0/" if number % 2 else "d/") + str(number)) for number in range(40)]
+    attack = layer(directory("d"), directory("l30"), *winding, *entries)
+    monkeypatch.setattr(merging, "MAX_DETOURS", 60_000)
+    with pytest.raises(IntegrityError, match="links of more than 60000 components") as caught:
+        stacked(attack)
+    assert caught.value.hint
+    monkeypatch.setattr(merging, "MAX_DETOURS", 10**9)
+    assert len(paths(stacked(attack))) == 72

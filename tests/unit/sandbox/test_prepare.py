@@ -279,3 +279,18 @@ def test_the_configuration_is_kept_byte_for_byte() -> None:
     content = node(tree, ".singularity.d/oci-config.json").content
     assert contents.data[content or Content(None)] == text.encode()
     assert parse_config(text.encode()).environment == ["A=1"]
+
+
+def test_an_image_of_apptainers_own_keeps_what_is_there() -> None:
+    own = directory(runscript=FILE, env=directory())
+    own.children["labels.json"] = FILE
+    environment = own.children["env"]
+    assert isinstance(environment, Directory)
+    environment.children["99-base.sh"] = FILE
+    tree = tree_of(**{".singularity.d": own})
+    contents = Contents()
+    prepare(tree, CONFIG.encode(), SandboxPolicy(), contents.store, keep_runtime_files=True)
+    for path in ("runscript", "labels.json", "env/99-base.sh"):
+        assert node(tree, f".singularity.d/{path}").content is None  # not one of ours
+    assert node(tree, ".singularity.d/env/01-base.sh").content in contents.data  # was missing
+    assert node(tree, ".singularity.d/actions/exec").content in contents.data

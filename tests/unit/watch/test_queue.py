@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvmfs_publish.sources.trust import UnsignedError
 from cvmfs_publish.state.model import Failure, ImageKey, Job, Reason
 from cvmfs_publish.watch.queue import QueueSettings, choose_batch, judge, plan_wait
 
@@ -134,6 +135,12 @@ def test_what_becomes_of_a_failure(exit_code: int, attempts: int, status: str) -
     result = judge(KEY, FAILURE, exit_code, attempts, NOW, QueueSettings(), 0.5)
     assert result.status == status
     assert (result.next_attempt_at is None) == (status == "quarantined")
+
+
+def test_an_image_that_is_not_signed_yet_is_asked_for_again_and_again() -> None:
+    failure = Failure(UnsignedError.kind, "no good signature")
+    result = judge(KEY, failure, UnsignedError.exit_code, 100, NOW, QueueSettings(), 0.5)
+    assert (result.status, result.next_attempt_at is None) == ("failed", False)
 
 
 @given(attempts=st.integers(1, 10_000), jitter=st.floats(0, 1))

@@ -14,6 +14,7 @@ from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.publish import Publisher, PublishSettings
 from cvmfs_publish.repository.layouts import METADATA, PUBLICATION_FILE
+from cvmfs_publish.repository.native.catalog import Catalog, CatalogRef
 from cvmfs_publish.repository.native.listing import SmallFile
 from cvmfs_publish.repository.native.reader import Snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository
@@ -130,18 +131,31 @@ def test_records_are_read_once_for_a_revision(own: StatusSite, read: list[int]) 
     assert (library.times, read) == (1, [3])
 
 
-def test_after_a_publish_only_new_records_are_read(own: StatusSite, read: list[int]) -> None:
+def test_after_a_publish_only_what_is_new_is_read(
+    own: StatusSite, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    original = Snapshot._load_many
+
+    def load_many(self: Snapshot, refs: Sequence[CatalogRef]) -> Iterator[Catalog]:
+        loaded.append(len(refs))
+        return original(self, refs)
+
+    monkeypatch.setattr(Snapshot, "_load_many", load_many)
     library = Reading(repository_of(own))
     assert len(library.shelf().images) == 3
+    before = sum(loaded)
     name = "ghcr.io/a/new:1"
     records = RecordStore(
         own.base / "state" / "layers", library.shelf().manifest.root_hash.algorithm
     )
     publisher = Publisher(repository_of(own), Images(), records, PublishSettings())
     publisher.publish([name], now=datetime.now(UTC))
+    loaded.clear()
     assert ImageKey(name, AMD64) in library.shelf().images
     assert read == [3, 1]
     assert library.times == 2
+    assert sum(loaded) < before  # catalogs of the other registries are the same
 
 
 def test_a_page_asks_the_state_as_often_however_many_images_there_are(
