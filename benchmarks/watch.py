@@ -184,18 +184,23 @@ def digest_of(repository: str, tag: str) -> str:
 class _Registries:
     """What asks the simulator (`Registries` and `Taggers`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: datetime) -> None:
+        self.now = now  # of the simulated clock, by which clients wait
         self._sources: dict[str, RegistrySource] = {}
         self._lock = threading.Lock()
 
     def source(self, registry: str) -> RegistrySource:
         with self._lock:
             if registry not in self._sources:
-                client = RegistryClient(attempts=2, sleep=lambda _: None)
+                client = RegistryClient(attempts=2, sleep=self.sleep, clock=lambda: self.now)
                 self._sources[registry] = RegistrySource(client)
             return self._sources[registry]
 
     tagger = source
+
+    def sleep(self, seconds: float) -> None:
+        """Let the simulated time pass, and no other."""
+        self.now += timedelta(seconds=seconds)
 
     def forget(self, registry: str) -> None:
         pass
@@ -263,7 +268,7 @@ def rewrite(lists: Sequence[Path], made_up: str, hosts: dict[str, str], folder: 
 def look(folder: Path) -> None:
     """Run the cycles; each is told on standard output, and begun by a line of standard input."""
     now = datetime.now(UTC)
-    registries, outbound = _Registries(), Outbound()
+    registries, outbound = _Registries(now), Outbound()
     with State.open(folder / "state") as state, outbound:
         places = [Place(path) for path in sorted((folder / "lists").iterdir())]
         loader = WishlistLoader(places, folder / "state/lists", outbound)
@@ -279,7 +284,8 @@ def look(folder: Path) -> None:
                     wanted.load(now)
                 else:
                     state.poll_all(now)
-                now = _poll_until_done(state, poller, now, is_moved=name == "storm")
+                registries.now = now
+                now = _poll_until_done(state, poller, registries, now, is_moved=name == "storm")
                 tags = len(state.outlines())
                 if name == "first":
                     _pretend_published(state, now)
@@ -296,12 +302,15 @@ def look(folder: Path) -> None:
     registries.close()
 
 
-def _poll_until_done(state: State, poller: Poller, now: datetime, *, is_moved: bool) -> datetime:
+def _poll_until_done(
+    state: State, poller: Poller, registries: _Registries, now: datetime, *, is_moved: bool
+) -> datetime:
     """Ask until every image has its answer; `is_moved`: the clock goes to what is due next."""
     begun = looked = now
     while now - begun < DEADLINE:
         print(json.dumps({"now": int(now.timestamp())}), flush=True)
         sys.stdin.readline()
+        registries.now = now
         if poller.step(now):
             continue
         if not is_moved:

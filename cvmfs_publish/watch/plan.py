@@ -60,10 +60,15 @@ def slot(name: str, interval: timedelta) -> timedelta:
 
 
 def next_poll(name: str, now: datetime, interval: timedelta) -> datetime:
-    """Return the next of an image's moments, which is after `now` and within one interval."""
+    """Return one of the image's next moments, half an interval to one and a half away.
+
+    So whoever is asked a little before the moment is not asked again at it.
+    """
     since = timedelta(seconds=now.timestamp() % interval.total_seconds())
     wait = slot(name, interval) - since
-    return now + (wait if wait > timedelta() else wait + interval)
+    while wait < interval / 2:
+        wait += interval
+    return now + wait
 
 
 def plan_polls(
