@@ -285,6 +285,7 @@ class _Service:
             storage=storage if isinstance(storage, Path) else None,
             hooks=self._open_hooks(config),
         )
+        service.warm()
         with bind(listen) as listener:
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
