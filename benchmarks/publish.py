@@ -33,6 +33,10 @@ from benchmarks.registry import Registry, RegistryError, run_registry
 from benchmarks.report import (
     APPTAINER,
     COLD,
+    DIRECTORY,
+    DIRECTORY_UPDATE,
+    SERVER,
+    SERVER_UPDATE,
     SKOPEO,
     UMOCI,
     UNCHANGED,
@@ -47,6 +51,8 @@ from cvmfs_publish.layers.tree import Directory, Tree
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NAME = "bench.example.org"
+_COMMAND = Path(sys.executable).with_name("cvmfs-publish")
+OUR_PROGRAM = [str(_COMMAND)] if _COMMAND.exists() else [sys.executable, "-m", "cvmfs_publish"]
 TEST_USER = "cvmfstest"  # runs what refuses to run as root
 READ_BYTES = 4 * 1024 * 1024
 # What a job reads in the made image, which has no program that could be traced: as many libraries
@@ -119,8 +125,7 @@ def find_program(name: str) -> str | None:
 
 def run_cvmfs_publish(bench: Bench) -> Iterator[Run]:
     """Publish into a new repository, publish one more layer, publish that again."""
-    command = Path(sys.executable).with_name("cvmfs-publish")
-    program = [str(command)] if command.exists() else [sys.executable, "-m", "cvmfs_publish"]
+    program = OUR_PROGRAM
     repository = bench.work / "repository"
     bench.measure([*program, "init", NAME, "--storage", str(repository), "--keys", "keys"])
     before = (0, 0)
@@ -130,6 +135,39 @@ def run_cvmfs_publish(bench: Bench) -> Iterator[Run]:
         total, contents = measure_objects(repository / "data")
         yield Run(step, done.cost, done.requests, total - before[0], contents - before[1])
         before = (total, contents)
+
+
+def run_directory(bench: Bench) -> Iterator[Run]:
+    """Publish into a new plain tree, then publish one more layer."""
+    tree = bench.work / "tree"
+    bench.measure([*OUR_PROGRAM, "init", NAME, "--backend", "directory", "--storage", str(tree)])
+    yield from _run_backend(bench, DIRECTORY, DIRECTORY_UPDATE, tree)
+
+
+def run_cvmfs_server(bench: Bench) -> Iterator[Run]:
+    """Publish into a new repository of `cvmfs_server`, then publish one more layer.
+
+    Only where the real program is: what a stand-in needs says nothing.
+    """
+    server = shutil.which("cvmfs_server")
+    if server is None:
+        raise FileNotFoundError("cvmfs_server is not installed")
+    bench.measure([server, "mkfs", "-o", pwd.getpwuid(os.geteuid()).pw_name, NAME])
+    try:
+        bench.measure([*OUR_PROGRAM, "init", NAME, "--backend", "cvmfs_server"])
+        yield from _run_backend(bench, SERVER, SERVER_UPDATE, Path("/srv/cvmfs") / NAME)
+    finally:
+        subprocess.run([server, "rmfs", "-f", NAME], check=True, capture_output=True)
+
+
+def _run_backend(bench: Bench, cold: str, update: str, storage: Path) -> Iterator[Run]:
+    before = 0
+    for step, tag in ((cold, "base"), (update, "update")):
+        done = bench.measure([*OUR_PROGRAM, "publish", bench.reference(tag), "--json"])
+        _check_status(done.output, "published")
+        total = measure_tree(storage)
+        yield Run(step, done.cost, done.requests, total - before)
+        before = total
 
 
 def _check_status(output: bytes, expected: str) -> None:
@@ -181,6 +219,8 @@ def run_apptainer(bench: Bench) -> Iterator[Run]:
 
 PROGRAMS: dict[str, Callable[[Bench], Iterator[Run]]] = {
     "cvmfs": run_cvmfs_publish,
+    "directory": run_directory,
+    "cvmfs_server": run_cvmfs_server,
     "umoci": run_umoci,
     "skopeo": run_skopeo,
     "apptainer": run_apptainer,

@@ -15,10 +15,18 @@ KB = 1000
 COLD = "cvmfs-publish, cold"
 UPDATE = "cvmfs-publish, one more layer"
 UNCHANGED = "cvmfs-publish, unchanged"
+DIRECTORY = "cvmfs-publish, plain tree, cold"
+DIRECTORY_UPDATE = "cvmfs-publish, plain tree, one more layer"
+SERVER = "cvmfs-publish, cvmfs_server, cold"
+SERVER_UPDATE = "cvmfs-publish, cvmfs_server, one more layer"
 UMOCI = "umoci unpack"
 SKOPEO = "skopeo copy"
 APPTAINER = "apptainer build --sandbox"
-STEPS = (COLD, UPDATE, UNCHANGED, UMOCI, SKOPEO, APPTAINER)
+STEPS = (
+    COLD, UPDATE, UNCHANGED, DIRECTORY, DIRECTORY_UPDATE, SERVER, SERVER_UPDATE,
+    UMOCI, SKOPEO, APPTAINER,
+)  # fmt: skip
+BACKENDS = ((DIRECTORY, COLD), (DIRECTORY_UPDATE, UPDATE), (SERVER, COLD), (SERVER_UPDATE, UPDATE))
 NOTHING = "—"  # a cell without a value
 
 RATIO_TARGET = 0.6  # of the wall time of umoci unpack
@@ -254,6 +262,16 @@ def find_disturbances(report: Report) -> list[str]:
     ]
 
 
+def format_backends(report: Report) -> str:
+    """Return a Markdown table of what other backends need, relative to the native one; or ""."""
+    rows = [["backend", "s", "native s", "times native"]]
+    for step, native in BACKENDS:
+        seconds, own = report.median(step), report.median(native)
+        if seconds is not None and own is not None:
+            rows.append([step, f"{seconds:.2f}", f"{own:.2f}", f"{seconds / own:.1f}"])
+    return format_rows(rows, (0,)) if len(rows) > 1 else ""
+
+
 def format_splitting(splitting: Splitting) -> str:
     """Return a Markdown table: one catalog against several."""
     each = splitting
@@ -280,6 +298,9 @@ def format_report(report: Report) -> str:
     verdicts = [["target", "measured", "kept"]]
     verdicts += [[t.promise, t.measured, "yes" if t.kept else "NO"] for t in compare(report)]
     parts = [format_rows(plan_rows(report), (0, 8))]
+    backends = format_backends(report)
+    if backends:
+        parts.append(backends)
     if report.splitting is not None:
         parts.append(format_splitting(report.splitting))
     parts.append(format_rows(verdicts, (0, 1, 2)))

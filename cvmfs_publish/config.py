@@ -406,15 +406,81 @@ class S3Config(S3Keys):
 
 
 @dataclass(frozen=True)
+class DirectoryConfig:
+    """How a plain tree of files is written."""
+
+    share: bool = field(
+        default=True,
+        metadata=about(
+            "files that are the same in content, mode, owner and time are hard links of one file"
+        ),
+    )
+    lock_wait: timedelta = field(
+        default=timedelta(),
+        metadata=about("how long to wait for another publisher to end before giving up"),
+    )
+    lease: timedelta = field(
+        default=timedelta(minutes=2),
+        metadata=about(
+            "the lock of a publisher that died on another host is free a minute after this time;"
+            " 30 seconds to 1 hour"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if not timedelta(seconds=30) <= self.lease <= timedelta(hours=1):
+            raise InputError(f"lease: wants 30s to 1h, found {self.lease.total_seconds():.0f}s")
+
+
+@dataclass(frozen=True)
+class CvmfsServerConfig:
+    """How the program `cvmfs_server` is used."""
+
+    server_conf: Path | None = field(
+        default=None,
+        metadata=about(
+            "what `cvmfs_server mkfs` wrote; by default /etc/cvmfs/repositories.d/NAME/server.conf"
+        ),
+    )
+    mount: Path | None = field(
+        default=None, metadata=about("where the repository is mounted; by default /cvmfs/NAME")
+    )
+    program: str = field(
+        default="cvmfs_server", metadata=about("the program, or its path if it is not in PATH")
+    )
+    method: Literal["auto", "ingest", "transaction"] = field(
+        default="auto",
+        metadata=about(
+            "how sandboxes go in: `transaction`, written into the mount; `ingest`, as a tar stream"
+            " where that loses nothing; `auto`, as a tar stream where it is also quicker"
+        ),
+    )
+    timeout: timedelta = field(
+        default=timedelta(hours=6), metadata=about("how long one command may take")
+    )
+    lock_wait: timedelta = field(
+        default=timedelta(),
+        metadata=about("how long to wait for another writer to end before giving up"),
+    )
+
+    def __post_init__(self) -> None:
+        if self.timeout < timedelta(seconds=1):
+            raise InputError(
+                f"timeout: wants 1s or more, found {self.timeout.total_seconds():.0f}s"
+            )
+
+
+@dataclass(frozen=True)
 class RepositoryConfig:
     """Where the repository is and how it is written."""
 
     name: RepositoryName = field(metadata=about("the repository's full name, as under /cvmfs"))
-    backend: Literal["native"] = field(
+    backend: Literal["native", "directory", "cvmfs_server"] = field(
         default="native",
         metadata=about(
-            "who writes the repository: `native` needs no CernVM-FS software here",
-            later="cvmfs_server|directory",
+            "what kind of repository: `native`, CernVM-FS without its software here; `directory`, a"
+            " plain tree of files on a file system that workers mount; `cvmfs_server`, CernVM-FS"
+            " written by that program"
         ),
     )
     storage: S3Url | Path = field(
@@ -461,6 +527,34 @@ class RepositoryConfig:
             " its locks are respected, and it learns of what is published here"
         ),
     )
+    directory: DirectoryConfig = field(
+        default_factory=DirectoryConfig,
+        metadata=about("how a plain tree of files is written, for `backend: directory`"),
+    )
+    cvmfs_server: CvmfsServerConfig = field(
+        default_factory=CvmfsServerConfig,
+        metadata=about("how the program is used, for `backend: cvmfs_server`"),
+    )
+
+    def __post_init__(self) -> None:
+        sections = {"directory": DirectoryConfig(), "cvmfs_server": CvmfsServerConfig()}
+        for key, unset in sections.items():
+            if key != self.backend and getattr(self, key) != unset:
+                raise RefusedKeyError(
+                    (key,), f"is for `backend: {key}`, but the backend is {self.backend}"
+                )
+        if self.backend == "native":
+            return
+        for key, default in (("hash", "sha1"), ("compression", "adaptive"), ("spool", None)):
+            if getattr(self, key) != default:
+                raise RefusedKeyError(
+                    (key,), f"is for `backend: native`, but the backend is {self.backend}"
+                )
+        if isinstance(self.storage, S3Url):
+            what = "a plain tree is a folder"
+            if self.backend == "cvmfs_server":
+                what = "where the repository is, its server.conf says"
+            raise RefusedKeyError(("storage",), what, hint="object stores: `backend: native`")
 
 
 @dataclass(frozen=True)
@@ -1268,6 +1362,22 @@ class Config:
                     f"{rule.match} is the same pattern as that of trust[{first}]",
                     hint="remove one of the two rules",
                 )
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        if self.repository.backend == "native":
+            return
+        if self.history.automatic_tags != "off":
+            raise RefusedKeyError(
+                ("history", "automatic_tags"),
+                f"is for `backend: native`, but the backend is {self.repository.backend}",
+                hint="`cvmfs_server` has CVMFS_AUTO_TAG; a plain tree has no revisions to name",
+            )
+        if self.fallback is not None:
+            raise RefusedKeyError(
+                ("fallback",),
+                f"is for `backend: native`, but the backend is {self.repository.backend}",
+            )
 
 
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
@@ -1316,7 +1426,10 @@ def find_config(explicit: Path | None, environ: Mapping[str, str], cwd: Path) ->
 def render_default_config(
     name: str,
     *,
-    storage: str = "repository",
+    backend: str | None = None,
+    storage: str | None = "repository",
+    server_conf: str | None = None,
+    mount: str | None = None,
     keys: str = "keys",
     hash_algorithm: str = "sha1",
     s3: S3Config | None = None,
@@ -1331,7 +1444,12 @@ def render_default_config(
     s3 = s3 or S3Config()
     return _DEFAULT_FILE.substitute(
         name=_scalar(name),
-        storage=_scalar(storage),
+        backend=_shown("backend", backend, "native"),
+        storage=_shown("storage", storage, "repository"),
+        server_conf=_shown(
+            "server_conf", server_conf, f"/etc/cvmfs/repositories.d/{name}/server.conf"
+        ),
+        mount=_shown("mount", mount, f"/cvmfs/{name}"),
         keys=_scalar(keys),
         hash=_scalar(hash_algorithm),
         endpoint=_shown("endpoint", s3.endpoint, "https://s3.example.org"),
@@ -1364,11 +1482,13 @@ _DEFAULT_FILE = Template("""\
 repository:
   # The full name, as below /cvmfs on every client.
   name: $name
-  # Who writes the repository.  `native` needs no CernVM-FS software on this machine.
-  #backend: native
+  # What kind of repository.  `native`: CernVM-FS, without its software on this machine.
+  # `directory`: a plain tree of files on a file system that workers mount.  `cvmfs_server`:
+  # CernVM-FS that this program writes; its server.conf says where.
+  $backend
   # The folder that holds the repository.  A web server serves it as /cvmfs/NAME;
   # `cvmfs-publish serve` does so for a try.  Or s3://BUCKET/PREFIX in an object store.
-  storage: $storage
+  $storage
   # How that object store is reached.  What is not said here is taken from AWS_ENDPOINT_URL,
   # AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN.
   s3:
@@ -1399,6 +1519,27 @@ repository:
   # Only where `cvmfs_server` writes the repository too: its spool folder.  Its locks are respected,
   # and it learns of what is published here.  `cvmfs-publish init NAME --adopt` finds it.
   $spool
+  # Only for `backend: directory`.
+  directory:
+    # Files that are the same in content, mode, owner and time are hard links of one file.
+    #share: true
+    # How long to wait for another publisher to end before giving up: 10m, 1h.
+    #lock_wait: 0s
+    # The lock of a publisher that died on another host is free a minute after this time.
+    #lease: 2m
+  # Only for `backend: cvmfs_server`.
+  cvmfs_server:
+    $server_conf
+    $mount
+    # The program, or its path if it is not in PATH.
+    #program: cvmfs_server
+    # How sandboxes go in: `transaction`, written into the mount; `ingest`, as a tar stream where
+    # that loses nothing; `auto`, as a tar stream where it is also quicker.
+    #method: auto
+    # How long one command may take.
+    #timeout: 6h
+    # How long to wait for another writer to end before giving up: 10m, 1h.
+    #lock_wait: 0s
 
 # Layers already read and work in progress.  Deleting it costs reading layers again.
 #state: state

@@ -393,7 +393,7 @@ class Publisher:
                     raise RepositoryError(f"{found.sandbox} of {found.reference} is missing")
                 source = Source(
                     lambda: view.walk(path),
-                    view.iter_content,
+                    lambda below, node: view.iter_content(f"{path}/{below}", node),
                     root,
                     Platform.parse(found.platform),
                     found.tree_digest,

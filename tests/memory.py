@@ -147,3 +147,6 @@ class MemoryRepository:
 
     def revision(self) -> Revision:
         return Revision(self.number, "", 0)
+
+    def algorithm(self) -> HashAlgorithm:
+        return HashAlgorithm.SHA1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,113 @@ from cvmfs_publish.content.objects import Compression
 from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.content.stores import open_artefacts, open_store
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.cvmfs_server import ServerOptions, ServerRepository
+from cvmfs_publish.repository.directory import DirectoryOptions, DirectoryRepository
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
+from cvmfs_publish.repository.native.server_conf import default_server_conf, read_server_conf
 from cvmfs_publish.repository.native.spool import Spool
 
 
-def open_repository(config: Config) -> NativeRepository:
+def open_repository(config: Config) -> Repository:
     """Return the repository the configuration names; nothing is read yet."""
+    return BACKENDS[config.repository.backend](config)
+
+
+def open_native(config: Config, what: str = "this is") -> NativeRepository:
+    """Return the repository, for what only those of our own have; nothing is read yet.
+
+    Raises:
+        InputError: it is of another backend; `what`, with its verb, is said not to be there.
+    """
+    backend = config.repository.backend
+    if backend != "native":
+        raise InputError(
+            f"{what} of a repository of `backend: native`; {config.repository.name} is of"
+            f" `backend: {backend}`",
+            hint=_INSTEAD.get((backend, what), "docs/backends.md says what each backend has"),
+        )
+    return _open_native(config)
+
+
+# What to do where another backend has not what a native one has.
+_INSTEAD = {
+    ("directory", "tags are"): "a plain tree keeps no revisions; `cvmfs-publish pin` keeps a"
+    " sandbox",
+    ("directory", "a whitelist is"): "nothing of a plain tree is signed, so nothing expires",
+    ("directory", "export is"): "a plain tree is made of ordinary folders: `cp -a` copies one;"
+    " `cvmfs-publish show IMAGE` tells where it is",
+    ("directory", "`check --scrub` is"): "`cvmfs-publish verify IMAGE` compares every byte of an"
+    " image with its registry",
+    ("directory", "`serve` is"): "workers read a plain tree from its file system",
+    ("cvmfs_server", "tags are"): "`cvmfs_server tag` names revisions",
+    ("cvmfs_server", "a whitelist is"): "`cvmfs_server resign` renews it",
+    ("cvmfs_server", "export is"): "`cp -a` copies a folder from the mount; `cvmfs-publish show"
+    " IMAGE` tells where it is",
+    ("cvmfs_server", "`check --scrub` is"): "`cvmfs_server check -i` hashes every object;"
+    " `cvmfs-publish verify IMAGE` compares every byte of an image with its registry",
+    ("cvmfs_server", "`serve` is"): "the web server of this Stratum 0 does that",
+    ("cvmfs_server", "--keep-revisions is"): "`cvmfs_server gc -r` decides which revisions stay",
+    ("directory", "the status site is"): "`watch` without --listen works",
+    ("cvmfs_server", "the status site is"): "`watch` without --listen works",
+    ("directory", "--keep-revisions is"): "a plain tree keeps no revisions; --grace says how long"
+    " what was replaced is kept",
+}
+
+
+def open_directory(config: Config) -> DirectoryRepository:
+    """Return the plain tree that the configuration names; nothing is read yet."""
+    repository = config.repository
+    if not isinstance(repository.storage, Path):
+        raise TypeError("the configuration let an object store pass")
+    return DirectoryRepository(
+        repository.name,
+        repository.storage,
+        LocalStore(config.state / "spool"),
+        DirectoryOptions(
+            repository.directory.share, repository.directory.lock_wait, repository.directory.lease
+        ),
+    )
+
+
+def open_server(config: Config) -> ServerRepository:
+    """Return the repository that `cvmfs_server` writes; only its server.conf is read.
+
+    Raises:
+        InputError: the server.conf is missing, or says what cannot be done here.
+    """
+    name, server = config.repository.name, config.repository.cvmfs_server
+    conf = read_server_conf(server.server_conf or default_server_conf(name))
+    if conf.name != name:
+        raise InputError(
+            f"{conf.path} is of repository {conf.name!r}, not of {name!r}",
+            hint="correct `repository.name` or `repository.cvmfs_server.server_conf`",
+        )
+    return ServerRepository(
+        conf,
+        config.state,
+        LocalStore(config.state / "spool"),
+        ServerOptions(
+            server.mount or Path("/cvmfs") / name,
+            server.program,
+            server.method,
+            server.timeout,
+            server.lock_wait,
+            config.nesting.max_entries,
+        ),
+    )
+
+
+def open_tree(config: Config) -> DirectoryRepository | ServerRepository:
+    """Return the repository of a backend whose tree is seen as files."""
+    return (
+        open_server(config)
+        if config.repository.backend == "cvmfs_server"
+        else open_directory(config)
+    )
+
+
+def _open_native(config: Config) -> NativeRepository:
     repository = config.repository
     return NativeRepository(
         repository.name,
@@ -33,6 +135,13 @@ def open_repository(config: Config) -> NativeRepository:
             else None,
         ),
     )
+
+
+BACKENDS: dict[str, Callable[[Config], Repository]] = {
+    "native": _open_native,
+    "directory": open_directory,
+    "cvmfs_server": open_server,
+}
 
 
 def open_storage(storage: S3Url | Path, s3: S3Config) -> ContentStore:

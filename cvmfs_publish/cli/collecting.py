@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native, open_tree
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.fallback import open_own_store, tell_copy
 from cvmfs_publish.cli.lazy import command_app
@@ -76,7 +76,12 @@ def gc(
     """
     session = session_of(context)
     retention = Retention(_duration(grace), keep_revisions)
-    repository = open_repository(session.config)
+    if session.config.repository.backend != "native":
+        if keep_revisions != DEFAULT_REVISIONS:
+            open_native(session.config, "--keep-revisions is")
+        _collect_tree(session, retention.grace, dry_run=dry_run)
+        return
+    repository = open_native(session.config, "gc is")
     document: dict[str, Any] = {}
     now = int(datetime.now(UTC).timestamp())
     with StatusLine(session.out) as status:
@@ -103,6 +108,43 @@ def gc(
                 plan = collector.collect(now, retention, planned)
                 tell_copy(session, repository, artefacts)
     session.out.result(document, _end(plan, dry_run=dry_run))
+
+
+def _collect_tree(session: Session, grace: timedelta, *, dry_run: bool) -> None:
+    """Collect where the tree is seen as files."""
+    repository = open_tree(session.config)
+    now = datetime.now(UTC)
+    found = repository.plan(now, grace) if dry_run else repository.collect(now, grace)
+    revision = repository.revision()
+    sandboxes = [
+        {"path": f"/{removal.path}", "why": removal.why, "since": format_time(removal.since)}
+        for removal in found.removals
+    ]
+    lines = [
+        f"sandbox  /{removal.path}  {removal.why} since {format_minute(removal.since)}"
+        for removal in found.removals
+    ]
+    word = "would remove" if dry_run else "removed"
+    lines.append(
+        f"{word}  {plural(len(sandboxes), 'sandbox', 'sandboxes')}, "
+        f"{plural(found.trash, 'replaced folder')}, "
+        f"{plural(found.files, 'file')} no longer shared ({format_bytes(found.file_bytes)}), "
+        f"{plural(found.objects, 'object')} of layers ({format_bytes(found.object_bytes)})"
+    )
+    session.out.result(
+        {
+            "repository": repository.name,
+            "revision": revision.number,
+            "root_hash": revision.root_hash,
+            "dry_run": dry_run,
+            "grace_seconds": int(grace.total_seconds()),
+            "sandboxes": sandboxes,
+            "replaced": found.trash,
+            "files": {"count": found.files, "bytes": found.file_bytes},
+            "objects": {"count": found.objects, "bytes": found.object_bytes},
+        },
+        "\n".join(lines),
+    )
 
 
 def _duration(text: str) -> timedelta:

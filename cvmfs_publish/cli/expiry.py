@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.output import format_minute, plural
 from cvmfs_publish.errors import PublishError, RepositoryError
@@ -30,7 +30,7 @@ def warn_of_expiry(session: Session, code: int = 0) -> None:
     if out.failed_with in _TOLD or (code == RepositoryError.exit_code and not is_local):
         return  # who has just waited in vain for a distant store waits no second time
     try:
-        repository = open_repository(session.config)
+        repository = open_native(session.config, "a whitelist is")
         try:
             found = repository.trust.whitelist()
         finally:

@@ -20,7 +20,7 @@ from cvmfs_publish.cli.output import (
     format_table,
     plural,
 )
-from cvmfs_publish.cli.reading import open_reading
+from cvmfs_publish.cli.reading import open_published, open_reading
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
@@ -49,13 +49,13 @@ def list_images(
     Example: cvmfs-publish list --json
     """
     session = session_of(context)
-    with open_reading(session, location, keys) as snapshot:
-        records = list(iter_publications(SnapshotView(snapshot)))
-    name = snapshot.manifest.name
+    with open_published(session, location, keys) as published:
+        records = list(iter_publications(published.view))
+    name = published.name
     session.out.result(
         {
             "repository": name,
-            "revision": snapshot.manifest.revision,
+            "revision": published.revision,
             "images": [record_document(record) for record in records],
         }
         if session.out.as_json
@@ -101,8 +101,8 @@ def show(
     Example: cvmfs-publish show ghcr.io/a/b:1
     """
     session = session_of(context)
-    with open_reading(session, location, keys) as snapshot:
-        view = SnapshotView(snapshot)
+    with open_published(session, location, keys) as published:
+        view = published.view
         record = find_publication(view, image, platform)
         line = read_lines(view).get(names_of(record)[0])
     artefact = line.artefact if line is not None else None
@@ -130,7 +130,7 @@ def export(
     """
     session = session_of(context)
     target = session.cwd / folder
-    with open_reading(session, location, keys) as snapshot:
+    with open_reading(session, location, keys, "export is") as snapshot:
         record = find_publication(SnapshotView(snapshot), image, platform)
         exported = export_tree(snapshot, record.sandbox.lstrip("/"), target)
     session.out.result(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cvmfs_publish.cli.app import EXIT_TERMINATED, GC_THRESHOLDS, Terminated
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native, open_repository, open_tree
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.fallback import open_own_store, open_packer, refresh, tell_copy
 from cvmfs_publish.cli.output import PROGRAM, Output
@@ -34,7 +34,7 @@ from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Failure
 from cvmfs_publish.watch.child import format_end, parse_order
 from cvmfs_publish.watch.runs import Collect, Publish, RunEnd, Unpublish
-from cvmfs_publish.watch.work import collect, end_of_publish, unpublish
+from cvmfs_publish.watch.work import collect, collect_tree, end_of_publish, unpublish
 
 STDIN = 0
 PIECE = 65536  # bytes read at a time
@@ -129,7 +129,9 @@ def _unpublish(session: Session, order: Unpublish) -> RunEnd:
 
 
 def _collect(session: Session, order: Collect) -> RunEnd:
-    repository = open_repository(session.config)
+    if session.config.repository.backend != "native":
+        return collect_tree(open_tree(session.config), order, datetime.now(UTC))
+    repository = open_native(session.config)
     with open_own_store(session.config) as artefacts:
         collector = Collector(repository, session.config.state, artefacts=artefacts)
         end = collect(collector, order, datetime.now(UTC))

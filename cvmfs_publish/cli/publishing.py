@@ -183,11 +183,11 @@ def open_publisher(
     repository where it says.
     """
     repository = open_repository(config)
-    algorithm = repository.manifest().root_hash.algorithm
+    algorithm = repository.algorithm()
     if config.repository.hash != algorithm.value:
         raise InputError(
-            f"repository.hash is {config.repository.hash}, but {repository.name} was created with"
-            f" {algorithm.value}",
+            f"repository.hash is {config.repository.hash}, but {config.repository.name} was created"
+            f" with {algorithm.value}",
             hint="correct the configuration; a repository keeps its hash",
         )
     settings = publish_settings(config)

@@ -4,33 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native, open_repository
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.lazy import load
 from cvmfs_publish.cli.options import Elsewhere, elsewhere
 from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.native.manifest import FILE_NAME
 from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
-from cvmfs_publish.repository.native.repository import NativeRepository, damage
+from cvmfs_publish.repository.native.repository import NativeRepository, SnapshotView, damage
 from cvmfs_publish.repository.native.signing import SignatureError, public_key_files
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What is published, on whatever backend."""
+
+    name: str
+    revision: int
+    view: View
+
+
+@contextmanager
+def open_published(
+    session: Session, location: str | None, keys: list[Path] | None
+) -> Iterator[Published]:
+    """Open the published revision of any backend; of a native one, its signatures verified.
+
+    Arguments and errors as of `open_reading`.
+    """
+    if location is None and not keys and session.config.repository.backend != "native":
+        repository = open_repository(session.config)
+        with repository.open() as view:
+            yield Published(session.config.repository.name, repository.revision().number, view)
+        return
+    with open_reading(session, location, keys) as snapshot:
+        manifest = snapshot.manifest
+        yield Published(manifest.name, manifest.revision, SnapshotView(snapshot))
 
 
 @contextmanager
 def open_reading(
-    session: Session, location: str | None, keys: list[Path] | None
+    session: Session, location: str | None, keys: list[Path] | None, what: str = "this is"
 ) -> Iterator[Snapshot]:
-    """Open the published revision, its signatures verified.
+    """Open the published revision of a native repository, its signatures verified.
 
     Args:
         session: with the configuration, which is not read if a location is given.
         location: what --from says.
         keys: what --key says.
+        what: for the message where the configured one is of another backend, with its verb.
 
     Raises:
         SignatureError: a signature is wrong or, elsewhere, the whitelist has expired.
+        InputError: the configured one is of another backend.
         RepositoryError: there is no repository, or the configured one is damaged.
         IntegrityError: another one is damaged.
     """
@@ -39,7 +70,7 @@ def open_reading(
         with _open_other(other) as snapshot:
             yield snapshot
         return
-    repository = open_repository(session.config)
+    repository = open_native(session.config, what)
     with (
         _open_own(repository, session.config.repository.keys) as snapshot,
         damage(repository.location),

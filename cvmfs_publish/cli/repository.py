@@ -21,7 +21,7 @@ from cvmfs_publish.cli.adopting import (
     new_config_path,
     write_new,
 )
-from cvmfs_publish.cli.assembly import open_repository, open_storage
+from cvmfs_publish.cli.assembly import open_native, open_storage, open_tree
 from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.fallback import open_own_store
@@ -34,6 +34,7 @@ from cvmfs_publish.cli.output import (
     format_time,
     plural,
 )
+from cvmfs_publish.cli.trees import init_directory, init_server, tell_tree
 from cvmfs_publish.config import (
     RepositoryName,
     S3Config,
@@ -58,6 +59,7 @@ from cvmfs_publish.repository.native.signing import (
 from cvmfs_publish.repository.native.spool import CHECKSUM as REFLOG_CHECKSUM
 from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import format_fingerprint
+from cvmfs_publish.repository.tree_check import check_tree
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
 
@@ -91,9 +93,7 @@ def init(
         str | None,
         typer.Option(metavar="DIR", help="Folder of the keys.", show_default="keys"),
     ] = None,
-    backend: Annotated[
-        Backend, typer.Option(help="Who writes the repository; only native works today.")
-    ] = Backend.NATIVE,
+    backend: Annotated[Backend, typer.Option(help="What kind of repository.")] = Backend.NATIVE,
     algorithm: Annotated[
         HashAlgorithm, typer.Option("--hash", help="Content hash; sha1 suits every client.")
     ] = HashAlgorithm.SHA1,
@@ -107,7 +107,7 @@ def init(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="With --adopt: what cvmfs_server knows of it.",
+            help="With --adopt or --backend cvmfs_server: what cvmfs_server knows of it.",
             show_default="/etc/cvmfs/repositories.d/NAME/server.conf",
         ),
     ] = None,
@@ -123,6 +123,12 @@ def init(
     object store, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and AWS_REGION say how
     it is reached.
 
+    With --backend directory the repository is a plain tree of files, which workers mount by other
+    means than CernVM-FS; --adopt begins in a folder that holds something, which stays as it is.
+
+    With --backend cvmfs_server it has been made by `cvmfs_server mkfs`, and that program goes on
+    writing it, on our behalf too: --server-conf says what it knows of it.
+
     With --adopt the repository has been made by `cvmfs_server mkfs`, which goes on writing it in
     turns with us: storage, keys, spool and settings come from its server.conf, unless --storage or
     --keys say otherwise.  Everything is verified and nothing in the repository is changed.
@@ -131,8 +137,16 @@ def init(
     """
     session = session_of(context)
     checked = RepositoryName.parse(name)
-    if backend is not Backend.NATIVE:
-        raise InputError(f"--backend {backend} is not available in this version")
+    if backend is Backend.CVMFS_SERVER:
+        if storage is not None or keys is not None or skip_check:
+            raise InputError("--storage, --keys and --skip-check belong to --backend native")
+        init_server(session, checked, server_conf)
+        return
+    if backend is Backend.DIRECTORY:
+        if keys is not None or server_conf is not None or skip_check:
+            raise InputError("--keys, --server-conf and --skip-check belong to --backend native")
+        init_directory(session, checked, storage or DEFAULT_STORAGE, adopt=adopt)
+        return
     if adopt:
         adopt_repository(
             session, checked, Request(storage, keys, server_conf, skip_check=skip_check)
@@ -225,7 +239,13 @@ def check(
     Example: cvmfs-publish check --scrub
     """
     session = session_of(context)
-    subject = _to_check(session, elsewhere(location, keys, session.cwd))
+    other = elsewhere(location, keys, session.cwd)
+    if other is None and session.config.repository.backend != "native":
+        if scrub:
+            open_native(session.config, "`check --scrub` is")
+        report = check_tree(open_tree(session.config))
+        return _tell_check(session, report, strict=strict)
+    subject = _to_check(session, other)
     with closing(subject.origin), CheckProgress(session.out) as progress:
         report = check_repository(
             subject.origin,
@@ -240,6 +260,10 @@ def check(
         report.error(REFLOG_CHECKSUM, subject.fault)
     if location is None and report.ok:
         _check_fallback(session, report)
+    return _tell_check(session, report, strict=strict)
+
+
+def _tell_check(session: Session, report: Report, *, strict: bool) -> int:
     session.out.result(_check_document(report), _check_text(report))
     is_fine = report.ok and not (strict and report.problems)
     return 0 if is_fine else RepositoryError.exit_code
@@ -251,7 +275,7 @@ def _check_fallback(session: Session, report: Report) -> None:
         with open_own_store(session.config) as store:
             if store is None:
                 return
-            with open_repository(session.config).open() as view:
+            with open_native(session.config).open() as view:
                 for name, text in find_missing(store, read_lines(view)):
                     report.error(f"/{name}", f"{text}; publish the image again")
     except (ArtefactError, InputError) as error:
@@ -333,7 +357,10 @@ def info(context: typer.Context) -> None:
     Example: cvmfs-publish info --json
     """
     session = session_of(context)
-    repository = open_repository(session.config)
+    if session.config.repository.backend != "native":
+        tell_tree(session)
+        return
+    repository = open_native(session.config, "info is")
     now = datetime.now(UTC)
     facts = repository.info(now)
     session.out.result(_info_document(session, facts), _info_text(session, facts, now))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time
@@ -96,7 +96,7 @@ def resign(
         cwd = session.cwd
         _sign(session, cwd / sign, cwd / master_key, cwd / out, days)
         return
-    repository = open_repository(session.config)
+    repository = open_native(session.config, "a whitelist is")
     now = datetime.now(UTC)
     if request is not None:
         made = resigning.make_request(repository, now, only=only, new_key=rotate, bits=key_bits)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import session_of
 from cvmfs_publish.cli.expiry import warn_of_expiry
 from cvmfs_publish.cli.lazy import command_app
@@ -39,6 +40,8 @@ def serve(
     session = session_of(context)
     repository = session.config.repository
     storage = repository.storage
+    if repository.backend != "native":
+        open_native(session.config, "`serve` is")
     if not isinstance(storage, Path):
         raise InputError(
             f"serve reads a local folder; the repository is in {storage}",

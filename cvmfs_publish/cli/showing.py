@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.config import Config
 from cvmfs_publish.sites.data import load_site, templates_dir
 from cvmfs_publish.sites.model import Site
@@ -35,12 +35,13 @@ def open_service(
         expects_watcher: there should be a watcher, here or elsewhere.
 
     Raises:
-        InputError: a site or the token's file is not what it should be.
+        InputError: the repository is not native; a site or the token's file is not what it should
+            be.
     """
     token = config.web.read_token()
     templates = templates_dir()
     return Service(
-        library=Library(open_repository(config)),
+        library=Library(open_native(config, "the status site is")),
         watch=Watch(config.state),
         html=HtmlPages(templates / "web"),
         access=Access(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import format_minute, format_table, format_time, plural
@@ -60,19 +60,19 @@ def tag(
     if not names:
         if has_target or force or delete or message is not None:
             raise InputError("a name is missing", hint="cvmfs-publish tag NAME …")
-        _list(session, open_repository(session.config))
+        _list(session, open_native(session.config, "tags are"))
         return
     if delete:
         if has_target or force or message is not None:
             raise InputError("--delete takes names and nothing else")
-        _delete(session, open_repository(session.config), names)
+        _delete(session, open_native(session.config, "tags are"), names)
         return
     if len(names) != 1:
         raise InputError(
             f"{len(names)} names are given, one at a time is possible",
             hint="quote a message: -m 'several words'",
         )
-    _set(session, open_repository(session.config), names[0], target, message, force)
+    _set(session, open_native(session.config, "tags are"), names[0], target, message, force)
 
 
 def _target(revision: int | None, root_hash: str | None, other: str | None) -> Target:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cvmfs_publish.cli.assembly import open_tree
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.images import find_publication
 from cvmfs_publish.cli.lazy import command_app
@@ -72,6 +73,7 @@ def verify(
     session = session_of(context)
     reference = _locate(session, image, name)
     wanted = Platform.parse(platform) if platform else Platform.default()
+    mount = mount or _own_tree(session, location)
     found = _record_in_mount(session, mount, place_name(reference, wanted))
     needs_config = location is None and found is None
     config = _find_config(session, needs_config)
@@ -110,6 +112,14 @@ def _locate(session: Session, image: str, name: str | None) -> Reference:
     config = _find_config(session, needed=False)
     with open_source(config, session.environ, [image], session.cwd) as source:
         return source.locate(image, name or "")
+
+
+def _own_tree(session: Session, location: str | None) -> Path | None:
+    """Return where the configured repository is seen as files; None if it is native."""
+    config = _find_config(session, needed=False) if location is None else None
+    if config is None or config.repository.backend == "native":
+        return None
+    return Path(open_tree(config).location)
 
 
 def _record_in_mount(

@@ -58,6 +58,17 @@ def storage_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+def sync_file_system(path: str | Path) -> None:
+    """Return when everything written to the file system of a directory survives a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+    finally:
+        os.close(descriptor)
+
+
 class LocalStore:
     """See `content.store.ContentStore`.  Any number of processes may put objects together."""
 
@@ -238,13 +249,7 @@ class LocalStore:
         return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def sync(self) -> None:
-        descriptor = os.open(self._prefix, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), self._prefix)
-        finally:
-            os.close(descriptor)
+        sync_file_system(self._prefix)
 
     def sweep(self) -> None:
         with suppress(FileNotFoundError):

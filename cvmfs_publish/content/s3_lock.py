@@ -9,19 +9,14 @@ was not refreshed for the time its holder had announced; both times are read fro
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import secrets
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
+from cvmfs_publish.content.holder import Holder, give_up
 from cvmfs_publish.content.s3_client import Bucket, ChangedError, Got, S3Error
 from cvmfs_publish.errors import LockedError, RepositoryError
 
@@ -34,71 +29,7 @@ NOT_UNDERSTOOD = (400, 405, 501)  # answers to a header that a store does not kn
 MAX_LEASE = 3600.0  # seconds; whatever a lock file says
 
 _NO_VERSION = '"00000000000000000000000000000000"'
-_given_up: set[str] = set()  # owners of locks that this process could not give back
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds the lock, as its file says."""
-
-    host: str
-    boot: str  # of the kernel's run: process numbers of another one mean nothing
-    namespace: str  # of process numbers: containers on one host have their own
-    pid: int
-    started: str  # the process's start in ticks since boot: numbers are used again
-    owner: str  # random
-    taken_at: str
-    lease_seconds: float
-    refreshed: int = 0  # changes the file, and its version, each time
-
-    @classmethod
-    def this_process(cls, lease_seconds: float) -> Holder:
-        pid = os.getpid()
-        return cls(
-            host=socket.gethostname(),
-            boot=_read("/proc/sys/kernel/random/boot_id"),
-            namespace=_namespace(),
-            pid=pid,
-            started=_started(pid),
-            owner=secrets.token_hex(16),
-            taken_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            lease_seconds=lease_seconds,
-        )
-
-    @classmethod
-    def parse(cls, data: bytes) -> Holder | None:
-        """Return what a lock file says, None if it is none of ours."""
-        try:
-            document: dict[str, Any] = json.loads(data)
-            found = cls(**document)
-            numbers = (found.pid, found.refreshed, found.lease_seconds)
-            texts = (found.host, found.boot, found.namespace, found.started, found.owner)
-            is_sound = all(number >= 0 for number in numbers) and all(
-                text.isprintable() for text in (*texts, found.taken_at)
-            )
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            return None
-        return found if is_sound else None
-
-    def dump(self) -> bytes:
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
-
-    def is_gone(self) -> bool:
-        """Whether it is known to be no holder any more.
-
-        It gave up in this process, or was a process of this host, as far as we see, and is gone.
-        """
-        if self.owner in _given_up:
-            return True
-        if not self.boot or not self.namespace:
-            return False
-        if self.boot != _read("/proc/sys/kernel/random/boot_id"):
-            return False
-        return self.namespace == _namespace() and self.started != _started(self.pid)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.taken_at}"
 
 
 class Lease:
@@ -136,7 +67,7 @@ class Lease:
         except LockedError:
             _log.warning("the lock on %s was lost before its end", self.bucket.location)
         except S3Error as error:
-            _given_up.add(self._holder.owner)
+            give_up(self._holder)
             _log.warning(
                 "the lock on %s could not be given back and stays for %.0f seconds: %s",
                 self.bucket.location,
@@ -273,24 +204,3 @@ _CONDITIONS_HINT = (
     "without conditional writes two publishers could overwrite each other: use a store that has"
     " them, or a local directory as storage"
 )
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text("ascii", "replace").strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, empty if there is none (proc(5), /proc/pid/stat, field 22)."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    is_dead = not fields or fields[0] in ("Z", "X")
-    return "" if is_dead or len(fields) < 20 else fields[19]

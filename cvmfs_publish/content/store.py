@@ -149,3 +149,16 @@ class ContentStore(Protocol):
 
         A holder that dies loses the lock, at once on the same host, else after a time.
         """
+
+
+def has_whole(store: ContentStore, names: Iterable[str], stored_bytes: int | None) -> bool:
+    """Whether a store has objects of these names, with as many bytes together, if that is known."""
+    if stored_bytes is None or store.description()["kind"] != "local":
+        return store.has_all(names)  # others have an object whole or not at all
+    total = 0
+    for name in names:
+        size = store.size(name)
+        if size is None:
+            return False
+        total += size
+    return total == stored_bytes

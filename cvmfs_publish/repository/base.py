@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
@@ -78,7 +79,7 @@ class Walkable(Protocol):
     def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
         """Yield the content of a file in pieces; only after the last one it is verified.
 
-        Several threads may do so at once.  `path` is for messages.
+        Several threads may do so at once.  `path` is where the file is in the repository.
         """
 
 
@@ -102,7 +103,7 @@ class Transaction(View, Protocol):
         """Store the content of a small file; nothing names it yet."""
 
     def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
-        """Yield the content of a file whose content is stored; see `Walkable.iter_content`."""
+        """Yield the content of a file whose content is stored; `path` is for messages."""
 
     def make_directories(self, path: RepoPath, nested: Iterable[RepoPath] = ()) -> None:
         """Make a directory and its missing parents; idempotent.
@@ -146,11 +147,15 @@ class Repository(Protocol):
 
         Atomic: readers see the old tree or the new one, also across `kill -9`.  A block that
         changes nothing publishes nothing.  `now` is Unix seconds; `step` is told the name of
-        every stage before it begins.  Raises `LockedError` at once if another writer is active.
+        every stage before it begins.  Raises `LockedError` if another writer is active, at once
+        unless the backend was told to wait for it.
         """
 
     def open(self) -> AbstractContextManager[View]:
-        """Open the published revision for reading; it stays readable while others publish."""
+        """Open the published revision for reading; it stays readable while others publish.
+
+        Where the tree is all there is, without revisions, each look shows the newest one.
+        """
 
     def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
         """Whether all objects of these names (`data/xx/rest`) are stored.
@@ -161,3 +166,6 @@ class Repository(Protocol):
 
     def revision(self) -> Revision:
         """Return the published revision."""
+
+    def algorithm(self) -> HashAlgorithm:
+        """Return what names stored contents, and so the records of layers."""

@@ -79,7 +79,7 @@ def export_tree(snapshot: Snapshot, path: RepoPath, target: Path) -> Exported:
             else "free some space, or name a directory on another file system",
         ) from error
     finally:
-        _remove(partial)
+        remove_tree(partial)
     return result
 
 
@@ -177,8 +177,8 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
         yield rows[start : start + BATCH]
 
 
-def _remove(partial: Path) -> None:
-    """Remove what an export that failed left behind: however deep, unwritable directories too.
+def remove_tree(partial: Path) -> None:
+    """Remove a directory and all in it: however deep, unwritable directories too.
 
     Level by level: what is in a directory is moved up before the directory is removed, so that no
     path gets long and nothing recurses.

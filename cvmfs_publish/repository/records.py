@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -360,3 +360,27 @@ def iter_records(view: View) -> Iterator[tuple[RepoPath, set[str]]]:
         if files & _RECORDS:
             yield directory, files
         stack.extend(reversed(below))
+
+
+def renumbered(data: bytes, old: int, new: int) -> bytes:
+    """Return a record of a name, visible in revision `new` where it says `old`.
+
+    What is no such record is returned as it is.
+    """
+    try:
+        record = Publication.from_json(data)
+    except IntegrityError:
+        try:
+            left = Unpublished.from_json(data)
+        except IntegrityError:
+            return data
+        return Unpublished(_renumbered(left.history, old, new)).to_json()
+    history = _renumbered(record.history, old, new)
+    revision = new if record.revision == old else record.revision
+    return replace(record, history=history, revision=revision).to_json()
+
+
+def _renumbered(history: tuple[Event, ...], old: int, new: int) -> tuple[Event, ...]:
+    return tuple(
+        event._replace(revision=new) if event.revision == old else event for event in history
+    )

@@ -61,6 +61,18 @@ class Removal:
     also: tuple[RepoPath, ...]  # its record, its names by digest, records of going back to it
 
 
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What was removed where the tree is seen as files, or would be."""
+
+    removals: tuple[Removal, ...]
+    trash: int = 0  # folders that were replaced longer ago than the grace
+    files: int = 0  # that no sandbox has any more
+    file_bytes: int = 0
+    objects: int = 0  # of layers read longer ago than the grace, in the state directory
+    object_bytes: int = 0
+
+
 def plan_removals(
     view: View,
     now: datetime,

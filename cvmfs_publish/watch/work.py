@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from cvmfs_publish.publish import ImageResult, PublishResult
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.cvmfs_server import ServerRepository
+from cvmfs_publish.repository.directory import DirectoryRepository
 from cvmfs_publish.repository.layouts import place_name
 from cvmfs_publish.repository.names import unpublish_images
 from cvmfs_publish.repository.native.commit import ignore_step
@@ -98,6 +100,15 @@ def unpublish(
             )
         )
     return RunEnd(tuple(items))
+
+
+def collect_tree(
+    repository: DirectoryRepository | ServerRepository, order: Collect, now: datetime
+) -> RunEnd:
+    """Collect garbage where the tree is seen as files; there are no revisions to keep."""
+    graces = {name: timedelta(seconds=seconds) for name, seconds in order.graces.items()}
+    found = repository.collect(now, timedelta(seconds=order.grace_seconds), graces)
+    return RunEnd(removed_bytes=found.file_bytes + found.object_bytes)
 
 
 def collect(collector: Collector, order: Collect, now: datetime) -> RunEnd:

@@ -118,7 +118,7 @@ def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line:
 
 @pytest.mark.parametrize(
     "key",
-    ["backend: cvmfs_server", "backend: directory", "storage: swift://x/prefix", "layout: osg"],
+    ["storage: swift://x/prefix", "layout: osg"],
 )
 def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> None:
     error = str(refusal(tmp_path, f"repository:\n  name: a.example.org\n  {key}\n"))
@@ -136,6 +136,31 @@ def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> No
         ("repository: {}", "repository: required key 'name' missing"),
         ("repository: {nmae: x}", "unknown key 'nmae' in repository; did you mean 'name'?"),
         ("repository: {name: x, backend: nativ}", "did you mean 'native'?"),
+        ("repository: {name: x, directory: {share: false}}", "is for `backend: directory`"),
+        ("repository: {name: x, backend: directory, hash: rmd160}", "is for `backend: native`"),
+        ("repository: {name: x, backend: directory, spool: /s}", "spool: is for `backend: native`"),
+        ("repository: {name: x, backend: directory, storage: s3://abc/d}", "tree is a folder"),
+        (
+            "repository: {name: x, backend: directory, directory: {lease: 2s}}",
+            "lease: wants 30s to 1h, found 2s",
+        ),
+        ("repository: {name: x, cvmfs_server: {method: ingest}}", "is for `backend: cvmfs_server`"),
+        (
+            "repository: {name: x, backend: cvmfs_server, storage: s3://abc/d}",
+            "where the repository is, its server.conf says",
+        ),
+        (
+            "repository: {name: x, backend: cvmfs_server, cvmfs_server: {timeout: 0s}}",
+            "timeout: wants 1s or more",
+        ),
+        (
+            "repository: {name: x, backend: directory}\nhistory: {automatic_tags: 30d}",
+            "history.automatic_tags: is for `backend: native`",
+        ),
+        (
+            "repository: {name: x, backend: directory}\nfallback: {store: f}",
+            "fallback: is for `backend: native`",
+        ),
         ("repository: {name: x, storage: http://x/y}", "wants s3://BUCKET/PREFIX (plain names;"),
         ("repository: {name: x, storage: s3://ab/y}", "three characters and more"),
         ("repository: {name: x, hash: md5}", "wants one of sha1, shake128, rmd160, found 'md5'"),
@@ -338,7 +363,7 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.registries == {"ghcr.io": login, "docker.io": hub}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|auth_url|user|key_file|project|user_domain|project_domain|"
+        "store|format|max_bytes|server_conf|mount|auth_url|user|key_file|project|user_domain|project_domain|"
         "storage_url|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
         "pulls_per_hour|requests_per_hour|listen|drop|weights|token_file|url"
     )

@@ -64,6 +64,7 @@ HOMES: dict[str, set[str]] = {
         "watch/outbound.py",  # wishlists on web servers, notifications: no registry's protocol
     },
     "rich": {"cli/"},
+    "sh": {"repository/server_program.py"},  # cvmfs_server
     "smtplib": {"watch/mail.py"},
     "sqlite3": {
         NATIVE + "catalog.py",

@@ -22,7 +22,7 @@ from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.objects import Compression, compress_exactly, decompress
 from cvmfs_publish.content.rehearsal import Rehearsal
-from cvmfs_publish.content.store import ContentStore, Fetched, Lock
+from cvmfs_publish.content.store import ContentStore, Fetched, Lock, has_whole
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
@@ -226,6 +226,9 @@ class NativeRepository:
     def revision(self) -> Revision:
         return _revision(self.manifest())
 
+    def algorithm(self) -> HashAlgorithm:
+        return self.manifest().root_hash.algorithm
+
     def signer(self) -> Certificate:
         """Return the certificate whose key signed the published manifest.
 
@@ -246,15 +249,7 @@ class NativeRepository:
             yield SnapshotView(snapshot)
 
     def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
-        if stored_bytes is None or self.store.description()["kind"] != "local":
-            return self.store.has_all(names)  # others have an object whole or not at all
-        total = 0
-        for name in names:
-            size = self.store.size(name)
-            if size is None:
-                return False
-            total += size
-        return total == stored_bytes
+        return has_whole(self.store, names, stored_bytes)
 
     def info(self, now: datetime) -> RepositoryInfo:
         """Return facts about the published revision; no private key is needed.

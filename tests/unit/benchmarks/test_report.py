@@ -9,6 +9,7 @@ from benchmarks.measure import Cost
 from benchmarks.registry import count_requests
 from benchmarks.report import (
     COLD,
+    DIRECTORY,
     MB,
     SKOPEO,
     UMOCI,
@@ -17,6 +18,7 @@ from benchmarks.report import (
     Report,
     Run,
     compare,
+    format_backends,
     format_report,
     format_rows,
     plan_rows,
@@ -155,3 +157,12 @@ def test_requests_are_counted_from_an_access_log() -> None:
             "GET other": 1,
         }
     )
+
+
+def test_other_backends_are_shown_relative_to_the_native_one() -> None:
+    runs = [run(COLD, 2.0), run(DIRECTORY, 5.0), run(UPDATE, 0.5)]
+    text = format_backends(Report(runs, 1))
+    assert "| cvmfs-publish, plain tree, cold | 5.00 |     2.00 |          2.5 |" in text
+    assert "cvmfs_server" not in text
+    assert format_backends(Report(runs[:1], 1)) == ""
+    assert "times native" in format_report(Report(runs, 1))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.config import Config, load_config
 from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.errors import LockedError, RepositoryError
@@ -320,7 +320,7 @@ def test_without_a_spool_the_reflog_has_to_be_the_manifests(stock: Stock, shell:
     assert shell.run(*arguments(stock)).code == 0
     problems = shell.json("check")["problems"]
     assert [(p["place"], p["severity"]) for p in problems] == [(".cvmfsreflog", "warning")]
-    publish(open_repository(load_config(shell.cwd / "cvmfs-publish.yaml")))
+    publish(open_native(load_config(shell.cwd / "cvmfs-publish.yaml")))
     assert shell.json("check")["problems"] == []
     (stock.spool / "reflog.chksum").write_text("0" * 40)
     assert "reflog.chksum in the spool says 000" in shell.run("check").out
@@ -343,7 +343,7 @@ def test_without_anything_known_of_the_repository_it_says_what_to_name(shell: Sh
 
 
 def test_the_spool_is_in_step_after_every_publish(stock: Stock, shell: Shell) -> None:
-    repository = open_repository(adopt(stock, shell))
+    repository = open_native(adopt(stock, shell))
     (stock.spool / "client.local").write_text("CVMFS_QUOTA_LIMIT=1\nCVMFS_ROOT_HASH=0\n")
     for _ in range(2):
         publish(repository)
@@ -361,7 +361,7 @@ def test_the_spool_is_in_step_after_every_publish(stock: Stock, shell: Shell) ->
 
 
 def test_nothing_is_published_while_stock_tools_write(stock: Stock, shell: Shell) -> None:
-    repository = open_repository(adopt(stock, shell))
+    repository = open_native(adopt(stock, shell))
     flag = stock.spool / "in_transaction.lock"
     flag.touch()
     before = stock.everything()
@@ -375,7 +375,7 @@ def test_nothing_is_published_while_stock_tools_write(stock: Stock, shell: Shell
 def test_an_abort_by_stock_tools_ends_our_transaction_unpublished(
     stock: Stock, shell: Shell
 ) -> None:
-    repository = open_repository(adopt(stock, shell))
+    repository = open_native(adopt(stock, shell))
     before = stock.manifest()
     with (
         pytest.raises(LockedError, match="removed by somebody else"),
@@ -414,7 +414,7 @@ class DiesBeforeMount(Spool):
 def test_a_writer_killed_at_the_switch_leaves_what_the_next_one_repairs(
     stock: Stock, shell: Shell, spool: type[Spool]
 ) -> None:
-    repository = open_repository(adopt(stock, shell))
+    repository = open_native(adopt(stock, shell))
     dying = NativeRepository(
         stock.name,
         repository.store,
@@ -442,7 +442,7 @@ def test_a_writer_killed_at_the_switch_leaves_what_the_next_one_repairs(
 def test_what_adopting_refuses_a_later_publish_refuses_before_it_writes(
     stock: Stock, shell: Shell, name: str
 ) -> None:
-    repository = open_repository(adopt(stock, shell))
+    repository = open_native(adopt(stock, shell))
     REFUSALS[name][0](stock)
     before = {k: v for k, v in stock.everything().items() if not k.endswith("/spool")}
     with pytest.raises(RepositoryError, match=REFUSALS[name][1]):
@@ -473,7 +473,7 @@ def test_a_repository_in_an_object_store_is_taken_over_with_its_keys(
     assert SECRET_KEY not in ran.out + ran.err
     path = shell.cwd / "cvmfs-publish.yaml"
     assert path.stat().st_mode & 0o777 == 0o600
-    repository = open_repository(load_config(path))
+    repository = open_native(load_config(path))
     publish(repository)
     repository.store.close()
     manifest = parse_manifest(bucket.get(".cvmfspublished"))[0]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.config import load_config
 from tests.unit.cli.support import Shell
 
 
 def put(home: Shell, *texts: str) -> None:
-    repository = open_repository(load_config(home.cwd / "cvmfs-publish.yaml"))
+    repository = open_native(load_config(home.cwd / "cvmfs-publish.yaml"))
     for text in texts:
         now = int(datetime.now(UTC).timestamp())
         with repository.transaction(now) as transaction:

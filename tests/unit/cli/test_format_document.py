@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.config import load_config
 from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.repository.native.reader import browse_snapshot
@@ -105,7 +105,7 @@ def test_a_repository_made_here_goes_back_to_stock_tools_and_comes_again(
     home.cwd.mkdir()
     spool.mkdir()
     assert home.run("init", NAME, "--hash", algorithm.value, "--quiet").code == 0
-    ours = open_repository(load_config(home.cwd / "cvmfs-publish.yaml"))
+    ours = open_native(load_config(home.cwd / "cvmfs-publish.yaml"))
     publish(ours, "one")
     go_back(home.cwd, NAME, spool)
     manifest = ours.manifest()
@@ -129,7 +129,7 @@ def test_a_repository_made_here_goes_back_to_stock_tools_and_comes_again(
         "init", NAME, "--adopt", "--server-conf", str(conf), "--keys", str(home.cwd / "keys")
     )
     assert document["remarks"] == []
-    publish(open_repository(load_config(again.cwd / "cvmfs-publish.yaml")), "two")
+    publish(open_native(load_config(again.cwd / "cvmfs-publish.yaml")), "two")
     assert again.run("check", "--scrub").code == 0
 
 
@@ -149,7 +149,7 @@ def test_spool_can_be_added_to_a_configuration_later(tmp_path: Path) -> None:
     ran = home.run("resign")
     assert (ran.code, "cvmfs_server abort" in ran.err) == (5, True)
     (spool / "in_transaction.lock").unlink()
-    publish(open_repository(load_config(path)), "one")
+    publish(open_native(load_config(path)), "one")
     assert home.run("check").code == 0
     shutil.rmtree(spool)
     assert "the spool" in home.run("resign").err

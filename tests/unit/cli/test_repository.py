@@ -98,8 +98,13 @@ def test_init_for_a_configuration_elsewhere_names_folders_that_are_right(shell: 
     ("arguments", "message"),
     [
         (["a/b"], "'a/b' is not a repository name"),
-        ([NAME, "--backend", "directory"], "--backend directory is not available in this version"),
-        ([NAME, "--backend", "cvmfs_server"], "not available in this version"),
+        (
+            [NAME, "--backend", "directory", "--storage", "s3://bucket/x"],
+            "a plain tree is a folder",
+        ),
+        ([NAME, "--backend", "directory", "--keys", "k"], "belong to --backend native"),
+        ([NAME, "--backend", "cvmfs_server"], "server.conf"),
+        ([NAME, "--backend", "cvmfs_server", "--keys", "k"], "belong to --backend native"),
         ([NAME, "--storage", "s3://bucket/x"], "no keys for the object store"),
         ([NAME, "--storage", "s3:/bucket/x"], "is no place in an object store"),
     ],

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.config import load_config
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
@@ -185,7 +185,7 @@ def test_the_configuration_asks_for_automatic_tags(
     path = home.cwd / "cvmfs-publish.yaml"
     path.write_text(path.read_text().replace("#automatic_tags: off", f"automatic_tags: {value}"))
     home.json("tag", "generic-mine")
-    target = open_repository(load_config(path))
+    target = open_native(load_config(path))
     start = target.manifest().timestamp
     for minutes in (0, 1, 2):
         for _ in range(2):  # once with a change, once without: no revision, no tag

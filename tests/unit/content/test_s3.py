@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
+from cvmfs_publish.content.holder import Holder
 from cvmfs_publish.content.s3 import S3Store
 from cvmfs_publish.content.s3_client import S3Error
-from cvmfs_publish.content.s3_lock import CLOCK_NAME, Holder
+from cvmfs_publish.content.s3_lock import CLOCK_NAME
 from cvmfs_publish.content.s3_lock import FILE_NAME as LOCK
 from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.errors import LockedError, RepositoryError

@@ -1,0 +1,403 @@
+"""Run `cvmfs_server`, and know after a crash which of its open transactions is ours.
+
+The program's own flag of a transaction, `in_transaction.lock`, is a file that exists or not and
+says nothing of who opened it.  So a note in our state directory says what we are about to do before
+each command, and which flag file our transaction has once it is open.  A flag that is not in the
+note is somebody else's, and nothing is ever done about it.
+
+Source: facts/cvmfs-format.md sections 11.1 to 11.3.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import sh
+
+from cvmfs_publish.content.holder import Holder
+from cvmfs_publish.errors import LockedError, PublishError, RepositoryError
+
+FLAG = "in_transaction.lock"  # pure existence
+PUBLISHING = "is_publishing.lock"  # flock(2)
+COLLECTING = "is_collecting.lock"  # the same, of gc and check
+SCRATCH = "scratch/current"  # what an open transaction has changed
+PATIENCE = 300.0  # seconds for what a killed publisher had started
+_EXISTS, _BUSY, _INVALID = 17, 16, 22  # exit codes of `transaction`: errno values
+_SHOWN = 10  # last lines of what a command said
+_PAUSE = 0.02  # seconds between two looks at a program that runs
+_PULSE = 1.0  # seconds; so often the note is touched while a command runs
+# What `cvmfs_server` says where it found a transaction that is not its own.
+_FOREIGN = re.compile(r"already (in a|open)|another .*transaction|in a transaction", re.IGNORECASE)
+_log = logging.getLogger(__name__)
+
+
+class ServerError(RepositoryError):
+    """`cvmfs_server` failed, is missing, or did not end in time; nothing new is named."""
+
+    kind = "cvmfs-server"
+
+    def __init__(self, message: str, *, code: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What we were doing; in a file until it is done."""
+
+    command: str
+    holder: Holder  # the publisher
+    began: float  # Unix seconds, by the clock of the spool's file system
+    child: Holder | None = None  # the program
+    flag: tuple[int, int] | None = None  # inode and time of the flag our transaction has
+
+    def dump(self) -> bytes:
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Note | None:
+        """Return the note, None if these bytes are none."""
+        try:
+            document: dict[str, Any] = json.loads(data)
+            holder, child = (_holder(document[key]) for key in ("holder", "child"))
+            flag = document["flag"]
+            if holder is None:
+                return None
+            return cls(
+                str(document["command"]),
+                holder,
+                float(document["began"]),
+                child,
+                (int(flag[0]), int(flag[1])) if flag is not None else None,
+            )
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return None
+
+
+def _holder(document: dict[str, Any] | None) -> Holder | None:
+    return Holder.parse(json.dumps(document).encode()) if document is not None else None
+
+
+class Server:
+    """The program for one repository.  The caller sees to it that one process uses it at a time."""
+
+    def __init__(self, name: str, spool: Path, note: Path, *, program: str, timeout: float) -> None:
+        """Name everything; nothing is run yet.
+
+        Args:
+            name: of the repository.
+            spool: /var/spool/cvmfs/NAME.
+            note: a file of ours.
+            program: `cvmfs_server`, or where it is.
+            timeout: seconds a command may take.
+        """
+        self.name = name
+        self.spool = spool
+        self._note = note
+        self._program = program
+        self._timeout = timeout
+        self._present: Note | None = None
+
+    # the flag
+
+    def check_free(self) -> None:
+        """Raise `LockedError` if somebody else is in a transaction or at work."""
+        if self._flag() is not None:
+            raise LockedError(
+                f"repository {self.name} is in a transaction of somebody else:"
+                f" {self.spool / FLAG} exists",
+                hint=f"wait for it to end, or end it with `cvmfs_server publish {self.name}` or "
+                f"`cvmfs_server abort {self.name}`; it is never aborted from here",
+            )
+        for name, who in ((PUBLISHING, "a publish"), (COLLECTING, "gc or check")):
+            if self._is_locked(name):
+                raise LockedError(
+                    f"repository {self.name} is locked: {who} is running"
+                    f" ({self.spool / name} is locked)",
+                    hint="wait for it to end, then try again",
+                )
+
+    def _flag(self) -> tuple[int, int] | None:
+        try:
+            found = (self.spool / FLAG).lstat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _is_locked(self, name: str) -> bool:
+        try:
+            descriptor = os.open(self.spool / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    # commands
+
+    def transaction(self) -> None:
+        """Open a transaction; `LockedError` if there is one."""
+        self.check_free()
+        try:
+            self._run("transaction", self.name)
+        except ServerError as error:
+            self._give_up(error)
+            raise
+        flag = self._flag()
+        if flag is None:
+            self._forget()
+            raise ServerError(
+                f"`cvmfs_server transaction {self.name}` succeeded, but there is no"
+                f" {self.spool / FLAG}",
+                hint="correct `repository.cvmfs_server.spool`",
+            )
+        self._write(self._note_of("open", flag))
+
+    def _give_up(self, error: ServerError) -> None:
+        """End what a command has left that failed; raise `LockedError` if it found somebody else.
+
+        Nobody was in a transaction just before it began.
+        """
+        flag, note = self._flag(), self._present
+        is_foreign = error.code in (_EXISTS, _BUSY) or _FOREIGN.search(str(error)) is not None
+        if is_foreign and not (error.code == _BUSY and flag is None):
+            self._forget()
+            raise LockedError(
+                f"repository {self.name} is in a transaction of somebody else",
+                hint="wait for it to end, then try again",
+            ) from error
+        if flag is not None and note is not None and flag[1] / 1e9 >= note.began:
+            self.abort()
+        self._forget()
+
+    def publish(self) -> None:
+        """Publish our transaction."""
+        flag = self._flag()
+        self._run("publish", self.name, flag=flag)
+        if self._flag() is not None:
+            raise ServerError(
+                f"`cvmfs_server publish {self.name}` succeeded, but the transaction is still open"
+            )
+        self._forget()
+
+    def abort(self) -> None:
+        """End our transaction, if there is one, and forget what it did."""
+        flag = self._flag()
+        if flag is None:
+            self._forget()
+            return
+        self._run("abort", "-f", self.name, flag=flag)
+        if self._flag() is not None:
+            raise ServerError(
+                f"`cvmfs_server abort -f {self.name}` succeeded, but the transaction is still open"
+            )
+        self._forget()
+
+    def ingest(self, base: str, members: Iterator[bytes]) -> None:
+        """Add the members of a tar stream below a new directory, with a catalog of its own."""
+        self.check_free()
+        reader, writer = os.pipe()
+        feeder = _Feeder(writer, members)
+        try:
+            with os.fdopen(reader, "rb") as source:  # closed first: else it would never end
+                self._run("ingest", "-t", "-", "-b", base, "-c", "-k", self.name, stdin=source)
+        except ServerError as error:
+            self._give_up(error)
+            feeder.check()  # the cause, if it was here
+            raise
+        finally:
+            feeder.close()
+        feeder.check()
+        self._forget()
+
+    def recover(self, step: Callable[[str], None]) -> None:
+        """Make good what a publisher of ours left that was killed.
+
+        Raises `LockedError` if a program that it started is still at work.
+        """
+        note = self._read()
+        if note is None:
+            return
+        self._wait_for(note)
+        flag = self._flag()
+        if flag is not None and self._is_ours(note, flag):
+            step("recovery")
+            _log.warning("aborting the transaction on %s that %s left open", self.name, note.holder)
+            self._present = note
+            self._run("abort", "-f", self.name, flag=flag)
+        self._forget()
+
+    def _is_ours(self, note: Note, flag: tuple[int, int]) -> bool:
+        """Whether the flag is that of the transaction which the note tells of.
+
+        Where the publisher was killed in the moment in which the flag appeared, the note cannot
+        name it: then it is ours if it appeared in that moment and nothing was written since.
+        """
+        if note.flag is not None:
+            return note.flag == flag
+        if note.command not in ("transaction", "ingest"):
+            return False
+        last = self._note.stat().st_mtime + 2 * _PULSE  # when the publisher was seen alive
+        return note.began <= flag[1] / 1e9 <= last and self._is_untouched()
+
+    def _is_untouched(self) -> bool:
+        with suppress(FileNotFoundError):
+            return not any((self.spool / SCRATCH).iterdir())
+        return True
+
+    def _wait_for(self, note: Note) -> None:
+        """Wait until what a killed publisher had started has ended."""
+        end = time.monotonic() + min(self._timeout, PATIENCE)
+        while self._is_at_work(note):
+            if time.monotonic() > end:
+                raise LockedError(
+                    f"`cvmfs_server {note.command}` for {self.name}, which {note.holder} started"
+                    " before it was killed, is still running",
+                    hint="wait for it to end, then try again",
+                )
+            time.sleep(_PAUSE)
+
+    def _is_at_work(self, note: Note) -> bool:
+        if note.child is not None and note.child.is_here():
+            return True
+        return self._is_locked(PUBLISHING)
+
+    # running
+
+    def _run(
+        self, *words: str, flag: tuple[int, int] | None = None, stdin: BinaryIO | None = None
+    ) -> None:
+        """Run a command to its end; `flag` is that of our transaction, if it is open."""
+        self._write(self._note_of(words[0], flag))
+        shown = f"`cvmfs_server {' '.join(words)}`"
+        try:
+            process = sh.Command(self._program)(
+                *words,
+                _in=stdin if stdin is not None else b"",
+                _err_to_out=True,
+                _tty_out=False,
+                _bg=True,
+                _bg_exc=False,
+                _new_session=True,  # Ctrl-C is for us, who then end it in order
+            )
+        except (sh.CommandNotFound, OSError) as error:
+            self._forget()
+            raise ServerError(
+                f"{self._program} cannot be run: {getattr(error, 'strerror', '') or 'not found'}",
+                hint="install cvmfs-server, or correct `repository.cvmfs_server.program`",
+            ) from error
+        try:
+            self._watch(process, shown)
+            process.wait()
+        except sh.ErrorReturnCode as error:
+            raise self._failure(shown, words[0], error) from error
+        except BaseException:
+            with suppress(OSError):
+                process.signal_group(signal.SIGKILL)
+            with suppress(sh.ErrorReturnCode):
+                process.wait()
+            raise
+
+    def _watch(self, process: sh.RunningCommand, shown: str) -> None:
+        """Keep the note up to date until the program ends."""
+        if self._present is not None:
+            self._write(replace(self._present, child=Holder.of_process(process.pid)))
+        end, pulse = time.monotonic() + self._timeout, time.monotonic() + _PULSE
+        while process.is_alive():
+            note, flag = self._present, self._flag()
+            if note is not None and note.flag is None and flag is not None:
+                self._write(replace(note, flag=flag))
+            if time.monotonic() > pulse:
+                os.utime(self._note)
+                pulse = time.monotonic() + _PULSE
+            if time.monotonic() > end:
+                raise ServerError(
+                    f"{shown} did not end within {self._timeout:.0f} seconds and was killed",
+                    hint="raise `repository.cvmfs_server.timeout` if it needs longer",
+                )
+            time.sleep(_PAUSE)
+
+    def _failure(self, shown: str, command: str, error: sh.ErrorReturnCode) -> ServerError:
+        code = error.exit_code
+        lines = error.stdout.decode("utf-8", "replace").strip().splitlines()[-_SHOWN:]
+        said = "".join(f"\n  {line[:500]}" for line in lines)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = f"look at the messages above, and at `cvmfs_server check {self.name}`"
+        if command == "transaction" and code == _INVALID:
+            hint = "renew the whitelist with `cvmfs_server resign`, or migrate the repository"
+        return ServerError(f"{shown} {how}{':' if said else ''}{said}", code=code, hint=hint)
+
+    # the note
+
+    def _note_of(self, command: str, flag: tuple[int, int] | None) -> Note:
+        """Return a note that begins now; file systems may lag behind the clock by a tick."""
+        return Note(command, Holder.this_process(self._timeout), time.time() - 0.1, flag=flag)
+
+    def _write(self, note: Note) -> None:
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._note.with_name(f"{self._note.name}.new")
+        with temporary.open("wb") as file:
+            file.write(note.dump())
+            os.fsync(file.fileno())
+        temporary.replace(self._note)
+        self._present = note
+
+    def _read(self) -> Note | None:
+        with suppress(FileNotFoundError):
+            return Note.parse(self._note.read_bytes())
+        return None
+
+    def _forget(self) -> None:
+        self._present = None
+        self._note.unlink(missing_ok=True)
+
+
+class _Feeder:
+    """Writes what a generator yields into a pipe, in a thread of its own."""
+
+    def __init__(self, descriptor: int, pieces: Iterator[bytes]) -> None:
+        self._descriptor = descriptor
+        self._pieces = pieces
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._feed, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; nobody reads any more."""
+        self._stopped = True
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise what went wrong with the content."""
+        self.close()
+        if self._error is not None:
+            raise self._error
+
+    def _feed(self) -> None:
+        try:
+            with os.fdopen(self._descriptor, "wb") as file, suppress(BrokenPipeError):
+                for piece in self._pieces:
+                    if self._stopped:
+                        break
+                    file.write(piece)
+        except BrokenPipeError:
+            pass  # the program ended before: its own error says why
+        except (PublishError, OSError) as error:
+            self._error = error
