@@ -1429,7 +1429,6 @@ def render_default_config(
     backend: str | None = None,
     storage: str | None = "repository",
     server_conf: str | None = None,
-    mount: str | None = None,
     keys: str = "keys",
     hash_algorithm: str = "sha1",
     s3: S3Config | None = None,
@@ -1446,10 +1445,9 @@ def render_default_config(
         name=_scalar(name),
         backend=_shown("backend", backend, "native"),
         storage=_shown("storage", storage, "repository"),
-        server_conf=_shown(
-            "server_conf", server_conf, f"/etc/cvmfs/repositories.d/{name}/server.conf"
-        ),
-        mount=_shown("mount", mount, f"/cvmfs/{name}"),
+        server_conf="# server_conf: /etc/cvmfs/repositories.d/NAME/server.conf"
+        if server_conf is None
+        else f"server_conf: {_scalar(server_conf)}",
         keys=_scalar(keys),
         hash=_scalar(hash_algorithm),
         endpoint=_shown("endpoint", s3.endpoint, "https://s3.example.org"),
@@ -1529,8 +1527,9 @@ repository:
     #lease: 2m
   # Only for `backend: cvmfs_server`.
   cvmfs_server:
+    # What `cvmfs_server mkfs` wrote, and where the repository is mounted.  By default:
     $server_conf
-    $mount
+    # mount: /cvmfs/NAME
     # The program, or its path if it is not in PATH.
     #program: cvmfs_server
     # How sandboxes go in: `transaction`, written into the mount; `ingest`, as a tar stream where

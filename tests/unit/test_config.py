@@ -363,7 +363,7 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.registries == {"ghcr.io": login, "docker.io": hub}
     examples = (
         "ghcr|username|password_file|plain_http|endpoint|region|access_key|secret_key_file|spool|"
-        "store|format|max_bytes|server_conf|mount|auth_url|user|key_file|project|user_domain|project_domain|"
+        "store|format|max_bytes|auth_url|user|key_file|project|user_domain|project_domain|"
         "storage_url|ca_file|foreign_layers|docker|mirrors|mirror_tags|"
         "pulls_per_hour|requests_per_hour|listen|drop|weights|token_file|url"
     )
