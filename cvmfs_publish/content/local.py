@@ -94,7 +94,7 @@ class LocalStore:
             names = ["", "data", "data/txn", *(f"data/{shard}" for shard in SHARDS)]
             for path in (self.root / name for name in names):
                 if not path.is_dir():
-                    path.mkdir(parents=True)
+                    path.mkdir(parents=True, exist_ok=True)  # another may be as quick
                     path.chmod(DIRECTORY_MODE)
                     self._give_to_owner(path)
 

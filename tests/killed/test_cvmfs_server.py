@@ -14,8 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from cvmfs_publish.errors import LockedError, RepositoryError
+from cvmfs_publish.content.local import LocalStore
+from cvmfs_publish.errors import InputError, LockedError, RepositoryError
+from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.export import export_tree
+from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM
+from cvmfs_publish.repository.names import rollback
+from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.records import iter_publications
 from cvmfs_publish.repository.server_program import ServerError
 from cvmfs_publish.repository.tree_check import check_tree
@@ -283,6 +289,33 @@ def test_what_is_removed_goes_with_its_listing(host: StockHost) -> None:
         assert leads_to(view, IMAGE) == sandbox("B")
     left = list((host.base / "mount/.cvmfs-publish/trees").rglob("*.zst"))
     assert [path.stem for path in left] == [sandbox("B").rpartition("/")[2]]
+
+
+def test_a_sandbox_that_was_published_without_cvmfs_server_can_be_gone_back_to(
+    host: StockHost,
+) -> None:
+    native = NativeRepository(NAME, LocalStore(host.base / "srv"), host.base / "keys")
+    for day, version in ((1, "A"), (2, "B")):
+        publish(native, version, day)
+    with native.snapshot() as snapshot:  # the mount of the host shows it
+        export_tree(snapshot, "", host.base / "views/3")
+    (host.base / "mount").unlink()
+    (host.base / "mount").symlink_to("views/3")
+    repository = host.repository()
+    with repository.transaction(int(at(3).timestamp())) as transaction:
+        assert transaction.tree_digest("none") is None
+        rollback(transaction, Reference.parse(IMAGE), DEFAULT_PLATFORM, at(3))
+    assert leads(host) == sandbox("A")
+
+
+def test_a_gateway_is_refused(host: StockHost) -> None:
+    conf = host.base / "server.conf"
+    text = conf.read_text().replace("=local,", "=gw,", 1)
+    conf.write_text(
+        text.replace(f",{host.base}/srv\n", ",http://gateway.example.org:4929/api/v1\n")
+    )
+    with pytest.raises(InputError, match="gateway"):
+        host.repository()
 
 
 def test_whoever_does_not_own_the_repository_is_told_how_to(
