@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cvmfs_publish.cli.lazy import load
 from cvmfs_publish.config import Config, S3Config, S3Url
 from cvmfs_publish.content.artefacts import ArtefactStore
 from cvmfs_publish.content.local import LocalStore
@@ -15,11 +16,13 @@ from cvmfs_publish.content.store import ContentStore
 from cvmfs_publish.content.stores import open_artefacts, open_store
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.base import Repository
-from cvmfs_publish.repository.cvmfs_server import ServerOptions, ServerRepository
-from cvmfs_publish.repository.directory import DirectoryOptions, DirectoryRepository
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
 from cvmfs_publish.repository.native.server_conf import default_server_conf, read_server_conf
 from cvmfs_publish.repository.native.spool import Spool
+
+if TYPE_CHECKING:  # they are loaded where they are used: not every run needs them
+    from cvmfs_publish.repository.cvmfs_server import ServerRepository
+    from cvmfs_publish.repository.directory import DirectoryRepository
 
 
 def open_repository(config: Config) -> Repository:
@@ -73,14 +76,16 @@ def open_directory(config: Config) -> DirectoryRepository:
     repository = config.repository
     if not isinstance(repository.storage, Path):
         raise TypeError("the configuration let an object store pass")
-    return DirectoryRepository(
+    module = load("cvmfs_publish.repository.directory")
+    opened: DirectoryRepository = module.DirectoryRepository(
         repository.name,
         repository.storage,
         LocalStore(config.state / "spool"),
-        DirectoryOptions(
+        module.DirectoryOptions(
             repository.directory.share, repository.directory.lock_wait, repository.directory.lease
         ),
     )
+    return opened
 
 
 def open_server(config: Config) -> ServerRepository:
@@ -96,11 +101,12 @@ def open_server(config: Config) -> ServerRepository:
             f"{conf.path} is of repository {conf.name!r}, not of {name!r}",
             hint="correct `repository.name` or `repository.cvmfs_server.server_conf`",
         )
-    return ServerRepository(
+    module = load("cvmfs_publish.repository.cvmfs_server")
+    opened: ServerRepository = module.ServerRepository(
         conf,
         config.state,
         LocalStore(config.state / "spool"),
-        ServerOptions(
+        module.ServerOptions(
             server.mount or Path("/cvmfs") / name,
             server.program,
             server.method,
@@ -109,6 +115,7 @@ def open_server(config: Config) -> ServerRepository:
             config.nesting.max_entries,
         ),
     )
+    return opened
 
 
 def open_tree(config: Config) -> DirectoryRepository | ServerRepository:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cvmfs_publish import settings
 from cvmfs_publish.cli.adopting import as_written, new_config_path, write_new
-from cvmfs_publish.cli.assembly import open_server, open_tree
+from cvmfs_publish.cli.assembly import open_directory, open_server, open_tree
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time, plural
 from cvmfs_publish.config import Config, RepositoryName, render_default_config
-from cvmfs_publish.content.local import LocalStore, storage_errors
+from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.base import View
-from cvmfs_publish.repository.cvmfs_server import ServerRepository
-from cvmfs_publish.repository.directory import DirectoryRepository
 from cvmfs_publish.repository.foreign import find_foreign
 from cvmfs_publish.repository.records import iter_publications
+
+if TYPE_CHECKING:  # they are loaded where they are used: not every run needs them
+    from cvmfs_publish.repository.cvmfs_server import ServerRepository
+    from cvmfs_publish.repository.directory import DirectoryRepository
 
 
 def init_directory(session: Session, name: RepositoryName, storage: str, *, adopt: bool) -> None:
@@ -32,7 +35,12 @@ def init_directory(session: Session, name: RepositoryName, storage: str, *, adop
         raise InputError("a plain tree is a folder", hint="object stores: --backend native")
     config_path = new_config_path(session)
     place = session.cwd / storage
-    repository = DirectoryRepository(name, place, LocalStore(config_path.parent / "state/spool"))
+    text = render_default_config(
+        name, backend="directory", storage=as_written(session, config_path, storage)
+    )
+    repository = open_directory(
+        settings.parse(Config, text, str(config_path), base=config_path.parent)
+    )
     is_new = not repository.exists()
     if not is_new:
         repository.revision()  # refuses another name
@@ -47,9 +55,7 @@ def init_directory(session: Session, name: RepositoryName, storage: str, *, adop
         repository.create(datetime.now(UTC))
     write_new(
         config_path,
-        render_default_config(
-            name, backend="directory", storage=as_written(session, config_path, storage)
-        ),
+        text,
         hint="the repository exists now; `init` elsewhere with the same folder uses it",
     )
     _report_init(session, repository, "directory", config_path, is_new=is_new and not adopt)

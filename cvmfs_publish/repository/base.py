@@ -130,7 +130,8 @@ class Transaction(View, Protocol):
     def tree_difference(self, path: RepoPath, tree: Tree, digest: Digest) -> str:
         """Read back what is stored at `path`; return "" if it is `tree`, else the first difference.
 
-        `digest` is that of the tree.  Nothing that is still in memory is believed.
+        `digest` is that of the tree.  Nothing that is still in memory is believed; a backend that
+        stores nothing before the transaction ends compares then, and raises `RepositoryError`.
         """
 
     def remove(self, path: RepoPath) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from cvmfs_publish.publish import ImageResult, PublishResult
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository
-from cvmfs_publish.repository.cvmfs_server import ServerRepository
-from cvmfs_publish.repository.directory import DirectoryRepository
 from cvmfs_publish.repository.layouts import place_name
 from cvmfs_publish.repository.names import unpublish_images
 from cvmfs_publish.repository.native.commit import ignore_step
@@ -22,6 +21,10 @@ from cvmfs_publish.repository.records import Publication, read_publication
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Facts, Failure
 from cvmfs_publish.watch.runs import Collect, ItemEnd, RunEnd, Unpublish
+
+if TYPE_CHECKING:  # whoever has such a repository has loaded them
+    from cvmfs_publish.repository.cvmfs_server import ServerRepository
+    from cvmfs_publish.repository.directory import DirectoryRepository
 
 
 def end_of_publish(
