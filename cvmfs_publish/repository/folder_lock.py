@@ -30,7 +30,9 @@ MAX_LEASE = 3600.0  # seconds; whatever a lock file says
 # A client of NFS shows a time that may be this old (acregmax); a file system may round by a second.
 ROUNDING = 61  # seconds
 _PAUSE = 0.05  # seconds; the first between two tries, each following is longer
+_EAGER = 2.0  # seconds; so long no pause is longer than the first
 _LONGEST_PAUSE = 2.0  # seconds
+_COURTESY = 2 * _PAUSE  # who comes lets those who wait try first, or he who is quick has it always
 _MAX_BYTES = 4096
 _log = logging.getLogger(__name__)
 
@@ -96,17 +98,17 @@ def hold_folder(directory: Path, what: str, *, lease: float, wait: float) -> Ite
     """
     holder = Holder.this_process(lease)
     path = directory / FILE_NAME
-    pause, end = _PAUSE, time.monotonic() + wait
-    while True:
-        try:
-            _take(path, holder, what)
-            break
-        except LockedError:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.3, _LONGEST_PAUSE)
+    own = path.with_name(f"{FILE_NAME}.{secrets.token_hex(8)}")
+    descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(holder.dump())
+        if wait and _others_wait(directory, own):
+            time.sleep(_COURTESY)
+        _wait(path, own, holder, what, wait)
+    finally:
+        with suppress(OSError):
+            own.unlink()
     held = FolderLease(path, holder)
     try:
         yield held
@@ -114,23 +116,43 @@ def hold_folder(directory: Path, what: str, *, lease: float, wait: float) -> Ite
         held.release()
 
 
-def _take(path: Path, holder: Holder, what: str) -> None:
-    own = path.with_name(f"{FILE_NAME}.{secrets.token_hex(8)}")
-    descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(holder.dump())
-        if _link(own, path):
+def _others_wait(directory: Path, own: Path) -> bool:
+    """Whether somebody has been waiting for the lock before us, and still is."""
+    now = own.stat().st_mtime
+    for path in directory.glob(f"{FILE_NAME}.*"):
+        with suppress(FileNotFoundError):
+            if path != own and now - path.stat().st_mtime < 2 * _LONGEST_PAUSE:
+                return True
+    return False
+
+
+def _wait(path: Path, own: Path, holder: Holder, what: str, wait: float) -> None:
+    began = time.monotonic()
+    pause = _PAUSE
+    while True:
+        try:
+            _take(path, own, holder, what)
+        except LockedError:
+            waited = time.monotonic() - began
+            if waited >= wait:
+                raise
+            time.sleep(min(pause, wait - waited))
+            if waited > _EAGER:
+                pause = min(pause * 1.3, _LONGEST_PAUSE)
+        else:
             return
-        _remove_dead(path, own.stat().st_mtime, holder, what)
-        if not _link(own, path):
-            raise LockedError(
-                f"{what} was locked by another publisher this moment",
-                hint="wait for it to end, then try again",
-            )
-    finally:
-        with suppress(OSError):
-            own.unlink()
+
+
+def _take(path: Path, own: Path, holder: Holder, what: str) -> None:
+    os.utime(own)  # the lock is as fresh as that, and who waits is seen to wait
+    if _link(own, path):
+        return
+    _remove_dead(path, own.stat().st_mtime, holder, what)
+    if not _link(own, path):
+        raise LockedError(
+            f"{what} was locked by another publisher this moment",
+            hint="wait for it to end, then try again",
+        )
 
 
 def _link(own: Path, path: Path) -> bool:

@@ -228,6 +228,7 @@ def test_a_writer_that_was_overtaken_publishes_nothing(
     publish(repository, "C", day=2)
 
 
+@pytest.mark.slow
 def test_two_publishers_interleave_two_hundred_publishes_and_nothing_is_lost_or_double(
     repository: DirectoryRepository, tmp_path: Path
 ) -> None:
