@@ -31,8 +31,9 @@ parts:
 lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy cvmfs_publish tests benchmarks tools
-	@tools/lint-shell
+	@tools/lint-shell & shell=$$!; \
+	  $(BIN)/mypy cvmfs_publish tests benchmarks tools; types=$$?; \
+	  wait $$shell && exit $$types
 
 venv: .venv/complete
 
