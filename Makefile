@@ -13,6 +13,9 @@ PYTEST_ARGS ?=
 # whoever is done takes from the others: a few tests take half a minute
 SPREAD := --numprocesses auto --dist worksteal
 
+# What Python compiled is kept: without, workers and the programs they start do it again each time
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: test test-pure lint parts venv demo bench fuzz clean
 .NOTPARALLEL:
 
@@ -28,8 +31,9 @@ parts:
 lint: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy cvmfs_publish tests benchmarks tools
-	@tools/lint-shell
+	@tools/lint-shell & shell=$$!; \
+	  $(BIN)/mypy cvmfs_publish tests benchmarks tools; types=$$?; \
+	  wait $$shell && exit $$types
 
 venv: .venv/complete
 

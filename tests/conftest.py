@@ -122,9 +122,16 @@ def bucket(s3_server: s3.S3Server) -> s3.S3Bucket:
 # Folders whose tests start whole programs or make large images.
 SLOW_FOLDERS = {"e2e", "killed", "hostile", "benchmarks"}
 
+# Where single tests take longest.  They come first: at the end, a core would wait for the other.
+LONG = {
+    *("killed", "property", "test_api_description.py", "test_operations.py"),
+    *("test_compare_umoci.py", "test_status_site.py"),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that are slow by where they are; `make test-pure` leaves them out."""
     for item in items:
         if SLOW_FOLDERS & set(item.path.parts):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))

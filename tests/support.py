@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -39,6 +39,13 @@ def keys_of_this_run() -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     create_keys(directory, NAME, now=datetime.now(UTC))
     return directory
+
+
+def remove_empty_folders(repository: Path) -> None:
+    """Let copies take less time; a publisher makes again what it needs."""
+    for folder in (repository / "data").iterdir():
+        with suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def operator(tmp_path: Path, bucket: S3Bucket) -> Operator:
     text = config.read_text("utf-8")
     assert SECRET_KEY not in text
     assert f"storage: {bucket.settings.location}" in text.replace('"', "")
-    text = text.replace("    #access_key: KEY\n", f"    access_key: {ACCESS_KEY}\n")
+    text = text.replace("    #access_key: KEY\n", f"    access_key: {ACCESS_KEY}\n", 1)
     text = text.replace("    #secret_key_file: s3.key\n", "    secret_key_file: s3.key\n")
     config.write_text(text, "utf-8")
     (tmp_path / "s3.key").write_text(SECRET_KEY + "\n")

@@ -525,7 +525,7 @@ def tar_of(files: Mapping[str, bytes]) -> bytes:
 def pack(data: bytes, compress: str) -> bytes:
     """Compress like a builder: gzip, zstd or none."""
     if compress == "gzip":
-        return gzip.compress(data, mtime=0)
+        return gzip.compress(data, 6, mtime=0)
     if compress == "zstd":
         return zstandard.ZstdCompressor().compress(data)
     return data

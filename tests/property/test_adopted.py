@@ -367,7 +367,7 @@ def test_an_adopted_repository_stays_sound_whatever_is_done(name: str) -> None:
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=4,
+                max_examples=3,
                 # A failure names its steps; shortening them would take minutes of publishing.
                 phases=[Phase.explicit, Phase.reuse, Phase.generate],
                 stateful_step_count=12,

@@ -201,7 +201,7 @@ def test_whatever_happens_only_what_nobody_may_use_is_removed() -> None:
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=6,
+            max_examples=4,
             # A failure names its steps; shortening them would take minutes of judging.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             stateful_step_count=25,

@@ -271,7 +271,7 @@ def test_names_agree_with_a_model_and_the_repository_is_sound() -> None:
     run_state_machine_as_test(
         NamesModel,
         settings=settings(
-            max_examples=6,
+            max_examples=4,
             # A failure names its steps; shortening them would take minutes of publishing.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             stateful_step_count=40,

@@ -7,6 +7,7 @@ because the format fixes it: clients accept no other manifest signature.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import stat
@@ -20,6 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import NameOID
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
@@ -429,7 +431,7 @@ def read_private_key(path: Path) -> rsa.RSAPrivateKey:
                     f"{path}: private key is open to others (mode {mode:04o})",
                     hint=f"chmod 400 {path}",
                 )
-            key = serialization.load_pem_private_key(file.read(), password=None)
+            key = _parse_private_key(file.read())
     except OSError as error:
         raise RepositoryError(
             f"{path} cannot be read: {error.strerror}", hint=_KEYS_HINT
@@ -447,6 +449,12 @@ def read_private_key(path: Path) -> rsa.RSAPrivateKey:
         raise RepositoryError(f"{path} is not an RSA key", hint="CernVM-FS repositories use RSA")
     _check_size(key, path)
     return key
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_private_key(pem: bytes) -> PrivateKeyTypes:
+    """Parse a key; that its numbers belong together is proved once, which takes 40 ms."""
+    return serialization.load_pem_private_key(pem, password=None)
 
 
 def _translated(path: Path, parse: Callable[[bytes, str], T]) -> T:

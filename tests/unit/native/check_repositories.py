@@ -25,6 +25,7 @@ from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.repository.native.catalog import Row
 from cvmfs_publish.repository.native.reader import browse_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository
+from tests.support import remove_empty_folders
 from tests.unit.native import vectors
 from tests.unit.native.vectors import FOLDER, NOW, SHA1, SHAKE, Damaged, Edit
 
@@ -119,6 +120,7 @@ def _ours() -> Path:
             for row in some:
                 _put(repository, transaction._editor, row)
     _add_tags(root)
+    remove_empty_folders(root)
     return root
 
 

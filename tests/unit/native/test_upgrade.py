@@ -6,8 +6,6 @@ The old ones are made of real repositories: what a revision brought is taken awa
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +19,10 @@ from cvmfs_publish.repository.native.catalog import Row
 from cvmfs_publish.repository.native.history import History
 from cvmfs_publish.repository.native.reader import browse_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository
-from tests.support import JUDGE
+from tests.support import judged
 from tests.unit.native.vectors import NAMES, NOW, SHA1, Damaged, copy_keys, vector
+
+pytestmark = pytest.mark.slow
 
 PREFIXES = ("/nested/inner", "/nested", "")  # leaves first
 NOW_SECONDS = int(NOW.timestamp())
@@ -64,8 +64,7 @@ def writer(repository: Damaged, tmp_path: Path) -> NativeRepository:
 
 
 def judge(root: Path, public_key: Path) -> list[str]:
-    command = [sys.executable, str(JUDGE), str(root), "--scrub", "--public-key", str(public_key)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    lines = judged(root, public_key, "--scrub").splitlines()
     assert " errors, " in lines[-1]
     return [line for line in lines if line.startswith("ERROR")]
 

@@ -131,6 +131,7 @@ def test_every_program_is_correct_in_every_shell(programs: list[Path]) -> None:
             assert (checked.returncode, checked.stderr) == (0, b""), (shell, program)
 
 
+@pytest.mark.slow
 def test_shellcheck_has_nothing_to_say_about_any_program(programs: list[Path]) -> None:
     shellcheck = shutil.which("shellcheck")
     if shellcheck is None:

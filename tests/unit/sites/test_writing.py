@@ -244,6 +244,7 @@ def _kill_before(step: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False])
 def test_killed_at_any_instant_one_whole_set_is_there_and_the_next_run_tidies_up(
     tmp_path: Path, exchange: bool, request: pytest.FixtureRequest
