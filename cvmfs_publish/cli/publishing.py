@@ -191,7 +191,8 @@ def publish(
         for host, budget in used.items():
             session.out.note(f"{host}: {budget}")
     session.out.note(f"{repository} is at revision {result.revision}")
-    return result.exit_code or tell_lagging(session, lag)
+    late = tell_lagging(session, lag)
+    return result.exit_code or late
 
 
 def _wait_span(

@@ -24,6 +24,7 @@ class Replication:
         self._state = state
         self._observer = observer
         self._faults: dict[str, tuple[str, int]] = {}  # what is wrong, and in how many looks
+        self._told: set[str] = set()  # the replicas whose trouble was told
 
     def step(self, now: datetime) -> timedelta:
         """Look once; return how long nothing is to be done.
@@ -46,14 +47,16 @@ class Replication:
         """Return what is to be told: that a fault lasts, or that one that was told is over."""
         kind, times = self._faults.get(found.url, ("", 0))
         if found.failure is None:
-            was_told = times >= TOLD_AFTER
+            was_told = found.url in self._told
             self._faults.pop(found.url, None)
+            self._told.discard(found.url)
             message = f"{found.url}: well again, at revision {found.revision}"
             return [Event(0, now, "replica-recovered", message)] if was_told else []
         times = times + 1 if kind == found.failure.kind else 1
         self._faults[found.url] = (found.failure.kind, times)
         if times != TOLD_AFTER:
             return []
+        self._told.add(found.url)
         message = f"{found.url}: {found.failure.kind}: {found.failure.message}"
         return [Event(0, now, "replica-trouble", message)]
 
