@@ -70,13 +70,13 @@ class World:
     def revision(self) -> int:
         return self.site.repository.manifest().revision
 
-    def add(self, count: int = 1, **options: float) -> list[Stratum1]:
+    def add(self, count: int = 1) -> list[Stratum1]:
         """Add Stratum 1s that have what is published now."""
-        new = []
+        new: list[Stratum1] = []
         for _ in range(count):
             number = len(self.strata) + len(new) + 1
             url = f"http://s{number}.example.org/cvmfs/{NAME}"
-            new.append(Stratum1(url, self.base / f"s{number}", **options))
+            new.append(Stratum1(url, self.base / f"s{number}"))
         for stratum in new:
             stratum.fetch(self.site.storage)
         self.strata += new

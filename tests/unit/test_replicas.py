@@ -224,7 +224,7 @@ def test_a_server_that_hangs_holds_nobody_back_and_is_not_asked_twice(world: Wor
         return LocalStore(folder)
 
     hanging.reach = hang
-    observer = world.observer(seconds=0.3)
+    observer = world.observer(seconds=2.0)
     try:
         for _ in range(3):
             survey = observer.look(world.now)

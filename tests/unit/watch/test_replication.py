@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from cvmfs_publish.replicas import Health, Observer, Standing, Survey, Target, http_target
-from cvmfs_publish.state.model import Facts, ImageKey, Result, Wish
+from cvmfs_publish.state.model import Facts, Failure, ImageKey, Result, Wish
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.replication import EVERY, TOLD_AFTER, Replication
 
@@ -74,8 +74,7 @@ def test_what_clients_cannot_mount_replicates_nothing(state: State, health: Heal
     assert step(state, looks) is None
     found = {replica.url: replica for replica in state.replicas()}
     assert found[TWO].revision == 7  # that it had when it could be read
-    assert found[TWO].failure is not None
-    assert (found[TWO].failure.kind, found[TWO].failure.message) == (health, "why")
+    assert found[TWO].failure == Failure(health, "why")
 
 
 def test_a_replica_that_is_configured_no_more_holds_nothing_back(state: State) -> None:
