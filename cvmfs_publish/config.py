@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
@@ -1284,10 +1284,26 @@ KEY_POLICIES = frozenset({"cosign", "sif-pgp"})
 
 
 @dataclass(frozen=True)
+class ReplicaConfig:
+    """A replica of the repository, and how clients reach it."""
+
+    url: WebUrl = field(metadata=about("where the replica has the repository"))
+    proxy: WebUrl | None = field(
+        default=None,
+        metadata=about("the HTTP proxy through which clients read it; by default none"),
+    )
+    compare: bool = field(
+        default=False,
+        metadata=about(
+            "ask once more past all caches, to find a proxy that answers with an older revision"
+            " than the replica has"
+        ),
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
-
-    UNAVAILABLE: ClassVar[frozenset[str]] = frozenset({"replicas"})
 
     repository: RepositoryConfig = field(
         metadata=about("where the repository is and how it is written")
@@ -1351,6 +1367,18 @@ class Config:
     notify: tuple[NotifyConfig, ...] = field(
         default=(), metadata=about("who is told of what happens")
     )
+    replicas: tuple[WebUrl | ReplicaConfig, ...] = field(
+        default=(),
+        metadata=about("replicas (Stratum 1) of the repository: their URLs, or more about each"),
+    )
+
+    @property
+    def known_replicas(self) -> tuple[ReplicaConfig, ...]:
+        """All replicas in the same form, in their order."""
+        return tuple(
+            each if isinstance(each, ReplicaConfig) else ReplicaConfig(each)
+            for each in self.replicas
+        )
 
     def __post_init__(self) -> None:
         seen: dict[tuple[str, str, str], int] = {}
@@ -1362,6 +1390,15 @@ class Config:
                     f"{rule.match} is the same pattern as that of trust[{first}]",
                     hint="remove one of the two rules",
                 )
+        urls: set[WebUrl] = set()
+        for number, replica in enumerate(self.known_replicas):
+            if replica.url in urls:
+                raise RefusedKeyError(
+                    ("replicas", number),
+                    f"{replica.url} is named twice",
+                    hint="remove one: each replica counts once",
+                )
+            urls.add(replica.url)
         self._check_backend()
 
     def _check_backend(self) -> None:
@@ -1753,4 +1790,13 @@ web:
   # The program gets events as JSON on its stdin.
   #- program: [/usr/local/bin/tell, --now]
     #timeout: 30s
+
+# Replicas (Stratum 1) of this repository: `replicas` and `watch` look how far they are, and
+# `publish --wait-replicas N` waits for them.
+#replicas:
+  #- http://s1.example.org/cvmfs/$name
+  # Through the proxy that clients use, and once more past caches: an outdated cache is told.
+  #- url: http://s1.example.net/cvmfs/$name
+    #proxy: http://squid.example.net:3128
+    #compare: true
 """)

@@ -6,17 +6,25 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cvmfs_publish.cli.assembly import open_repository
-from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.fallback import artefact_document, open_packer, tell_copy
 from cvmfs_publish.cli.lazy import command_app, load
 from cvmfs_publish.cli.output import Output, error_document, format_bytes, format_time, plural
+from cvmfs_publish.cli.replicas import (
+    DEFAULT_WAIT,
+    check_count,
+    open_observer,
+    replicas_document,
+    tell_lagging,
+    wait_for,
+)
 from cvmfs_publish.config import (
     Config,
     LimitsConfig,
@@ -27,7 +35,7 @@ from cvmfs_publish.config import (
     SwiftConfig,
     complete_sources,
 )
-from cvmfs_publish.errors import InputError, RepositoryError
+from cvmfs_publish.errors import InputError, PublishError, RepositoryError
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.origin import NAMED, WEB, Origin
@@ -40,9 +48,11 @@ from cvmfs_publish.publish import (
     Silent,
 )
 from cvmfs_publish.reference import Reference
+from cvmfs_publish.replicas import Goal, LaggingError, lagging
 from cvmfs_publish.repository.artefact import Packer
 from cvmfs_publish.sandbox.policy import SandboxPolicy
 from cvmfs_publish.sandbox.roots import STANDARD_ROOTS
+from cvmfs_publish.settings import parse_duration
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
 from cvmfs_publish.sources.base import Platform, SourceLimits
@@ -102,6 +112,23 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    wait_replicas: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Then wait until N replicas have the revision; exit code 3 if that takes too"
+            " long.",
+        ),
+    ] = None,
+    wait_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="With --wait-replicas: how long, such as 45s, 15m or 2h; else 10m.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Publish images from registries, files and stores.
 
@@ -118,6 +145,7 @@ def publish(
             f"--as {name} names one image, and {len(images)} are to be published",
             hint="publish them in calls of their own",
         )
+    span = _wait_span(session.config, wait_replicas, wait_timeout, dry_run=dry_run)
     chosen = [Platform.parse(each) for each in platform or ()]
     budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
@@ -147,7 +175,12 @@ def publish(
     due = dry_run and packer is not None
     text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
     used = budgets.snapshots(datetime.now(UTC))
-    session.out.result(publish_document(repository, result, used, dry_run=dry_run), text)
+    document = publish_document(repository, result, used, dry_run=dry_run)
+    lag = None
+    if wait_replicas is not None and any(image.error is None for image in result.images):
+        goal = Goal(result.revision, wait_replicas, span)
+        document["replicas"], lag = _wait(session, goal)
+    session.out.result(document, text)
     if not session.out.as_json:
         for image in result.images:
             if image.error is not None:
@@ -158,7 +191,37 @@ def publish(
         for host, budget in used.items():
             session.out.note(f"{host}: {budget}")
     session.out.note(f"{repository} is at revision {result.revision}")
-    return result.exit_code
+    late = tell_lagging(session, lag)
+    return result.exit_code or late
+
+
+def _wait_span(
+    config: Config, count: int | None, timeout: str | None, *, dry_run: bool
+) -> timedelta:
+    """Return how long replicas are waited for; nothing is published if the options are wrong."""
+    if count is None:
+        if timeout is not None:
+            raise InputError("--wait-timeout without --wait-replicas has no meaning")
+        return timedelta()
+    if dry_run:
+        raise InputError("--wait-replicas with --dry-run has no meaning: nothing is published")
+    check_count(config, count, "--wait-replicas")
+    return parse_duration(timeout or DEFAULT_WAIT)
+
+
+def _wait(session: Session, goal: Goal) -> tuple[dict[str, object], LaggingError | None]:
+    """Wait for replicas; whatever happens meanwhile, the revision is published."""
+    session.out.note(f"revision {goal.revision} is published; its replicas are waited for")
+    try:
+        survey = wait_for(session, open_observer(session.config), goal)
+    except PublishError as problem:
+        error = LaggingError(
+            f"revision {goal.revision} is published, but replicas cannot be waited for: {problem}",
+            hint=problem.hint,
+        )
+        return {"error": error_document(error)}, error
+    lag = None if goal.is_reached(survey) else lagging(survey, goal, waited=True)
+    return replicas_document(survey, goal, lag), lag
 
 
 # from the configuration to the parts that do the work

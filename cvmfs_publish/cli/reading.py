@@ -72,7 +72,7 @@ def open_reading(
         return
     repository = open_native(session.config, what)
     with (
-        _open_own(repository, session.config.repository.keys) as snapshot,
+        open_own(repository, session.config.repository.keys) as snapshot,
         damage(repository.location),
     ):
         yield snapshot
@@ -89,7 +89,7 @@ def _open_other(other: Elsewhere) -> Snapshot:
     return open_snapshot(origin, other.keys, now=datetime.now(UTC))
 
 
-def _open_own(repository: NativeRepository, keys: Path) -> Snapshot:
+def open_own(repository: NativeRepository, keys: Path) -> Snapshot:
     """Open one's own: that its whitelist has expired is for clients to refuse, not for us."""
     repository.manifest()  # a clear error if there is none
     trusted = public_key_files(keys, repository.name)

@@ -55,6 +55,7 @@ def open_service(
         control=control,
         probe=probe,
         expects_watcher=expects_watcher,
+        replicas=tuple(each.url for each in config.known_replicas),
         url=config.web.url,
     )
 

@@ -22,6 +22,7 @@ from cvmfs_publish.cli.expiry import warn_of_expiry
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.publishing import open_source, publish_settings
 from cvmfs_publish.cli.registries import Registries
+from cvmfs_publish.cli.replicas import open_observer
 from cvmfs_publish.cli.showing import open_service
 from cvmfs_publish.config import Config, complete, find_config, load_config
 from cvmfs_publish.errors import EXIT_PARTIAL, InputError
@@ -38,6 +39,7 @@ from cvmfs_publish.watch.notify import Notifier
 from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
+from cvmfs_publish.watch.replication import Replication
 from cvmfs_publish.watch.retention import RetentionSettings
 from cvmfs_publish.watch.sinks import open_subscriptions
 from cvmfs_publish.watch.systemd import notify
@@ -216,6 +218,8 @@ class _Service:
             )
         )
         retention = config.retention
+        if not config.replicas:
+            self._state.forget_replicas(())
         lists = self._open_lists(config, stack)
         return Parts(
             interval=watch.interval,
@@ -238,6 +242,9 @@ class _Service:
             poller=poller,
             drop=drop,
             notifier=Notifier(open_subscriptions(config), StoredFeed(self._state)),
+            replication=Replication(self._state, open_observer(config))
+            if config.replicas
+            else None,
             find_published=lambda: _find_published(config),
             recipe_of=lambda policy: settings.with_policy(json.loads(policy or "{}")).recipe(),
         )

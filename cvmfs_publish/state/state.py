@@ -656,6 +656,13 @@ class State(Reader):
         )
         return tuple(map(schema.image, rows))
 
+    def forget_replicas(self, expected: Sequence[str]) -> None:
+        """Forget the replicas that are not among these any more."""
+        gone = [(replica.url,) for replica in self.replicas() if replica.url not in expected]
+        if gone:
+            with self._database.writing():
+                self._database.change_many("DELETE FROM replica WHERE url = ?", gone)
+
     def record_replica(self, found: Replica, expected: Sequence[str], now: datetime) -> None:
         """Write down how far a replica is; what all `expected` ones have counts as replicated."""
         with self._database.writing():

@@ -28,6 +28,7 @@ from cvmfs_publish.watch.queue import (
     judge,
     plan_wait,
 )
+from cvmfs_publish.watch.replication import Replication
 from cvmfs_publish.watch.retention import (
     RetentionSettings,
     is_due,
@@ -96,6 +97,7 @@ class Parts:
     poller: Poller
     drop: Drop | None = None
     notifier: Notifier | None = None
+    replication: Replication | None = None
     # what the repository has: images, what is known of them, and when they were published
     find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] = tuple
     recipe_of: Callable[[str], str] = lambda _: ""  # how sandboxes of a policy are made now
@@ -153,6 +155,7 @@ class Watcher:
         self._wake_polls = threading.Event()
         self._wake_files = threading.Event()
         self._wake_notifier = threading.Event()
+        self._wake_replication = threading.Event()
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._is_ready = False  # what is wanted and what is published is known
@@ -188,7 +191,7 @@ class Watcher:
         self._stopping.set()
         for event in (
             *(self._wake, self._wake_lists, self._wake_polls),
-            *(self._wake_files, self._wake_notifier),
+            *(self._wake_files, self._wake_notifier, self._wake_replication),
         ):
             event.set()
 
@@ -209,6 +212,7 @@ class Watcher:
                 ("polls", self._ask_registries, self._wake_polls),
                 ("files", self._look_at_files, self._wake_files),
                 ("notifier", self._notify, self._wake_notifier),
+                ("replicas", self._look_at_replicas, self._wake_replication),
             )
         ]
         for thread in threads:
@@ -244,6 +248,7 @@ class Watcher:
             self._wake.wait(IDLE.total_seconds())
             self._wake.clear()
         self._finish_or_abandon()
+        self._guard("replicas", self._look_at_replicas)
         self._notify()
         return not self._state.troubled()
 
@@ -317,6 +322,10 @@ class Watcher:
         if self._parts.notifier is not None:
             self._parts.notifier.deliver(self._clock.now())
         return TICK
+
+    def _look_at_replicas(self) -> timedelta:
+        replication = self._parts.replication
+        return replication.step(self._clock.now()) if replication is not None else TICK
 
     def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""

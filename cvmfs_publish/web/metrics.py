@@ -82,6 +82,7 @@ FAMILIES: dict[str, Family] = {
     "layers_reused": Family("counter", "of these, those that were known already"),
     "collected_bytes": Family("counter", "bytes the collection of garbage removed"),
     "replica_revision": Family("gauge", "revision of a replica", ("replica",)),
+    "replica_healthy": Family("gauge", "1 if clients can mount it there, else 0", ("replica",)),
     "replica_lag_revisions": Family("gauge", "revisions a replica is behind", ("replica",)),
     "watcher_alive_timestamp_seconds": Family("gauge", "when the watcher showed that it lives"),
     "last_poll_timestamp_seconds": Family("gauge", "when registries were asked last"),
@@ -153,6 +154,10 @@ def _read_state(service: Service, now: datetime) -> Iterator[Metric]:
     replicas = reader.replicas()
     yield _gauge(
         "replica_revision", [((replica.url,), float(replica.revision)) for replica in replicas]
+    )
+    yield _gauge(
+        "replica_healthy",
+        [((replica.url,), float(replica.failure is None)) for replica in replicas],
     )
     if replicas:
         lags = plan_lags(replicas, service.library.shelf().manifest.revision)

@@ -94,7 +94,7 @@ class Lag:
     @property
     def text(self) -> str:
         if self.replica.failure is not None:
-            return "not readable"
+            return self.replica.failure.kind.replace("-", " ")
         return f"{plural(self.behind, 'revision')} behind" if self.behind else "up to date"
 
 

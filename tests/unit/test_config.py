@@ -18,8 +18,10 @@ from cvmfs_publish.config import (
     MirrorPlace,
     NotifyConfig,
     RegistryConfig,
+    ReplicaConfig,
     RootPath,
     VariableName,
+    WebUrl,
     WishlistConfig,
 )
 from cvmfs_publish.errors import InputError
@@ -104,16 +106,24 @@ limits: {image_bytes: 20GiB, layer_bytes: 500 MB}
     assert loaded.limits.layer_bytes == 500 * 1000**2
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "replicas: []",
-    ],
-)
-def test_what_does_not_work_yet_is_refused_and_not_ignored(tmp_path: Path, line: str) -> None:
-    error = str(refusal(tmp_path, f"{MINIMAL}{line}\n"))
-    assert error.startswith(f"{tmp_path / config.FILE_NAME}:2: ")
-    assert error.endswith("is not available in this version")
+def test_replicas_are_urls_or_say_more_about_each(tmp_path: Path) -> None:
+    text = (
+        "replicas:\n"
+        "  - http://s1.example.org/cvmfs/containers.example.org\n"
+        "  - url: https://s1.example.net/cvmfs/containers.example.org\n"
+        "    proxy: http://squid.example.net:3128\n"
+        "    compare: true\n"
+    )
+    first, second = load(tmp_path, f"{MINIMAL}{text}").known_replicas
+    assert first == ReplicaConfig(WebUrl("http://s1.example.org/cvmfs/containers.example.org"))
+    assert (second.proxy, second.compare) == ("http://squid.example.net:3128", True)
+
+
+def test_a_replica_named_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    url = "http://s1.example.org/cvmfs/a.example.org"
+    error = str(refusal(tmp_path, f"{MINIMAL}replicas:\n  - {url}\n  - url: {url}\n"))
+    assert error.startswith(f"{tmp_path / config.FILE_NAME}:4: ")
+    assert error.endswith(f"{url} is named twice")
 
 
 @pytest.mark.parametrize(
@@ -355,7 +365,8 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
     assert shown.webhooks is not None
     assert shown.webhooks.sources["gitlab"].hosts == {"registry:5000": "registry.example.org"}
     assert len(shown.notify) == 4
-    text = re.sub(r"(?sm)^#(wishlists|webhooks|notify):.*?^$", "", text + "\n")
+    assert [type(each) for each in shown.replicas] == [WebUrl, ReplicaConfig]
+    text = re.sub(r"(?sm)^#(wishlists|webhooks|notify|replicas):.*?^$", "", text + "\n")
     login = RegistryConfig(
         username="bot", password_file=tmp_path / "token", ca_file=tmp_path / "ca.pem"
     )

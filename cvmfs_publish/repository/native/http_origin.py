@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -18,11 +19,26 @@ from cvmfs_publish.content.store import MissingError, ObjectId
 from cvmfs_publish.errors import InputError, IntegrityError, RemoteError
 from cvmfs_publish.repository.native.origin import Origin, read
 
-_CONNECT_SECONDS = 10
-_READ_SECONDS = 60
 _CONNECTIONS = 16  # at the same time, for many small objects
 _SMALL = 64 * 1024**2  # bytes; more is not read into memory for them
 _MISSING = (403, 404, 410)  # S3 answers 403 for a missing key where listing is not allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a server is reached."""
+
+    proxy: str | None = None  # this one and no other; None: as the environment says
+    fresh: bool = False  # caches in between have to ask the server again
+    connect_seconds: float = 10
+    read_seconds: float = 60  # without a single byte
+
+    def prepare(self, session: requests.Session) -> None:
+        if self.proxy is not None:
+            session.trust_env = False
+            session.proxies = {"http": self.proxy, "https": self.proxy}
+        if self.fresh:  # the second for caches that know HTTP/1.0 only
+            session.headers.update({"Cache-Control": "no-cache", "Pragma": "no-cache"})
 
 
 def open_origin(location: str | Path) -> Origin:
@@ -42,8 +58,9 @@ def open_origin(location: str | Path) -> Origin:
 class HttpOrigin:
     """A repository served over HTTP.  Each thread has its own connection."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, route: Route | None = None) -> None:
         self.url = url.rstrip("/")
+        self._route = route or Route()
         self._local = threading.local()
         self._lock = threading.Lock()
         self._sessions: list[requests.Session] = []
@@ -91,6 +108,7 @@ class HttpOrigin:
             session = requests.Session()
             # Objects are compressed and hashed as they are; nobody may encode them again.
             session.headers["Accept-Encoding"] = "identity"
+            self._route.prepare(session)
             self._local.session = session
             with self._lock:
                 self._sessions.append(session)
@@ -103,7 +121,7 @@ class HttpOrigin:
                 method,
                 url,
                 stream=True,
-                timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+                timeout=(self._route.connect_seconds, self._route.read_seconds),
                 allow_redirects=False,  # clients do not follow them either (section 6.5)
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:

@@ -41,7 +41,9 @@ from cvmfs_publish.repository.native.listing import (
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import Origin, read
 from cvmfs_publish.repository.native.signing import (
+    ForeignError,
     SignatureError,
+    WrongKeyError,
     fingerprint,
     parse_certificate,
     read_public_key,
@@ -111,7 +113,7 @@ def _verified_manifest(
     _check_manifest(manifest, name)
     if manifest.certificate is None:
         raise SignatureError(f"manifest of {manifest.name} names no certificate")
-    pem = b"".join(iter_object(origin, manifest.certificate, Suffix.CERTIFICATE))
+    pem = read_object(origin, manifest.certificate, Suffix.CERTIFICATE, MAX_METADATA_BYTES)
     certificate = parse_certificate(pem)
     manifests.verify_manifest(data, certificate)
     signed = read(origin, whitelists.FILE_NAME, whitelists.MAX_BYTES)
@@ -127,13 +129,13 @@ def _verified_manifest(
     if not any(
         fingerprint(certificate, trusted.algorithm) == trusted for trusted in whitelist.fingerprints
     ):
-        raise SignatureError(f"certificate of {manifest.name} is not on the whitelist")
+        raise WrongKeyError(f"certificate of {manifest.name} is not on the whitelist")
     return manifest
 
 
 def _check_manifest(manifest: Manifest, name: str | None) -> None:
     if not manifest.name or (name is not None and manifest.name != name):
-        raise IntegrityError(f"manifest is of repository {manifest.name!r}, not of {name!r}")
+        raise ForeignError(f"manifest is of repository {manifest.name!r}, not of {name!r}")
     if manifest.root_path_hash != manifests.ROOT_PATH_HASH:
         raise IntegrityError(
             f"manifest field R is {manifest.root_path_hash!r}, not {manifests.ROOT_PATH_HASH}"

@@ -50,6 +50,18 @@ class SignatureError(IntegrityError):
     kind = "signature"
 
 
+class WrongKeyError(SignatureError):
+    """It is signed, but by none of those who are trusted."""
+
+
+class UnsignedError(IntegrityError):
+    """There is no signature where one has to be."""
+
+
+class ForeignError(IntegrityError):
+    """It is of another repository."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of one repository.  `master_key` is None where it is kept offline."""
@@ -88,12 +100,12 @@ class SignedText:
 
 
 def split_signed(data: bytes, what: str) -> SignedText:
-    """Split a signed file; raise `IntegrityError` if it has no signature block."""
+    """Split a signed file; raise `UnsignedError` if it has no signature block."""
     end = data.find(b"\n--\n")
     payload, rest = data[: end + 1], data[end + 4 :]
     hash_text, newline, signature = rest.partition(b"\n")
     if end < 0 or not newline or not signature:
-        raise IntegrityError(f"{what} has no signature block")
+        raise UnsignedError(f"{what} has no signature block")
     return SignedText(payload, hash_text, signature)
 
 
@@ -145,7 +157,7 @@ def raw_sign(text: bytes, key: rsa.RSAPrivateKey) -> bytes:
 
 
 def raw_verify(text: bytes, signature: bytes, public_keys: PublicKeys) -> None:
-    """Raise `SignatureError` unless one of the master keys made this signature of `text`."""
+    """Raise `WrongKeyError` unless one of the master keys made this signature of `text`."""
     for key in public_keys:
         try:
             recovered = key.recover_data_from_signature(signature, padding.PKCS1v15(), None)
@@ -153,7 +165,7 @@ def raw_verify(text: bytes, signature: bytes, public_keys: PublicKeys) -> None:
             continue
         if recovered == text:
             return
-    raise SignatureError("signature was made with none of the given master keys")
+    raise WrongKeyError("signature was made with none of the given master keys")
 
 
 # certificates

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.repository.native.signing import (
+    ForeignError,
     PublicKeys,
     SignatureError,
     is_trusted,
@@ -189,7 +190,7 @@ def verify_signature(data: bytes, public_keys: PublicKeys, *, name: str) -> Whit
     """
     whitelist, hash_text, signature = parse_whitelist(data)
     if whitelist.name != name:
-        raise IntegrityError(f"whitelist is for {whitelist.name!r}, not for {name!r}")
+        raise ForeignError(f"whitelist is for {whitelist.name!r}, not for {name!r}")
     split_signed(data, "whitelist").check_hash("whitelist")
     raw_verify(hash_text, signature, public_keys)
     return whitelist

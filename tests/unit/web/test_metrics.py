@@ -47,6 +47,7 @@ def test_the_figures_are_right(browser: Browser, status_site: StatusSite) -> Non
     assert found["polls_total"] == {("ghcr.io", "found"): 88.0}
     assert found["webhooks_total"] == {("accepted", "distribution"): 3.0}  # labels by name
     assert found["replica_lag_revisions"] == {(S1,): 2.0}
+    assert found["replica_healthy"] == {(S1,): 1.0}
     assert found["fetched_bytes_total"] == {(): 6184.0}
     assert found["publish_seconds_sum"] == {("fetching",): 12.5}
     assert found["publish_seconds_bucket"][("10.0", "fetching")] == 0.0

@@ -1,0 +1,180 @@
+"""`replicas`: how far the replicas (Stratum 1) of the repository are, and waiting for them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+
+from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.context import Session, session_of
+from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.output import error_document, format_table, format_time
+from cvmfs_publish.cli.reading import open_own
+from cvmfs_publish.config import Config
+from cvmfs_publish.errors import InputError
+from cvmfs_publish.replicas import (
+    Goal,
+    LaggingError,
+    Observer,
+    Source,
+    Standing,
+    Survey,
+    Waiting,
+    http_target,
+    lagging,
+)
+from cvmfs_publish.repository.native.manifest import Manifest
+from cvmfs_publish.repository.native.signing import public_key_files
+from cvmfs_publish.settings import parse_duration
+
+DEFAULT_WAIT = "10m"
+
+app = command_app()
+
+
+@app.command()
+def replicas(
+    context: typer.Context,
+    wait: Annotated[
+        int | None,
+        typer.Option(
+            metavar="REVISION", min=1, help="Wait until --count replicas have it, or a later one."
+        ),
+    ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="With --wait: how long, such as 45s, 15m or 2h; else 10m.",
+            show_default=False,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="How many are to have the revision; with --wait all by default. Without --wait:"
+            " exit code 3 unless so many have the newest one.",
+        ),
+    ] = None,
+) -> int:
+    """Show how far every configured replica is.
+
+    Reads each as clients do, signatures verified: its revision, how far that is behind, and what is
+    wrong with it.  Exit code 3 if fewer than asked for have the revision.
+
+    Example: cvmfs-publish replicas --wait 12 --count 2 --timeout 15m
+    """
+    session = session_of(context)
+    if timeout is not None and wait is None:
+        raise InputError("--timeout without --wait has no meaning")
+    check_count(session.config, count, "--count")
+    observer = open_observer(session.config)
+    if wait is not None:
+        span = parse_duration(timeout or DEFAULT_WAIT)
+        goal = Goal(wait, count or len(observer.targets), span)
+        survey = wait_for(session, observer, goal)
+        error = None if goal.is_reached(survey) else lagging(survey, goal, waited=True)
+    else:
+        survey = observer.look(datetime.now(UTC))
+        goal = Goal(survey.revision, count or 0, timedelta())
+        error = None if goal.is_reached(survey) else lagging(survey, goal, waited=False)
+    document = {
+        "repository": session.config.repository.name,
+        **replicas_document(survey, goal, error),
+    }
+    session.out.result(document, _table(survey))
+    return tell_lagging(session, error)
+
+
+def check_count(config: Config, count: int | None, option: str) -> None:
+    """Raise `InputError` if there are fewer replicas than are to have a revision."""
+    known = len(config.replicas)
+    if not known:
+        raise InputError(
+            f"the configuration names no replicas of {config.repository.name}",
+            hint="replicas: [http://s1.example.org/cvmfs/NAME]",
+        )
+    if count is not None and count > known:
+        raise InputError(
+            f"{option} {count}: the configuration names only {known} of them in `replicas`",
+            hint=f"at most {known} can be waited for",
+        )
+
+
+def open_observer(config: Config) -> Observer:
+    """Return what looks at the configured replicas; nothing is read yet."""
+
+    def read() -> Manifest:
+        repository = open_repository(config)
+        with open_own(repository, config.repository.keys) as snapshot:
+            return snapshot.manifest
+
+    name = config.repository.name
+    source = Source(name, read, tuple(public_key_files(config.repository.keys, name)))
+    targets = [
+        http_target(each.url, proxy=each.proxy, compare=each.compare)
+        for each in config.known_replicas
+    ]
+    return Observer(source, targets)
+
+
+def wait_for(session: Session, observer: Observer, goal: Goal) -> Survey:
+    """Wait until the goal is reached or its time is over, and say meanwhile how far it is."""
+    waiting = Waiting(lambda: observer.look(datetime.now(UTC)), tell=session.out.note)
+    return waiting.wait(goal)
+
+
+def tell_lagging(session: Session, error: LaggingError | None) -> int:
+    """Say who lags behind, unless a JSON document has; return the exit code."""
+    if error is None:
+        return 0
+    if not session.out.as_json:
+        session.out.error(error.kind, str(error), error.hint)
+    return error.exit_code
+
+
+def replicas_document(survey: Survey, goal: Goal, error: LaggingError | None) -> dict[str, Any]:
+    """Return what JSON documents say about replicas."""
+    return {
+        "revision": survey.revision,
+        "published_at": survey.published_at and format_time(survey.published_at),
+        "wanted_revision": goal.revision,
+        "wanted": goal.count,
+        "having": survey.having(goal.revision),
+        "replicas": [_standing_document(standing) for standing in survey.replicas],
+        "error": error_document(error) if error is not None else None,
+    }
+
+
+def _standing_document(standing: Standing) -> dict[str, Any]:
+    return {
+        "url": standing.url,
+        "health": standing.health,
+        "revision": standing.revision,
+        "published_at": standing.published_at and format_time(standing.published_at),
+        "behind": standing.behind,
+        "behind_seconds": None if standing.late is None else int(standing.late.total_seconds()),
+        "message": standing.message,
+        "hint": standing.hint,
+    }
+
+
+def _table(survey: Survey) -> str:
+    rows = [
+        (
+            standing.url,
+            "-" if standing.revision is None else str(standing.revision),
+            "-" if standing.published_at is None else format_time(standing.published_at),
+            "-" if standing.behind is None else str(standing.behind),
+            "-" if standing.late is None else f"{standing.late.total_seconds():.0f} s",
+            standing.health,
+            standing.message,
+        )
+        for standing in survey.replicas
+    ]
+    header = ("replica", "revision", "published", "behind", "late", "health", "")
+    return f"{format_table(header, rows)}\n{survey.revision} is the newest revision"
