@@ -97,7 +97,7 @@ class Parts:
     drop: Drop | None = None
     notifier: Notifier | None = None
     # what the repository has: images, what is known of them, and when they were published
-    find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] = tuple
+    find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] | None = None
     recipe_of: Callable[[str], str] = lambda _: ""  # how sandboxes of a policy are made now
 
 
@@ -290,9 +290,13 @@ class Watcher:
         if left > 0:
             return min(timedelta(seconds=left), TICK)
         self._listed_at = self._clock.monotonic()
-        self._parts.wanted.load(now)
-        if not self._is_ready:
-            self.adopt()
+        try:
+            self._parts.wanted.load(now)
+            if not self._is_ready:
+                self.adopt()
+        except Exception:
+            self._listed_at = float("-inf")  # the state or the repository; soon again
+            raise
         self._wake.set()
         self._wake_polls.set()
         return IDLE
@@ -321,7 +325,8 @@ class Watcher:
     def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""
         now = self._clock.now()
-        self._state.adopt(self._parts.find_published())
+        if self._parts.find_published is not None:
+            self._state.adopt(list(self._parts.find_published()), now)
         outdated = [
             image.key
             for image in self._state.published()
@@ -602,7 +607,7 @@ class Watcher:
                 for name in gone
             ]
         )
-        self._state.forget([ImageKey(name, order.platform) for name in gone])
+        self._state.note_unpublished([ImageKey(name, order.platform) for name in gone], now)
         for item in end.items:
             if item.failure is not None:
                 log.warning("%s stays: %s", item.name, item.failure.message)

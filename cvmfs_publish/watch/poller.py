@@ -163,6 +163,9 @@ class Poller:
                 if state.failures >= GIVE_UP:
                     state.is_over = True
             return Polled(image.key, at, failure=Failure.of(error))
+        except Exception as error:  # a bug; it must not keep the others from being asked about
+            log.exception("asking about %s: a bug", image.name)
+            return Polled(image.key, at, failure=Failure("bug", f"{type(error).__name__}: {error}"))
         return Polled(image.key, at, str(digest))
 
     def _note_health(self, rounds: dict[str, _Round], now: datetime) -> None:

@@ -222,3 +222,23 @@ def test_of_a_registry_that_breaks_down_in_a_round_the_rest_is_not_asked(
     registries.found.answer = refuse(RemoteError("broken"))
     poller.step(NOW)
     assert len(registries.found.asked) <= GIVE_UP + 2
+
+
+def test_a_bug_about_one_image_keeps_nobody_from_asking_about_the_others(
+    memory: State, registries: Registries, poller: Poller
+) -> None:
+    bad, good = wish(memory, 2)
+
+    def answer(reference: Reference) -> Digest:
+        if reference.name == bad.name:
+            raise ZeroDivisionError("a bug")
+        return digest(reference)
+
+    registries.found.answer = answer
+    assert poller.step(NOW)
+    failed, found = memory.image(bad), memory.image(good)
+    assert failed is not None
+    assert failed.failure is not None
+    assert failed.failure.kind == "bug"
+    assert found is not None
+    assert found.digest_seen == str(digest(Reference.parse(good.name)))
