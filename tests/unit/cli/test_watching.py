@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from cvmfs_publish.cli.registries import SHARE_EVERY, Registries
+from cvmfs_publish.config import complete, load_config
+from cvmfs_publish.reference import Reference
 from cvmfs_publish.state.state import WatchLock
 from tests.fakes.registry import FakeRegistry, tar_of
 from tests.support import NAME, keys_of_this_run
@@ -95,3 +99,24 @@ def test_a_folder_that_cannot_be_made_is_named(home: Shell) -> None:
     ran = home.run("watch", "--once")
     assert ran.code == 2
     assert "watch.drop" in ran.err
+
+
+def test_what_a_publish_asks_counts_for_the_watcher_while_both_run(
+    home: Shell, registry: FakeRegistry
+) -> None:
+    path = home.cwd / "cvmfs-publish.yaml"
+    text = path.read_text().replace(
+        "\nregistries:\n", f"\nregistries:\n  '{registry.host}': {{requests_per_hour: 50}}\n"
+    )
+    path.write_text(text)
+    config = complete(load_config(path), {})
+    now = datetime.now(UTC)
+    with Registries(config, {}) as watcher, Registries(config, {}) as publish:
+        assert watcher.budget(registry.host, now).remaining == 50
+        for each in (publish, publish, watcher):
+            each.source(registry.host).head(Reference.parse(registry.name("a/one", "1")))
+        assert publish.budget(registry.host, now).remaining == 48
+        for seconds in (1, 2):
+            later = now + seconds * SHARE_EVERY
+            assert watcher.budget(registry.host, later).remaining == 47
+        assert publish.budget(registry.host, now + 3 * SHARE_EVERY).remaining == 47

@@ -42,6 +42,7 @@ class Registries:
         self.found = source
         self.forgotten: list[str] = []
         self.left: int | None = None
+        self.limit: int | None = None
 
     def source(self, registry: str) -> Source:
         del registry
@@ -52,7 +53,7 @@ class Registries:
 
     def budget(self, registry: str, now: datetime) -> Budget:
         del now
-        return Budget(registry, remaining=self.left)
+        return Budget(registry, limit=self.limit, remaining=self.left)
 
 
 def digest(reference: Reference) -> Digest:
@@ -242,3 +243,13 @@ def test_a_bug_about_one_image_keeps_nobody_from_asking_about_the_others(
     assert failed.failure.kind == "bug"
     assert found is not None
     assert found.digest_seen == str(digest(Reference.parse(good.name)))
+
+
+def test_looking_leaves_something_of_a_budget_for_publishing(
+    memory: State, registries: Registries, poller: Poller
+) -> None:
+    wish(memory, 30)
+    registries.limit, registries.left = 100, 20
+    while poller.step(NOW):
+        registries.left = 20 - len(registries.found.asked)
+    assert len(registries.found.asked) == 10
