@@ -828,9 +828,14 @@ class State(Reader):
             self._database.change("INSERT OR REPLACE INTO cursor VALUES (?, ?)", [reader, event])
 
     def mark(self, name: str, now: datetime) -> None:
-        """Something happened now: `alive`, `collected`."""
+        """Something happened now: `alive`, `collected`; or began: `refused`."""
         with self._database.writing():
             self._mark(name, now)
+
+    def unmark(self, name: str) -> None:
+        """What began then has ended: `refused`."""
+        with self._database.writing():
+            self._database.change("DELETE FROM moment WHERE name = ?", [name])
 
     def shift_times(self, by: timedelta) -> None:
         """The clock was set: what is planned for a time is due after the same wait as before."""

@@ -245,7 +245,8 @@ class Watcher:
             self._wake.clear()
         self._finish_or_abandon()
         self._notify()
-        return not self._state.troubled()
+        problems = [each for each in self._state.problems() if each.failure.kind != "warning"]
+        return not self._state.troubled() and not problems
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():
@@ -345,6 +346,7 @@ class Watcher:
         """Take up what a watcher that was killed left behind."""
         self._step("recover")
         queue = self._parts.queue
+        self._state.unmark("refused")
         self._state.limit_waits(now, self._parts.interval * 2, queue.longest_wait)
         for number in self._state.open_runs():
             jobs = self._state.abandon_run(number, now, is_counted=True)
@@ -482,7 +484,7 @@ class Watcher:
             self._state.abandon_run(active.number, now, is_counted=False)
             self._refuse(end.failure, now)
             return
-        self._refusals = 0
+        self._accept()
         attempts = {job.key.name: job.attempts + 1 for job in active.jobs}
         keys = {job.key.name: job.key for job in active.jobs}
         results = []
@@ -537,7 +539,14 @@ class Watcher:
         self._paused_until = self._clock.monotonic() + wait.total_seconds()
         log.error("nothing can be published: %s; tried again in %s", failure.message, wait)
         if self._refusals == 1:
+            self._state.mark("refused", now)
             self._state.log([Event(0, now, "publish-refused", failure.message)])
+
+    def _accept(self) -> None:
+        """The repository can be written."""
+        if self._refusals:
+            self._refusals = 0
+            self._state.unmark("refused")
 
     def _finish_or_abandon(self) -> None:
         """Give the run under way some time to end, then end it."""
@@ -593,6 +602,7 @@ class Watcher:
         if end.crash or end.failure is not None:
             self._refuse(end.failure or crash_failure(end.crash), now)
             return
+        self._accept()
         gone = [item.name for item in end.items if item.failure is None]
         self._state.log(
             [

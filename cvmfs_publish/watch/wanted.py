@@ -241,12 +241,13 @@ def _policy(wish: lines.Wish) -> str:
 
 def _event(problem: ListProblem, now: datetime) -> Event:
     place = f"{problem.list}:{problem.line}" if problem.line else problem.list
-    log.warning("%s: %s", place, problem.failure.message)
+    message = f"{place}: {problem.failure.message.removeprefix(f'{place}: ')}"
+    log.warning("%s", message)
     return Event(
         0,
         now,
         "wishlist-problem",
-        f"{place}: {problem.failure.message}",
+        message,
         list=place,
         owner=problem.owner,
         details={"line": problem.text, "hint": problem.failure.hint, "kind": problem.failure.kind},

@@ -64,6 +64,19 @@ def test_once_says_what_could_not_be_published(home: Shell, registry: FakeRegist
     assert f"{registry.name('a/none', '1')} is not in the registry" in ran.err
 
 
+def test_once_tells_a_list_that_cannot_be_read_and_a_line_that_cannot_be_used(home: Shell) -> None:
+    (home.cwd / "images.yaml").unlink()
+    ran = home.run("watch", "--once")
+    assert ran.code == 6
+    assert "images.yaml: cannot be read" in ran.err
+    (home.cwd / "images.yaml").write_text("version: 1\nimages:\n  - no image!\n")
+    ran = home.run("watch", "--once")
+    assert ran.code == 6
+    assert "images.yaml:3: 'no image!'" in ran.err
+    (home.cwd / "images.yaml").write_text("version: 1\nimages: []\n")
+    assert home.run("watch", "--once").code == 0
+
+
 def test_once_without_wishes_does_nothing(home: Shell) -> None:
     (home.cwd / "images.yaml").write_text("version: 1\nimages: []\n")
     ran = home.run("watch", "--once")

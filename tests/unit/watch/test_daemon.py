@@ -266,9 +266,11 @@ def test_a_repository_that_cannot_be_written_is_no_images_fault(
     assert (image.status, image.attempts) == ("queued", 0)
     assert 1 < len(service.runs.runs) < 30
     assert service.events() == ["publish-refused"]
+    assert service.state.moment("refused") == NOW + timedelta(seconds=20)
     service.runs.answer = done
     service.tick(20)
     assert service.image(key).status == "published"
+    assert service.state.moment("refused") is None
 
 
 def test_no_process_can_be_started(service: Service) -> None:
