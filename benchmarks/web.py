@@ -110,9 +110,12 @@ def fill_state(folder: Path, count: int, now: datetime) -> None:
         state.replace_wishes(wishes, now)
         later = now + timedelta(hours=1)
         state.adopt(
-            (wish.key, Facts(_digest(f"image {number}"), revision=1), now)
-            for number, wish in enumerate(wishes)
-            if number % 100
+            [
+                (wish.key, Facts(_digest(f"image {number}"), revision=1), now)
+                for number, wish in enumerate(wishes)
+                if number % 100
+            ],
+            now,
         )
         state.record_polls([Polled(wish.key, later, _digest("new")) for wish in wishes[::100]], now)
         state.mark("alive", now)

@@ -278,6 +278,12 @@ def keep_budgets(config: Config | None, budgets: Budgets, now: datetime) -> None
         add_spent(_spent_file(config), budgets.spent(), now)
 
 
+def share_budgets(config: Config, budgets: Budgets, now: datetime) -> None:
+    """Let others know what registries were asked here, and learn what they asked."""
+    keep_budgets(config, budgets, now)
+    budgets.recall(read_spent(_spent_file(config), now))
+
+
 def _spent_file(config: Config) -> Path:
     return config.state / "registries.json"
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
-from cvmfs_publish.cli.publishing import find_credentials, open_budgets, open_registries
+from cvmfs_publish.cli.publishing import (
+    find_credentials,
+    open_budgets,
+    open_registries,
+    share_budgets,
+)
 from cvmfs_publish.config import Config
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.state.model import Budget
 
 ATTEMPTS = 2  # a connection that was kept may be closed; whatever lasts is for the next round
+SHARE_EVERY = timedelta(seconds=5)  # what publishes ask counts for the watcher, and the reverse
 
 
 class Registries:
@@ -26,6 +32,11 @@ class Registries:
         self._lock = threading.Lock()
         self._sources: dict[str, RegistrySource] = {}
         self._stack = ExitStack()
+        self._is_limited = any(
+            registry.requests_per_hour or registry.pulls_per_hour
+            for registry in config.registries.values()
+        )
+        self._shared_at = datetime.min.replace(tzinfo=UTC)
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +71,7 @@ class Registries:
 
     def budget(self, registry: str, now: datetime) -> Budget:
         """As promised by `poller.Registries.budget`."""
+        self._share(now)
         known = self._budgets.of(registry).snapshot(now)
         limit = known.allowance.requests_per_hour
         return Budget(
@@ -67,3 +79,10 @@ class Registries:
             limit=limit,
             remaining=max(0, limit - known.requests) if limit is not None else None,
         )
+
+    def _share(self, now: datetime) -> None:
+        with self._lock:
+            if not self._is_limited or abs(now - self._shared_at) < SHARE_EVERY:
+                return
+            self._shared_at = now
+            share_budgets(self._config, self._budgets, now)

@@ -80,7 +80,8 @@ def watch(
     Looks at every image of the `wishlists`, takes webhooks (--listen), notices wishlists that
     change and files in the `watch.drop` folder, and publishes what is new.  `retention` says what
     becomes of the old.  SIGTERM ends it in order, SIGHUP makes it read its configuration again.
-    --once is for cron; exit code 6 says that some images could not be published.
+    --once is for cron; exit code 6 says that some images could not be published,
+    or some wishes not be read.
 
     Example: cvmfs-publish watch --listen 127.0.0.1:8080
     """
@@ -173,6 +174,14 @@ class _Service:
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         self._session.out.result({"images": counts}, text or "no wishlist wishes anything")
         if not self._session.out.as_json:
+            for problem in self._state.problems():
+                failure, place = problem.failure, f"{problem.list}:{problem.line}"
+                if problem.line and failure.kind != "warning":
+                    self._session.out.error(
+                        failure.kind, f"{place}: {failure.message}", failure.hint
+                    )
+                elif failure.kind != "warning":
+                    self._session.out.error(failure.kind, failure.message, failure.hint)
             for image in self._state.troubled():
                 if image.failure is not None:
                     failure = image.failure

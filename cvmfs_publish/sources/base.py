@@ -238,6 +238,14 @@ class Locator(Protocol):
         """As `PlacedSource.state`; "" for a registry."""
 
 
+@dataclass(frozen=True, slots=True)
+class TagListing:
+    """The tags of a repository at one moment."""
+
+    tags: tuple[str, ...]
+    etag: str = ""  # what a registry calls this list, if it says so
+
+
 class TagLister(Protocol):
     """A source that can say which tags there are.  Any number of threads may ask at once."""
 
@@ -246,6 +254,9 @@ class TagLister(Protocol):
 
         Names that are no tags are left out.  Raises like `ImageSource.head`.
         """
+
+    def list_tags(self, registry: str, repository: str, etag: str = "") -> TagListing | None:
+        """As `tags`; None if the list is still the one with that `etag`, which costs little."""
 
 
 def origin_of(reference: Reference) -> Origin:

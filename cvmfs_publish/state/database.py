@@ -37,7 +37,7 @@ class Database:
         self.path = path
         self._local = threading.local()
         self._lock = threading.Lock()  # guards the list
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[tuple[threading.Thread, sqlite3.Connection]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -60,7 +60,7 @@ class Database:
     def close(self) -> None:
         """Close the connections of all threads, which must have ended their work."""
         with self._lock:
-            for connection in self._connections:
+            for _, connection in self._connections:
                 connection.close()
             self._connections.clear()
         self._local = threading.local()
@@ -123,11 +123,19 @@ class Database:
                 self.path, BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+            self._remember(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
         return connection
+
+    def _remember(self, connection: sqlite3.Connection) -> None:
+        """Close it at the end; those of threads that have ended now: web servers have many."""
+        with self._lock:
+            ended = [each for each in self._connections if not each[0].is_alive()]
+            for _, other in ended:
+                other.close()
+            left = [each for each in self._connections if each not in ended]
+            self._connections = [*left, (threading.current_thread(), connection)]
 
     def _prepare(self, schema: str, version: int) -> None:
         with self._translated():

@@ -624,9 +624,22 @@ class State(Reader):
 
     # what is published already
 
-    def adopt(self, found: Iterable[tuple[ImageKey, Facts, datetime]]) -> None:
-        """Images are found published; those that nobody has looked at yet are not again."""
+    def adopt(self, found: Sequence[tuple[ImageKey, Facts, datetime]], now: datetime) -> None:
+        """These images are published, and no others; `now`: when somebody began to look.
+
+        Those that nobody has looked at yet are not published again.  Those that are wished and
+        gone, because an older repository was restored or somebody took them out, are.
+        """
+        there = {key for key, _, _ in found}
         with self._database.writing():
+            lost = [
+                image.key
+                for image in self.published()
+                if image.key not in there
+                and image.status in ("published", "unchanged")
+                and (image.published_at is None or image.published_at < now)
+            ]
+            self.note_unpublished(lost, now)
             self._database.change_many(
                 "UPDATE image SET digest_published = ?, facts = ?, published_at = ?, revision = ?,"
                 " status = 'unchanged'"
@@ -639,6 +652,21 @@ class State(Reader):
                     for key, facts, at in found
                 ],
             )
+
+    def note_unpublished(self, keys: Iterable[ImageKey], now: datetime) -> None:
+        """These are no longer in the repository: what nobody wishes is forgotten.
+
+        What somebody wishes, perhaps again since the moment before, is published anew.
+        """
+        with self._database.writing():
+            for key in keys:
+                image = self.image(key)
+                if image is None or not image.is_wished:
+                    self.forget([key])
+                    continue
+                self._update(key, digest_published="", facts=None, revision=0, replicated_at=None)
+                self._log_image("image-missing", image, now, "it is wished, but not published")
+                self._enqueue(key, image.digest_seen, now, "poll")
 
     def troubled(self) -> tuple[Image, ...]:
         """Return the wished images that cannot be published, by name."""
@@ -807,9 +835,14 @@ class State(Reader):
             self._database.change("INSERT OR REPLACE INTO cursor VALUES (?, ?)", [reader, event])
 
     def mark(self, name: str, now: datetime) -> None:
-        """Something happened now: `alive`, `collected`."""
+        """Something happened now: `alive`, `collected`; or began: `refused`."""
         with self._database.writing():
             self._mark(name, now)
+
+    def unmark(self, name: str) -> None:
+        """What began then has ended: `refused`."""
+        with self._database.writing():
+            self._database.change("DELETE FROM moment WHERE name = ?", [name])
 
     def shift_times(self, by: timedelta) -> None:
         """The clock was set: what is planned for a time is due after the same wait as before."""
@@ -818,6 +851,8 @@ class State(Reader):
             for table, column in (
                 ("image", "next_poll_at"),
                 ("image", "next_attempt_at"),
+                ("image", "unlisted_at"),  # names go a day after, not because a clock says so
+                ("image", "unlisted_checked_at"),
                 ("job", "not_before"),
                 ("tags", "next_at"),
                 ("budget", "blocked_until"),

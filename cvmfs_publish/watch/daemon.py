@@ -99,7 +99,7 @@ class Parts:
     notifier: Notifier | None = None
     replication: Replication | None = None
     # what the repository has: images, what is known of them, and when they were published
-    find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] = tuple
+    find_published: Callable[[], Iterable[tuple[ImageKey, Facts, datetime]]] | None = None
     recipe_of: Callable[[str], str] = lambda _: ""  # how sandboxes of a policy are made now
 
 
@@ -250,7 +250,8 @@ class Watcher:
         self._finish_or_abandon()
         self._guard("replicas", self._look_at_replicas)
         self._notify()
-        return not self._state.troubled()
+        problems = [each for each in self._state.problems() if each.failure.kind != "warning"]
+        return not self._state.troubled() and not problems
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():
@@ -295,9 +296,13 @@ class Watcher:
         if left > 0:
             return min(timedelta(seconds=left), TICK)
         self._listed_at = self._clock.monotonic()
-        self._parts.wanted.load(now)
-        if not self._is_ready:
-            self.adopt()
+        try:
+            self._parts.wanted.load(now)
+            if not self._is_ready:
+                self.adopt()
+        except Exception:
+            self._listed_at = float("-inf")  # the state or the repository; soon again
+            raise
         self._wake.set()
         self._wake_polls.set()
         return IDLE
@@ -330,7 +335,8 @@ class Watcher:
     def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""
         now = self._clock.now()
-        self._state.adopt(self._parts.find_published())
+        if self._parts.find_published is not None:
+            self._state.adopt(list(self._parts.find_published()), now)
         outdated = [
             image.key
             for image in self._state.published()
@@ -349,6 +355,7 @@ class Watcher:
         """Take up what a watcher that was killed left behind."""
         self._step("recover")
         queue = self._parts.queue
+        self._state.unmark("refused")
         self._state.limit_waits(now, self._parts.interval * 2, queue.longest_wait)
         for number in self._state.open_runs():
             jobs = self._state.abandon_run(number, now, is_counted=True)
@@ -486,7 +493,7 @@ class Watcher:
             self._state.abandon_run(active.number, now, is_counted=False)
             self._refuse(end.failure, now)
             return
-        self._refusals = 0
+        self._accept()
         attempts = {job.key.name: job.attempts + 1 for job in active.jobs}
         keys = {job.key.name: job.key for job in active.jobs}
         results = []
@@ -541,7 +548,14 @@ class Watcher:
         self._paused_until = self._clock.monotonic() + wait.total_seconds()
         log.error("nothing can be published: %s; tried again in %s", failure.message, wait)
         if self._refusals == 1:
+            self._state.mark("refused", now)
             self._state.log([Event(0, now, "publish-refused", failure.message)])
+
+    def _accept(self) -> None:
+        """The repository can be written."""
+        if self._refusals:
+            self._refusals = 0
+            self._state.unmark("refused")
 
     def _finish_or_abandon(self) -> None:
         """Give the run under way some time to end, then end it."""
@@ -597,6 +611,7 @@ class Watcher:
         if end.crash or end.failure is not None:
             self._refuse(end.failure or crash_failure(end.crash), now)
             return
+        self._accept()
         gone = [item.name for item in end.items if item.failure is None]
         self._state.log(
             [
@@ -611,7 +626,7 @@ class Watcher:
                 for name in gone
             ]
         )
-        self._state.forget([ImageKey(name, order.platform) for name in gone])
+        self._state.note_unpublished([ImageKey(name, order.platform) for name in gone], now)
         for item in end.items:
             if item.failure is not None:
                 log.warning("%s stays: %s", item.name, item.failure.message)

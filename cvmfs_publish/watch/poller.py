@@ -33,7 +33,7 @@ PARALLEL = 8  # questions under way
 ROUND = 512  # questions before answers are written down
 FOUND = "found"  # how a question ended that was answered
 GIVE_UP = 3  # failures of a registry in a round, after which the rest of it waits
-
+SPARE = 10  # one in so many requests of a budget is not for looking, but for publishing
 TROUBLE = 3  # rounds in a row, after which a registry's failure is worth a word
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,8 @@ class Poller:
         for registry in {question.registry for question in questions}:
             budget = self._registries.budget(registry, now)
             if budget.remaining is not None:
-                found[registry] = budget.remaining
+                spare = (budget.limit or 0) // SPARE
+                found[registry] = max(0, budget.remaining - spare)
         return found
 
     def _ask(self, image: Image, question: Question, state: _Round, now: datetime) -> Polled | None:
@@ -163,6 +164,9 @@ class Poller:
                 if state.failures >= GIVE_UP:
                     state.is_over = True
             return Polled(image.key, at, failure=Failure.of(error))
+        except Exception as error:  # a bug; it must not keep the others from being asked about
+            log.exception("asking about %s: a bug", image.name)
+            return Polled(image.key, at, failure=Failure("bug", f"{type(error).__name__}: {error}"))
         return Polled(image.key, at, str(digest))
 
     def _note_health(self, rounds: dict[str, _Round], now: datetime) -> None:

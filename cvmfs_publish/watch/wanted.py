@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
-from cvmfs_publish.sources.base import ImageNotFoundError, TagLister
+from cvmfs_publish.sources.base import ImageNotFoundError, TagLister, TagListing
 from cvmfs_publish.state.model import (
     Event,
     Failure,
@@ -144,7 +144,8 @@ class Wanted:
             with self._lock:
                 self._learned.pop((registry, repository), None)
             try:
-                tags = self._taggers.tagger(registry).tags(registry, repository)
+                etag = found.etag if found is not None else ""
+                listing = self._taggers.tagger(registry).list_tags(registry, repository, etag)
             except ImageNotFoundError as error:
                 log.warning("%s", error)
                 unknown.add((registry, repository))
@@ -153,12 +154,25 @@ class Wanted:
                 down.add(registry)
                 unknown.add((registry, repository))
             else:
-                at = next_poll(f"{registry}/{repository}", now, self.tags_interval)
-                with self._lock:  # what was pushed in the meantime may not be in the answer
-                    learned = self._learned.pop((registry, repository), {})
-                    tags = tuple(dict.fromkeys((*tags, *learned)))
-                    self._state.set_tag_list(TagList(registry, repository, tags, "", now, at))
+                self._keep_tags(registry, repository, listing, now)
         return unknown
+
+    def _keep_tags(
+        self, registry: str, repository: str, listing: TagListing | None, now: datetime
+    ) -> None:
+        """Write down what a registry answered; None: as before."""
+        at = next_poll(f"{registry}/{repository}", now, self.tags_interval)
+        with self._lock:  # what was pushed in the meantime may not be in the answer
+            learned = self._learned.pop((registry, repository), {})
+            if listing is None:
+                before = self._state.tag_list(registry, repository)
+                tags, etag = (before.tags, before.etag) if before is not None else ((), "")
+            else:
+                tags, etag = listing.tags, listing.etag
+            tags = tuple(dict.fromkeys((*tags, *learned)))
+            if learned:  # the next answer is to be read, whatever it is
+                etag = ""
+            self._state.set_tag_list(TagList(registry, repository, tags, etag, now, at))
 
     def _settle(self, now: datetime) -> None:
         known = self._state.tag_lists()
@@ -227,12 +241,13 @@ def _policy(wish: lines.Wish) -> str:
 
 def _event(problem: ListProblem, now: datetime) -> Event:
     place = f"{problem.list}:{problem.line}" if problem.line else problem.list
-    log.warning("%s: %s", place, problem.failure.message)
+    message = f"{place}: {problem.failure.message.removeprefix(f'{place}: ')}"
+    log.warning("%s", message)
     return Event(
         0,
         now,
         "wishlist-problem",
-        f"{place}: {problem.failure.message}",
+        message,
         list=place,
         owner=problem.owner,
         details={"line": problem.text, "hint": problem.failure.hint, "kind": problem.failure.kind},

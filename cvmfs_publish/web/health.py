@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.web.service import Service
 from cvmfs_publish.web.views import ago, days_left
 from cvmfs_publish.words import format_minute, plural
+
+PATIENCE = timedelta(minutes=5)  # another program may publish for so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ def check_health(service: Service, now: datetime) -> list[Check]:
         ("whitelist", _check_whitelist),
         ("state", _check_state),
         ("watcher", _check_watcher),
+        ("publishing", _check_publishing),
     ]
     return [_run(name, check, service, now) for name, check in checks]
 
@@ -81,3 +84,12 @@ def _check_watcher(service: Service, now: datetime) -> tuple[bool, str]:
     text = f"was last seen {ago(alive, now)}"
     is_late = now - alive > service.alive_within
     return not is_late or not service.expects_watcher, text
+
+
+def _check_publishing(service: Service, now: datetime) -> tuple[bool, str]:
+    reader = service.watch.reader()
+    since = reader.moment("refused") if reader is not None else None
+    if since is None or not service.expects_watcher:
+        return True, "nothing stands in its way"
+    text = f"nothing can be published since {format_minute(since)}; the events say why"
+    return now - since < PATIENCE, text

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -103,6 +104,7 @@ class FakeRegistry:
         self.files: dict[str, bytes] = {}  # other paths, as of a content server beside it
         self.honours_ranges = True
         self.page_size = 100  # tags in one answer
+        self.tells_etags = False  # of lists of tags
         self.lists_referrers = True  # whether there is a referrers API
         self.tokens: set[str] = set()  # the valid ones
         self.token_field = "token"
@@ -362,7 +364,12 @@ class FakeRegistry:
         if len(left) > size:
             more = f"/v2/{repository}/tags/list?n={size}&last={left[size - 1]}"
             headers["Link"] = f'<{more}>; rel="next"'
-        return Reply(200, headers, json.dumps({"name": repository, "tags": left[:size]}).encode())
+        body = json.dumps({"name": repository, "tags": left[:size]}).encode()
+        if self.tells_etags:
+            headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
+            if request.headers.get("if-none-match") == headers["ETag"]:
+                return Reply(304, {"ETag": headers["ETag"]})
+        return Reply(200, headers, body)
 
     def _answer_referrers(self, repository: str, digest: str, request: Recorded) -> Reply:
         if not self.lists_referrers:

@@ -132,6 +132,11 @@ class Budget:
                 minutes.clear()
             return taken
 
+    def recall(self, spent: Spent) -> None:
+        """Let this count as what was taken by all until the last call of `spent`."""
+        with self._lock:
+            self._before = {kind: Counter(spent.get(kind) or {}) for kind in KINDS}
+
     def _pause(self, kinds: tuple[Kind, ...], now: datetime, wait: timedelta) -> None:
         for kind in kinds:
             self._paused[kind] = max(self._paused[kind], now + min(wait, MAX_PAUSE))
@@ -191,13 +196,22 @@ class Budgets:
 
     def spent(self) -> dict[str, Spent]:
         """Return what was taken since the last call, of registries with an allowance."""
+        return {host: budget.spent() for host, budget in self._limited()}
+
+    def recall(self, spent: Mapping[str, Spent]) -> None:
+        """Let this count as what was taken by all until the last call of `spent`."""
         with self._lock:
-            limited = [
+            self._before = dict(spent)
+        for host, budget in self._limited():
+            budget.recall(spent.get(host, {}))
+
+    def _limited(self) -> list[tuple[str, Budget]]:
+        with self._lock:
+            return [
                 (host, budget)
                 for host, budget in self._budgets.items()
                 if budget.allowance != Allowance()
             ]
-        return {host: budget.spent() for host, budget in limited}
 
 
 def recent(minutes: Mapping[int, int], now: datetime) -> dict[int, int]:

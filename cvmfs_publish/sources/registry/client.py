@@ -349,6 +349,21 @@ class RegistryClient:
 
         return self._persist(attempt, attempts or self.attempts)
 
+    def fetch_changed(
+        self, reference: Reference, path: str, etag: str, limit: int
+    ) -> tuple[bytes, Callable[[str], str]] | None:
+        """As `fetch`; None if the document is still the one that was given this `ETag`."""
+
+        def attempt() -> tuple[bytes, Callable[[str], str]] | None:
+            headers = {"If-None-Match": etag}
+            with self.open("GET", reference, path, headers, allowed=(304,)) as reply:
+                if reply.status == 304:
+                    reply.drain()
+                    return None
+                return reply.read_all(limit), reply.header
+
+        return self._persist(attempt, self.attempts)
+
     def wait(self, failures: int, asked: timedelta | None = None) -> None:
         """Sleep after the given number of failures, but not less than the server asked for."""
         seconds = plan_backoff(failures, self._jitter())

@@ -13,7 +13,13 @@ from typing import TypeVar
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.sources.base import LayerDescriptor, Platform, ResolvedImage, SourceLimits
+from cvmfs_publish.sources.base import (
+    LayerDescriptor,
+    Platform,
+    ResolvedImage,
+    SourceLimits,
+    TagListing,
+)
 from cvmfs_publish.sources.registry.blobs import VerifiedBlob
 from cvmfs_publish.sources.registry.client import RegistryClient, Reply
 from cvmfs_publish.sources.registry.manifest import (
@@ -37,6 +43,7 @@ from cvmfs_publish.sources.registry.tag_list import (
     MAX_TAGS,
     PAGE_LIMIT,
     first_query,
+    parse_etag,
     parse_next,
     parse_tags,
 )
@@ -144,11 +151,30 @@ class RegistrySource:
 
     def tags(self, registry: str, repository: str) -> tuple[str, ...]:
         """As promised by `TagLister.tags`; one GET for each page."""
+        return self._list_tags(registry, repository).tags
+
+    def list_tags(self, registry: str, repository: str, etag: str = "") -> TagListing | None:
+        """As promised by `TagLister.list_tags`."""
+        if not etag:
+            return self._list_tags(registry, repository)
+        whole = Reference(registry, repository, "")
+        path = f"tags/list?{first_query()}"
+        found = self.client.fetch_changed(whole, path, etag, PAGE_LIMIT)
+        return None if found is None else self._list_tags(registry, repository, found)
+
+    def _list_tags(
+        self,
+        registry: str,
+        repository: str,
+        first: tuple[bytes, Callable[[str], str]] | None = None,
+    ) -> TagListing:
+        """Read all pages; `first`: the first one, if it was fetched already."""
         whole = Reference(registry, repository, "")
         subject = str(whole)
         found: dict[str, None] = {}
         asked: set[str] = set()
         query: str | None = first_query()
+        etag = ""
         while query is not None:
             # What is incomplete must not pass for complete: names may be removed because of it
             if query in asked:
@@ -156,18 +182,16 @@ class RegistrySource:
                     f"{subject}: the list of tags leads round in a circle after {len(found)} tags"
                 )
             asked.add(query)
-            page, query = self._fetch_tags(whole, query)
-            found.update(dict.fromkeys(page))
+            path = f"tags/list?{query}"
+            body, header = first or self.client.fetch(whole, path, {}, PAGE_LIMIT)
+            first = None
+            found.update(dict.fromkeys(parse_tags(body, header("Content-Type"), subject)))
+            query = parse_next(header("Link"), self.client.url(whole, path), subject)
+            # that of one page says nothing about the others
+            etag = parse_etag(header("ETag")) if query is None and len(asked) == 1 else ""
             if len(found) > MAX_TAGS or len(asked) > MAX_PAGES:
                 raise RemoteError(f"{subject}: the list of tags has no end after {len(found)} tags")
-        return tuple(found)
-
-    def _fetch_tags(self, whole: Reference, query: str) -> tuple[list[str], str | None]:
-        """Return the tags of one page and the query of the next."""
-        path, subject = f"tags/list?{query}", str(whole)
-        body, header = self.client.fetch(whole, path, {}, PAGE_LIMIT)
-        page = parse_tags(body, header("Content-Type"), subject)
-        return page, parse_next(header("Link"), self.client.url(whole, path), subject)
+        return TagListing(tuple(found), etag)
 
     def _ask(
         self, reference: Reference, name: Digest | str, question: Callable[[Reference, int], _T]

@@ -1,9 +1,10 @@
 """Turn one page of a registry's list of tags into tags and the query of the next page.  Pure.
 
-Sources: OCI distribution-spec, "Listing Tags"; RFC 8288 (Link headers).  Registries differ in how
-they write the link to the next page: relative, absolute, with the scheme and port they have behind
-a proxy, without quotes, below another path.  What all of them keep is that the place in the list
-is in the link's query, so only that is used, and the registry asked is always the one named.
+Sources: OCI distribution-spec, "Listing Tags"; RFC 8288 (Link headers); RFC 9110 (ETag).
+Registries differ in how they write the link to the next page: relative, absolute, with the scheme
+and port they have behind a proxy, without quotes, below another path.  What all of them keep is
+that the place in the list is in the link's query, so only that is used, and the registry asked is
+always the one named.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ MAX_PAGES = 5000
 _MAX_QUERY = 4000  # characters; cursors of cloud registries have some hundred
 # link-value ::= "<" URI-Reference ">" *( ";" link-param ), RFC 8288 section 3; a comma ends it
 _LINK = re.compile(r'[\s,]*<([^<>]*)>((?:[^",]|"[^"]*"?)*)')
+_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,200}"')  # RFC 9110, section 8.8.3
 _REL = re.compile(r';\s*rel\s*=\s*"?([^";]*)', re.IGNORECASE)
+
+
+def parse_etag(header: str) -> str:
+    """Return the `ETag` of a page as it is sent back; "" if there is none, or none of use."""
+    return header if _ETAG.fullmatch(header) else ""
 
 
 def first_query() -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from cvmfs_publish.cli.registries import SHARE_EVERY, Registries
+from cvmfs_publish.config import complete, load_config
+from cvmfs_publish.reference import Reference
 from cvmfs_publish.state.state import WatchLock
 from tests.fakes.registry import FakeRegistry, tar_of
 from tests.support import NAME, keys_of_this_run
@@ -60,6 +64,19 @@ def test_once_says_what_could_not_be_published(home: Shell, registry: FakeRegist
     assert f"{registry.name('a/none', '1')} is not in the registry" in ran.err
 
 
+def test_once_tells_a_list_that_cannot_be_read_and_a_line_that_cannot_be_used(home: Shell) -> None:
+    (home.cwd / "images.yaml").unlink()
+    ran = home.run("watch", "--once")
+    assert ran.code == 6
+    assert "images.yaml: cannot be read" in ran.err
+    (home.cwd / "images.yaml").write_text("version: 1\nimages:\n  - no image!\n")
+    ran = home.run("watch", "--once")
+    assert ran.code == 6
+    assert "images.yaml:3: 'no image!'" in ran.err
+    (home.cwd / "images.yaml").write_text("version: 1\nimages: []\n")
+    assert home.run("watch", "--once").code == 0
+
+
 def test_once_without_wishes_does_nothing(home: Shell) -> None:
     (home.cwd / "images.yaml").write_text("version: 1\nimages: []\n")
     ran = home.run("watch", "--once")
@@ -95,3 +112,24 @@ def test_a_folder_that_cannot_be_made_is_named(home: Shell) -> None:
     ran = home.run("watch", "--once")
     assert ran.code == 2
     assert "watch.drop" in ran.err
+
+
+def test_what_a_publish_asks_counts_for_the_watcher_while_both_run(
+    home: Shell, registry: FakeRegistry
+) -> None:
+    path = home.cwd / "cvmfs-publish.yaml"
+    text = path.read_text().replace(
+        "\nregistries:\n", f"\nregistries:\n  '{registry.host}': {{requests_per_hour: 50}}\n"
+    )
+    path.write_text(text)
+    config = complete(load_config(path), {})
+    now = datetime.now(UTC)
+    with Registries(config, {}) as watcher, Registries(config, {}) as publish:
+        assert watcher.budget(registry.host, now).remaining == 50
+        for each in (publish, publish, watcher):
+            each.source(registry.host).head(Reference.parse(registry.name("a/one", "1")))
+        assert publish.budget(registry.host, now).remaining == 48
+        for seconds in (1, 2):
+            later = now + seconds * SHARE_EVERY
+            assert watcher.budget(registry.host, later).remaining == 47
+        assert publish.budget(registry.host, now + 3 * SHARE_EVERY).remaining == 47

@@ -21,7 +21,12 @@ from cvmfs_publish.sources.base import (
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
-from cvmfs_publish.sources.registry.tag_list import PAGE_LIMIT, parse_next, parse_tags
+from cvmfs_publish.sources.registry.tag_list import (
+    PAGE_LIMIT,
+    parse_etag,
+    parse_next,
+    parse_tags,
+)
 from tests.fakes.registry import (
     Change,
     FakeRegistry,
@@ -84,6 +89,56 @@ def test_a_list_on_one_page_costs_one_request(
     registry.page_size = 100
     assert source.tags(registry.host, "a/b") == tuple(TAGS)
     assert [request.path for request in registry.requests] == ["/v2/a/b/tags/list?n=1000"]
+
+
+def test_a_list_that_is_as_it_was_is_not_sent_again(
+    registry: FakeRegistry, source: RegistrySource
+) -> None:
+    registry.page_size, registry.tells_etags = 100, True
+    found = source.list_tags(registry.host, "a/b")
+    assert found is not None
+    assert found.tags == tuple(TAGS)
+    assert source.list_tags(registry.host, "a/b", found.etag) is None
+    registry.add_image("a/b", tag="w1")
+    changed = source.list_tags(registry.host, "a/b", found.etag)
+    assert changed is not None
+    assert changed.tags == (*TAGS, "w1")
+    assert registry.count("GET", "/tags/list") == 3
+
+
+def test_the_first_of_several_pages_says_nothing_about_the_others(
+    registry: FakeRegistry, source: RegistrySource
+) -> None:
+    registry.tells_etags = True
+    found = source.list_tags(registry.host, "a/b")
+    assert found is not None
+    assert (found.tags, found.etag) == (tuple(TAGS), "")
+
+
+def test_a_list_that_has_got_several_pages_is_read_to_its_end(
+    registry: FakeRegistry, source: RegistrySource
+) -> None:
+    registry.page_size, registry.tells_etags = 100, True
+    before = source.list_tags(registry.host, "a/b")
+    registry.page_size = 3
+    assert before is not None
+    after = source.list_tags(registry.host, "a/b", before.etag)
+    assert after is not None
+    assert (after.tags, after.etag) == (tuple(TAGS), "")
+
+
+def test_not_modified_is_no_answer_to_a_question_without_a_condition(
+    registry: FakeRegistry, source: RegistrySource
+) -> None:
+    registry.fault("GET", "/tags/list", status(304))
+    with pytest.raises(RemoteError, match="304"):
+        source.list_tags(registry.host, "a/b")
+
+
+@pytest.mark.parametrize("header", ["", "unquoted", '"a\r\nX: y"', f'"{"x" * 300}"', '"ä"'])
+def test_an_etag_that_is_none_is_not_used(header: str) -> None:
+    assert parse_etag(header) == ""
+    assert parse_etag('W/"1-a"') == 'W/"1-a"'
 
 
 HABITS: dict[str, Callable[[FakeRegistry], Callable[[str], str]]] = {

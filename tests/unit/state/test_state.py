@@ -315,7 +315,7 @@ def test_the_clock_may_be_set(memory: State) -> None:
 
 def test_what_is_found_published_is_not_published_again(memory: State) -> None:
     memory.replace_wishes([wish(ONE)], NOW)
-    memory.adopt([(ONE, Facts(D1, revision=2), NOW - MINUTE), (TWO, Facts(D2), NOW)])
+    memory.adopt([(ONE, Facts(D1, revision=2), NOW - MINUTE), (TWO, Facts(D2), NOW)], NOW)
     assert [image.key for image in memory.published()] == [ONE]
     assert (get(memory).status, get(memory).published_at) == ("unchanged", NOW - MINUTE)
     assert memory.record_polls([saw(ONE, D1)], NOW) == ()
@@ -434,3 +434,48 @@ def test_a_second_watcher_is_refused_with_the_number_of_the_first(tmp_path: Path
         WatchLock(tmp_path)
     with WatchLock(tmp_path):
         pass
+
+
+def test_what_is_wished_and_no_longer_in_the_repository_is_published_again(memory: State) -> None:
+    memory.replace_wishes([wish(ONE), wish(TWO)], NOW)
+    memory.adopt([(ONE, Facts(D1), NOW), (TWO, Facts(D2), NOW)], NOW)
+    memory.record_polls([saw(ONE, D1), saw(TWO, D2)], NOW)
+    assert memory.due_jobs(NOW) == ()
+    # an older repository was restored
+    memory.adopt([(TWO, Facts(D2), NOW)], NOW + MINUTE)
+    assert [job.key for job in memory.due_jobs(NOW + MINUTE)] == [ONE]
+    assert (get(memory, ONE).digest_published, get(memory, ONE).status) == ("", "queued")
+    assert get(memory, TWO).status == "unchanged"
+    assert [event.kind for event in memory.events_since(0)] == ["image-missing"]
+
+
+def test_what_was_published_while_somebody_looked_is_not_missing(memory: State) -> None:
+    memory.replace_wishes([wish(ONE)], NOW)
+    memory.adopt([(ONE, Facts(D1), NOW + MINUTE)], NOW)
+    memory.adopt([], NOW)
+    assert get(memory).digest_published == D1
+
+
+def test_an_unlisted_name_does_not_go_because_the_clock_was_set(memory: State) -> None:
+    memory.replace_wishes([wish(ONE)], NOW)
+    memory.replace_wishes([], NOW)
+    by = timedelta(days=2)
+    memory.shift_times(by)
+    memory.confirm_unlisted([ONE], NOW + by + MINUTE)
+    image = get(memory)
+    assert image.unlisted_at is not None
+    assert image.unlisted_checked_at is not None
+    assert image.unlisted_checked_at - image.unlisted_at == MINUTE
+
+
+def test_connections_of_threads_that_have_ended_are_closed(memory: State, tmp_path: Path) -> None:
+    def count() -> int:
+        names = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return names.count(str(tmp_path / schema.FILE_NAME))
+
+    before = count()
+    for _ in range(20):
+        thread = threading.Thread(target=memory.counts)
+        thread.start()
+        thread.join()
+    assert count() < before + 10  # SQLite keeps some to use again

@@ -14,7 +14,16 @@ from typing import cast
 import pytest
 
 from cvmfs_publish.errors import RepositoryError
-from cvmfs_publish.state.model import Facts, Failure, Image, ImageKey, Progress, Push, Wish
+from cvmfs_publish.state.model import (
+    Facts,
+    Failure,
+    Image,
+    ImageKey,
+    Polled,
+    Progress,
+    Push,
+    Wish,
+)
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.daemon import Parts, Watcher
 from cvmfs_publish.watch.poller import Poller
@@ -257,9 +266,11 @@ def test_a_repository_that_cannot_be_written_is_no_images_fault(
     assert (image.status, image.attempts) == ("queued", 0)
     assert 1 < len(service.runs.runs) < 30
     assert service.events() == ["publish-refused"]
+    assert service.state.moment("refused") == NOW + timedelta(seconds=20)
     service.runs.answer = done
     service.tick(20)
     assert service.image(key).status == "published"
+    assert service.state.moment("refused") is None
 
 
 def test_no_process_can_be_started(service: Service) -> None:
@@ -320,6 +331,35 @@ def test_names_that_no_list_wishes_go_and_are_forgotten(service: Service) -> Non
     assert [run.order for run in service.runs.runs][1:] == [Unpublish((keys[1].name,), PLATFORM)]
     assert service.state.image(keys[1]) is None
     assert "image-unpublished" in service.events()
+
+
+def test_a_name_that_is_wished_again_while_it_goes_is_published_again(service: Service) -> None:
+    service.runs.answer = done
+    (key,) = service.wish("one")
+    service.tick(2)
+    service.state.record_polls([Polled(key, NOW, DIGEST)], service.clock.now())
+    service.state.replace_wishes([], service.clock.now())
+    service.clock.wait(timedelta(days=1))
+    service.state.confirm_unlisted([key], service.clock.now())
+    service.runs.answer = None
+    service.tick()
+    service.state.replace_wishes([Wish(key, key.name, "list")], service.clock.now())
+    service.runs.answer = done
+    service.runs.runs[-1].found = done(service.runs.runs[-1].order)
+    service.tick(3)
+    assert service.runs.names == [[key.name], [key.name]]
+    assert service.image(key).status == "published"
+
+
+def test_lists_are_read_again_soon_if_that_failed(service: Service) -> None:
+    service.lists.error = RepositoryError("the state is locked")
+    for _ in range(2):
+        with pytest.raises(RepositoryError):
+            service.watcher._read_lists()
+    service.lists.error = None
+    for _ in range(2):
+        service.watcher._read_lists()
+    assert service.lists.loads == 3
 
 
 def test_garbage_is_collected_once_in_a_while(service: Service) -> None:

@@ -42,6 +42,7 @@ class Registries:
         self.found = source
         self.forgotten: list[str] = []
         self.left: int | None = None
+        self.limit: int | None = None
 
     def source(self, registry: str) -> Source:
         del registry
@@ -52,7 +53,7 @@ class Registries:
 
     def budget(self, registry: str, now: datetime) -> Budget:
         del now
-        return Budget(registry, remaining=self.left)
+        return Budget(registry, limit=self.limit, remaining=self.left)
 
 
 def digest(reference: Reference) -> Digest:
@@ -222,3 +223,33 @@ def test_of_a_registry_that_breaks_down_in_a_round_the_rest_is_not_asked(
     registries.found.answer = refuse(RemoteError("broken"))
     poller.step(NOW)
     assert len(registries.found.asked) <= GIVE_UP + 2
+
+
+def test_a_bug_about_one_image_keeps_nobody_from_asking_about_the_others(
+    memory: State, registries: Registries, poller: Poller
+) -> None:
+    bad, good = wish(memory, 2)
+
+    def answer(reference: Reference) -> Digest:
+        if reference.name == bad.name:
+            raise ZeroDivisionError("a bug")
+        return digest(reference)
+
+    registries.found.answer = answer
+    assert poller.step(NOW)
+    failed, found = memory.image(bad), memory.image(good)
+    assert failed is not None
+    assert failed.failure is not None
+    assert failed.failure.kind == "bug"
+    assert found is not None
+    assert found.digest_seen == str(digest(Reference.parse(good.name)))
+
+
+def test_looking_leaves_something_of_a_budget_for_publishing(
+    memory: State, registries: Registries, poller: Poller
+) -> None:
+    wish(memory, 30)
+    registries.limit, registries.left = 100, 20
+    while poller.step(NOW):
+        registries.left = 20 - len(registries.found.asked)
+    assert len(registries.found.asked) == 10

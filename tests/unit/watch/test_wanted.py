@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.errors import InputError, RemoteError
-from cvmfs_publish.sources.base import ImageNotFoundError
+from cvmfs_publish.sources.base import ImageNotFoundError, TagListing
 from cvmfs_publish.state.model import ImageKey, Push
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.lists import Loaded
@@ -41,6 +41,8 @@ class Taggers:
         }
         self.error: Exception | None = None
         self.asked = 0
+        self.etag = ""
+        self.etags: list[str] = []
 
     def tagger(self, registry: str) -> Taggers:
         del registry
@@ -51,6 +53,13 @@ class Taggers:
         if self.error is not None:
             raise self.error
         return self.found[registry, repository]
+
+    def list_tags(self, registry: str, repository: str, etag: str = "") -> TagListing | None:
+        tags = self.tags(registry, repository)
+        self.etags.append(etag)
+        if self.etag and self.etag == etag:
+            return None
+        return TagListing(tags, self.etag)
 
 
 class World:
@@ -192,3 +201,15 @@ def test_platforms_and_policies_are_those_of_the_list(world: World) -> None:
 )
 def test_repositories_of_names(name: str, place: tuple[str, str]) -> None:
     assert repository_of(name) == place
+
+
+def test_tags_that_are_as_they_were_stay_and_a_pushed_one_is_confirmed(world: World) -> None:
+    world.lists.texts["b.yaml"] = RULE
+    world.taggers.etag = '"1"'
+    for hours in range(3):
+        world.wanted.load(NOW + 2 * hours * HOUR)
+    assert "ghcr.io/a/many:v2" in world.names()
+    world.push("v3")  # known without asking; the next list is read whatever it is called
+    world.wanted.load(NOW + 6 * HOUR)
+    assert world.taggers.etags == ["", '"1"', '"1"', ""]
+    assert "ghcr.io/a/many:v3" not in world.names()

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from cvmfs_publish.state.database import StateError
+from cvmfs_publish.state.state import State
 from cvmfs_publish.web.service import Service
 from tests.asgi import Answer, Browser
 from tests.status_site import StatusSite
@@ -28,7 +29,7 @@ def test_everything_is_checked_and_told(browser: Browser) -> None:
     assert failed(answer) == set()
     assert answer.headers["cache-control"] == "no-store"
     names = [check["name"] for check in answer.json()["checks"]]
-    assert names == ["repository", "whitelist", "state", "watcher"]
+    assert names == ["repository", "whitelist", "state", "watcher", "publishing"]
     assert all(check["text"] for check in answer.json()["checks"])
 
 
@@ -57,6 +58,20 @@ def test_a_state_that_cannot_be_written_is_no_health(status_site: StatusSite) ->
     probed: list[int] = []
     assert failed(ask(status_site, status_site.service(probe=lambda: probed.append(1)))) == set()
     assert probed == [1]
+
+
+def test_a_repository_that_cannot_be_written_for_minutes_is_no_health(
+    status_site: StatusSite,
+) -> None:
+    with State.open(status_site.state_folder) as state:
+        state.mark("refused", status_site.now - timedelta(minutes=4))
+        assert failed(ask(status_site, status_site.service())) == set()
+        state.mark("refused", status_site.now - timedelta(minutes=6))
+        answer = ask(status_site, status_site.service())
+        assert failed(answer) == {"publishing"}
+        assert "nothing can be published since" in answer.text
+        state.unmark("refused")
+    assert failed(ask(status_site, status_site.service())) == set()
 
 
 def test_without_repository_and_state_nothing_is_well(tmp_path: Path) -> None:

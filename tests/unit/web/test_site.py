@@ -141,7 +141,7 @@ def test_the_overview_shows_what_needs_attention(browser: Browser) -> None:
     for expected in (ANALYSIS, QUEUED, BROKEN, FAILED, "The watcher works.", "37 of 100", LIST):
         assert expected in text
     assert "2 revisions behind" in text
-    assert "asks to wait until" in text
+    assert "asked again at" in text
 
 
 def test_a_watcher_that_is_silent_is_told(status_site: StatusSite) -> None:
