@@ -29,6 +29,9 @@ TRANSPORTS = FILES | WEB | NAMED | OBJECTS
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PIN = re.compile(r"(?:@sha256:|#sha256=)([0-9a-f]{64})\Z")
 _OBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[^/]+)+")
+_PORTS = {"https": 443, "http": 80}
+_ESCAPED = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3: the same with and without %
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,16 @@ class Origin:
             return cls(transport, *_split_tag(transport, rest), digest)
         if transport in WEB:
             parts = _split_url(transport, rest)
-            return cls(transport, f"{parts.netloc}{parts.path}", "", digest, parts.query)
-        if transport in OBJECTS and not _OBJECT.fullmatch(rest):
-            raise InputError(
-                f"{text[:200]!r} is not {transport}://BUCKET/KEY", hint="name one object"
-            )
-        return cls(transport, rest, "", digest)
+            path = _one_spelling(parts.path, f"{transport}://{parts.netloc}{parts.path}")
+            return cls(transport, f"{_host(transport, parts)}{path}", "", digest, parts.query)
+        if transport in OBJECTS:
+            if not _OBJECT.fullmatch(rest):
+                raise InputError(
+                    f"{text[:200]!r} is not {transport}://BUCKET/KEY", hint="name one object"
+                )
+            _refuse_dots(rest.split("/"), f"{transport}://{rest}")
+            return cls(transport, rest, "", digest)
+        return cls(transport, lower_host(transport, rest), "", digest)
 
     def below(self, folder: str) -> Origin:
         """Return the same with the path of a file made absolute, as seen from `folder`."""
@@ -126,3 +133,45 @@ def _split_url(transport: str, rest: str) -> SplitResult:
             hint="only #sha256= and 64 hexadecimal digits may follow, or @sha256:…",
         )
     return parts
+
+
+# A place has one spelling, so that no rule of `trust` is got round by another
+
+
+def _host(transport: str, parts: SplitResult) -> str:
+    host = (parts.hostname or "").rstrip(".")
+    if not host.isascii():
+        raise InputError(
+            f"{transport}://{parts.netloc[:200]} has a host with other letters than ASCII",
+            hint="write it as DNS has it, xn--…",
+        )
+    port = "" if parts.port in {None, _PORTS[transport]} else f":{parts.port}"
+    return (f"[{host}]" if ":" in host else host) + port
+
+
+def _one_spelling(path: str, subject: str) -> str:
+    """Return a path of a URL with no more `%` than it needs; clients would do the same."""
+
+    def spell(match: re.Match[str]) -> str:
+        letter = chr(int(match[1], 16))
+        return letter if _UNRESERVED.fullmatch(letter) else match[0].upper()
+
+    spelt = _ESCAPED.sub(spell, path)
+    _refuse_dots(spelt.split("/"), subject)
+    return spelt
+
+
+def _refuse_dots(segments: list[str], subject: str) -> None:
+    if not {".", ".."}.isdisjoint(segments):
+        raise InputError(
+            f"{subject[:200]} has `.` or `..` in its path",
+            hint="write where that leads; rules of `trust` compare what is written",
+        )
+
+
+def lower_host(transport: str, rest: str) -> str:
+    """Return what follows `TRANSPORT://` with the host in lower case, if it begins with one."""
+    host, slash, path = rest.partition("/")
+    # Without a dot, the first part of a name in a library or a hub is somebody's name there
+    has_host = slash and (transport in WEB | {"oras"} or "." in host or ":" in host)
+    return f"{host.lower()}{slash}{path}" if has_host else rest

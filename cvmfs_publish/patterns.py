@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from cvmfs_publish.errors import InputError
-from cvmfs_publish.origin import FILES, TRANSPORTS, Origin
+from cvmfs_publish.origin import FILES, NAMED, TRANSPORTS, WEB, Origin, lower_host
 from cvmfs_publish.reference import Reference, parse_registry
 
 MAX_LENGTH = 1000  # characters; no name is longer
@@ -85,7 +85,10 @@ class ImagePattern:
             return cls(text, "*", "*", "*")
         for place in ELSEWHERE:  # none begins with another
             if text.startswith(place):
-                return cls(text, place, _shortest(_below(text.removeprefix(place))), "*")
+                rest = text.removeprefix(place)
+                if place.removesuffix("://") in WEB | NAMED:
+                    rest = lower_host(place.removesuffix("://"), rest)  # as origins have it
+                return cls(text, place, _shortest(_below(rest)), "*")
         return cls._in_registry(text, _below(text.removeprefix("docker://")))
 
     @classmethod

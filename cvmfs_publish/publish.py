@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +37,7 @@ from cvmfs_publish.layers import record as layer_records
 from cvmfs_publish.layers.fetch import READERS, fetch_layers
 from cvmfs_publish.layers.merge import merge
 from cvmfs_publish.layers.read import LayerLimits, check_path
-from cvmfs_publish.layers.record import LayerRecord, RecordStore
+from cvmfs_publish.layers.record import LayerEntry, LayerRecord, RecordStore
 from cvmfs_publish.layers.tree import Directory, Tree, encode_name
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
@@ -71,6 +72,7 @@ from cvmfs_publish.sources.trust import Approval, Trust
 
 Status = Literal["published", "unchanged", "failed"]
 CHANGES = 10  # how many times the entries of an image its layers may have together
+METADATA = 1 << 30  # bytes of names, link targets and attributes of all layers, kept in memory
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
 
 
@@ -422,7 +424,13 @@ class Publisher:
         approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")
-        _check_changes(records, self._settings.limits, name)
+        changes = sum(len(record.entries) for record in records)
+        if not changes and image.reference.origin is not None:
+            raise IntegrityError(
+                f"{name} from {image.reference.origin} holds no files at all",
+                hint="was it cut short?  A tar that ends before its first file is a valid one",
+            )
+        _check_changes(changes, self._settings.limits, name)
         tree, findings = merge(records, keep_dirlinks=self._settings.policy.keep_dirlinks)
         prepared = prepare(
             tree,
@@ -568,6 +576,7 @@ class Publisher:
     ) -> list[LayerRecord]:
         """Return the records of all layers, in order; those unknown are fetched in parallel."""
         self._reporter.phase(wish.result.reference, "fetching")
+        weight = _Weight(self._settings.limits, wish.result.reference)
         found: dict[Digest, LayerRecord] = {}
         missing: dict[Digest, LayerDescriptor] = {}
         for layer in image.layers:
@@ -575,6 +584,7 @@ class Publisher:
                 continue
             record = self._known(layer)
             if record is not None:
+                weight.add(record)
                 ingestor.keep(record.objects())
                 found[layer.digest] = record
             else:
@@ -582,7 +592,7 @@ class Publisher:
         wish.result.layers_total = len(image.layers)
         wish.result.layers_reused = len(image.layers) - len(missing)
         if missing:
-            found |= self._fetch(wish.result.reference, image, missing.values(), ingestor)
+            found |= self._fetch(wish.result.reference, image, missing.values(), ingestor, weight)
             ingestor.write_back()
             wish.result.fetched_bytes = sum(layer.size for layer in missing.values())
         return [found[layer.digest] for layer in image.layers]
@@ -593,7 +603,12 @@ class Publisher:
         image: ResolvedImage,
         layers: Iterable[LayerDescriptor],
         ingestor: Ingestor,
+        weight: _Weight,
     ) -> dict[Digest, LayerRecord]:
+        def finished(record: LayerRecord) -> None:
+            self._keep(record)
+            weight.add(record)
+
         def report(layer: LayerDescriptor, done: int) -> None:
             self._reporter.layer(name, str(layer.digest), done, layer.size)
 
@@ -604,7 +619,7 @@ class Publisher:
             ingestor,
             self._settings.limits,
             report=report,
-            finished=self._keep,
+            finished=finished,
         )
 
     def _keep(self, record: LayerRecord) -> None:
@@ -638,9 +653,43 @@ def _refuse_namesakes(wishes: Iterable[_Wish]) -> None:
             wish.reference = None
 
 
-def _check_changes(records: Iterable[LayerRecord], limits: LayerLimits, name: str) -> None:
+class _Weight:
+    """How much all layers of an image have, told before the memory for it is taken."""
+
+    def __init__(self, limits: LayerLimits, name: str) -> None:
+        self._limits = limits
+        self._name = name
+        self._lock = threading.Lock()  # layers are read by several threads
+        self._changes = 0
+        self._metadata = 0
+
+    def add(self, record: LayerRecord) -> None:
+        """Raise `IntegrityError` if this layer is too much."""
+        metadata = sum(map(_metadata, record.entries))
+        with self._lock:
+            self._changes += len(record.entries)
+            self._metadata += metadata
+            _check_changes(self._changes, self._limits, self._name)
+            if self._metadata > METADATA:
+                raise IntegrityError(
+                    f"{self._name} has {self._metadata} bytes of names, link targets and attributes"
+                    f" in all of its layers; the limit is {METADATA}",
+                    hint="no tool writes such an image: it is made to exhaust memory",
+                )
+
+
+def _metadata(entry: LayerEntry) -> int:
+    node, size = entry.node, len(entry.path) + len(entry.target)
+    if node is not None:
+        size += len(node.target)
+        if node.xattrs:
+            size += sum(len(name) + len(value) for name, value in node.xattrs)
+    return size
+
+
+def _check_changes(changes: int, limits: LayerLimits, name: str) -> None:
     """Refuse an image that has one large layer thousands of times, to take hours."""
-    changes, most = sum(len(record.entries) for record in records), CHANGES * limits.entries
+    most = CHANGES * limits.entries
     if changes > most:
         raise IntegrityError(
             f"{name} has {changes} entries in all of its layers; at most {CHANGES} times the limit"

@@ -565,6 +565,8 @@ def _image_document(image: ImageResult) -> dict[str, object]:
         "digest": record and record.digest,
         "image_id": record and record.image_id,
         "platform": image.platform,
+        "signature": record and record.signature,
+        "signed_by": list(record.signed_by) if record else [],
         "path": record and record.path,
         "sandbox": record and record.sandbox,
         "entries": record and record.entries,

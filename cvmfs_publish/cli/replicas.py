@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_repository
+from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import error_document, format_table, format_time
@@ -92,6 +92,7 @@ def replicas(
 
 def check_count(config: Config, count: int | None, option: str) -> None:
     """Raise `InputError` if there are fewer replicas than are to have a revision."""
+    open_native(config, "replicas are")
     known = len(config.replicas)
     if not known:
         raise InputError(
@@ -107,9 +108,9 @@ def check_count(config: Config, count: int | None, option: str) -> None:
 
 def open_observer(config: Config) -> Observer:
     """Return what looks at the configured replicas; nothing is read yet."""
+    repository = open_native(config, "replicas are")
 
     def read() -> Manifest:
-        repository = open_repository(config)
         with open_own(repository, config.repository.keys) as snapshot:
             return snapshot.manifest
 

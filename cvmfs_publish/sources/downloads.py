@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cvmfs_publish.digest import Digest
-from cvmfs_publish.errors import IntegrityError, RemoteError, RepositoryError
+from cvmfs_publish.errors import RemoteError, RepositoryError
 from cvmfs_publish.sources.base import AccessDeniedError, ImageNotFoundError, RateLimitedError
-from cvmfs_publish.sources.held import HeldFile
+from cvmfs_publish.sources.held import HeldFile, check_size
 from cvmfs_publish.sources.registry.answers import host_of, parse_retry_after
 from cvmfs_publish.sources.registry.auth import Request
 from cvmfs_publish.sources.registry.client import RETRIED, RegistryClient, Reply, TransferError
@@ -144,11 +144,7 @@ class Downloads:
 
     def check_size(self, size: int, subject: str) -> None:
         """Raise `IntegrityError` if a file is larger than any may be."""
-        if size > self._max_bytes:
-            raise IntegrityError(
-                f"{subject} has more than {self._max_bytes} bytes",
-                hint="raise `limits.layer_bytes` if this image is trusted to be that large",
-            )
+        check_size(size, self._max_bytes, subject)
 
     def _cannot_write(self, error: OSError) -> RepositoryError:
         return RepositoryError(

@@ -6,12 +6,14 @@ as often as needed.  What is not on this machine is fetched for that.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.origin import Origin
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.files import digest_of, open_file, state_of
@@ -50,8 +52,21 @@ class FileHolder(Protocol):
         """
 
 
+def check_size(size: int, most: int, subject: str) -> None:
+    """Raise `IntegrityError` if a file is larger than any may be."""
+    if size > most:
+        raise IntegrityError(
+            f"{subject} has more than {most} bytes",
+            hint="raise `limits.layer_bytes` if this image is trusted to be that large",
+        )
+
+
 class LocalFiles:
     """Files of this machine."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes` of one file: holes make a file of any size, and hashing it takes for ever."""
+        self._max_bytes = max_bytes
 
     def name(self, origin: Origin) -> str:
         """A file may be called anything."""
@@ -70,6 +85,7 @@ class LocalFiles:
         """As promised by `FileHolder.hold`."""
         path, subject = Path(origin.place), str(origin)
         with open_file(path, subject) as file:
+            check_size(os.fstat(file.fileno()).st_size, self._max_bytes, subject)
             digest = digest_of(file, subject, origin.digest)
             size = file.tell()
         return HeldFile(digest, size, lambda: open_file(path, subject), digest)

@@ -28,6 +28,7 @@ from cvmfs_publish.streams.compression import (
 from cvmfs_publish.streams.tar import TarReader
 
 MAX_MEMBERS = 100_000  # of an archive; an image has at most 127 layers, and a few files for each
+MAX_NAMES = 64 << 20  # characters of all names and link targets, which are kept in memory
 MAX_LINKS = 8  # from one member to the next; `docker save` writes one
 KEPT_BYTES = 64 << 20  # of small members of a compressed archive, kept in memory
 KEPT_MEMBER = 4 << 20  # bytes; a larger member is a layer
@@ -161,10 +162,13 @@ class TarMembers:
 
     def _find(self, source: _Positioned) -> None:
         archive = TarReader(source, self._subject)
-        kept = 0
+        kept = names = 0
         for count, member in enumerate(archive, start=1):
             if count > MAX_MEMBERS:
                 raise IntegrityError(f"{self._subject} has more than {MAX_MEMBERS} members")
+            names += len(member.name) + len(member.target)
+            if names > MAX_NAMES:
+                raise IntegrityError(f"{self._subject} has more than {MAX_NAMES} bytes of names")
             if member.kind == tar.DIRECTORY:
                 continue
             name = posixpath.normpath(member.name)

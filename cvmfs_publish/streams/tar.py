@@ -19,6 +19,8 @@ from cvmfs_publish.streams.names import decode_name
 
 BLOCK = 512  # bytes
 HEADER_LIMIT = 1024 * 1024  # bytes of an extended header or long name; what other tools accept
+EXTENDED_LIMIT = 4 * HEADER_LIMIT  # bytes of all such headers before one member
+GLOBAL_LIMIT = 64 * 1024  # bytes of what global headers say about every member
 SPARSE_LIMIT = 100_000  # pieces of one sparse file
 MAX_TIME = (1 << 63) - 1  # seconds; times are signed 64-bit numbers everywhere
 MAX_DEVICE = (1 << 31) - 1  # of a major or minor number; Linux has 12 and 20 bits
@@ -28,6 +30,8 @@ FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"[:7]
 _KINDS = frozenset(b"01234567\0S")
 _HEADER_ONLY = frozenset(b"123456")
 _XATTR = "SCHILY.xattr."
+# Of global headers nothing else is kept: each member is compared with all of it
+_GLOBAL = frozenset({"path", "linkpath", "size", "uid", "gid", "mtime"})
 _TIME = re.compile(rb"(-?)(\d{1,18})(?:\.(\d+))?")
 
 
@@ -81,6 +85,7 @@ class TarReader:
         self._left = 0  # bytes of the member's data not yet read
         self._padding = 0
         self._position = 0  # logical offset in a sparse file
+        self._segment = 0  # the first of its segments that is not behind that
         self._member: Member | None = None
         self._global: dict[str, bytes] = {}
 
@@ -97,13 +102,18 @@ class TarReader:
         start = self._position
         end = start + len(view)
         cursor = start
-        for offset, size in member.segments:
+        segments = member.segments
+        while self._segment < len(segments):
+            offset, size = segments[self._segment]
             first, last = max(offset, cursor), min(offset + size, end)
-            if first >= last:
-                continue
+            if first >= last:  # it begins behind this view
+                break
             view[cursor - start : first - start] = bytes(first - cursor)
             self._data(view[first - start : last - start])
             cursor = last
+            if last < offset + size:  # the next view goes on in it
+                break
+            self._segment += 1
         view[cursor - start :] = bytes(end - cursor)
         self._position = end
 
@@ -120,6 +130,7 @@ class TarReader:
         extended = _Extended()
         long_name: bytes | None = None
         long_link: bytes | None = None
+        taken = 0
         while True:
             self._source.skip(self._left + self._padding)
             self._left = self._padding = 0
@@ -140,10 +151,16 @@ class TarReader:
             kind = block[156]
             if kind in b"xgLK":
                 data = self._extension(size)
+                taken += BLOCK + size
+                if taken > EXTENDED_LIMIT:
+                    raise self._error(
+                        f"extended headers of {taken} bytes before one member; the limit is"
+                        f" {EXTENDED_LIMIT}"
+                    )
                 if kind == 0x78:  # x
                     self._records(data, extended.records, extended.sparse)
                 elif kind == 0x67:  # g
-                    self._records(data, self._global, [])
+                    self._global_records(data)
                 elif kind == 0x4C:  # L
                     long_name = data.split(b"\0", 1)[0]
                 else:
@@ -201,6 +218,20 @@ class TarReader:
                 sparse.append(value)
             into[name] = value
             position = end
+
+    def _global_records(self, data: bytes) -> None:
+        found: dict[str, bytes] = {}
+        self._records(data, found, [])
+        self._global |= {
+            key: value
+            for key, value in found.items()
+            if key in _GLOBAL or key.startswith((_XATTR, "GNU.sparse."))
+        }
+        size = sum(len(key) + len(value) for key, value in self._global.items())
+        if size > GLOBAL_LIMIT:
+            raise self._error(
+                f"global headers say {size} bytes about every member; the limit is {GLOBAL_LIMIT}"
+            )
 
     def _number(self, field_: bytes, what: str) -> int:
         """Parse an octal field, or the GNU base-256 form for large and negative values."""
@@ -284,7 +315,7 @@ class TarReader:
             self._old_sparse(member, block)
         elif kind == FILE and any(key.startswith("GNU.sparse.") for key in records):
             self._pax_sparse(member, records, extended.sparse)
-        self._member, self._position = member, 0
+        self._member, self._position, self._segment = member, 0, 0
         return member
 
     def _device(self, block: bytes) -> int:
@@ -358,18 +389,20 @@ class TarReader:
 
     def _data_map(self, member: Member) -> list[int]:
         """Read the map of format 1.0: decimal lines in front of the data, padded to a block."""
-        text = b""
+        blocks: list[bytes] = []
         count: int | None = None
-        while count is None or text.count(b"\n") <= 2 * count:
+        lines = 0  # that are complete
+        while count is None or lines <= 2 * count:
             block = self._source.read(BLOCK)
-            if min(self._left, len(block)) < BLOCK or len(text) > 40 * SPARSE_LIMIT:
+            if min(self._left, len(block)) < BLOCK or len(blocks) * BLOCK > 40 * SPARSE_LIMIT:
                 raise self._error(f"the sparse map of {member.name!r} does not end")
-            text += block
+            blocks.append(block)
+            lines += block.count(b"\n")
             self._left -= BLOCK
-            if count is None and b"\n" in text:
-                count = self._decimal(text.split(b"\n", 1)[0], "sparse map")
-        lines = text.split(b"\n")[1 : 1 + 2 * count]
-        return [self._decimal(line, "sparse map") for line in lines]
+            if count is None and lines:
+                count = self._decimal(b"".join(blocks).split(b"\n", 1)[0], "sparse map")
+        numbers = b"".join(blocks).split(b"\n")[1 : 1 + 2 * count]
+        return [self._decimal(number, "sparse map") for number in numbers]
 
 
 def _keeps_empty(key: str) -> bool:

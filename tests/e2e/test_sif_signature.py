@@ -333,7 +333,7 @@ def test_a_file_that_is_exchanged_while_it_is_looked_at_proves_nothing(
 ) -> None:
     path = tmp_path / "image.sif"
     shutil.copy(signer.home / "plain.sif", path)
-    source = FileSource(LocalFiles(), SquashfsTool(None, tmp_path, 200), {"sif"})
+    source = FileSource(LocalFiles(1 << 30), SquashfsTool(None, tmp_path, 200), {"sif"})
     origin = Origin.parse(f"sif:{path}")
     reference = replace(Reference.parse("example.org/a/b:1"), origin=origin)
     image = source.resolve(reference, Platform.default())

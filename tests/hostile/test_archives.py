@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
@@ -294,3 +295,12 @@ def test_superblocks_that_lie_never_crash_the_publisher(attacked: Attacked) -> N
             (attacked.folder / "lie.sif").write_bytes(make_sif([system(bytes(data))]))
             result = attacked.publish(f"sif:{attacked.folder}/lie.sif")
             assert result.error is None or result.error.exit_code in (2, 4), result.error
+
+
+@pytest.mark.parametrize("data", [b"", bytes(1024), gzip.compress(bytes(10240))], ids=len)
+def test_a_tar_of_nothing_is_no_image(attacked: Attacked, data: bytes) -> None:
+    """A download that was cut off before its first byte, a disk full of zeros: all valid tars."""
+    (attacked.folder / "empty.tar").write_bytes(data)
+    error = attacked.refused(f"tar:{attacked.folder}/empty.tar")
+    assert "holds no files at all" in str(error)
+    assert error.exit_code == 4

@@ -375,6 +375,25 @@ def test_an_extended_header_of_megabytes_is_refused() -> None:
         read(header(b"x", tars.HEADER_LIMIT + 1))
 
 
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L"])
+def test_many_extended_headers_before_one_member_do_not_fill_memory(kind: bytes) -> None:
+    one = extended([("comment", b"x" * 500_000)], kind)
+    assert len(read(one * 8 + header())) == 1
+    with pytest.raises(IntegrityError, match="before one member; the limit is 4194304"):
+        read(one * 9 + header())
+
+
+def test_what_global_headers_say_about_every_member_is_little() -> None:
+    """git writes a comment, which is passed over; every member would be compared with the rest."""
+    note = extended([("comment", b"x" * 500_000)], b"g")
+    attribute = extended([("SCHILY.xattr.user.a", b"x" * 40_000)], b"g")
+    assert len(read((note + header()) * 20)) == 20
+    assert len(read((attribute + header()) * 20)) == 20  # the same again and again
+    other = extended([("SCHILY.xattr.user.b", b"x" * 40_000)], b"g")
+    with pytest.raises(IntegrityError, match="about every member; the limit is 65536"):
+        read(attribute + header() + other + header())
+
+
 @pytest.mark.parametrize(
     "records",
     [[("GNU.sparse.map", b"1"), ("GNU.sparse.size", b"1")],

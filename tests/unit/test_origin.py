@@ -70,6 +70,11 @@ def test_everything_else_is_for_a_registry_to_judge(text: str) -> None:
         ("s3://bucket", "is not s3://BUCKET/KEY"),
         ("s3://bucket/", "is not s3://BUCKET/KEY"),
         ("swift:///object", "is not swift://"),
+        ("https://e.org/a/../b.sif", "has `.` or `..` in its path"),
+        ("https://e.org/a/%2e%2E/b.sif", "has `.` or `..` in its path"),
+        ("https://e.org/./b.sif", "has `.` or `..` in its path"),
+        ("s3://bucket/a/../../other/b.sif", "has `.` or `..` in its path"),
+        ("https://\uff45.org/a", "other letters than ASCII"),
         ("sif:a\nb", "cannot be shown"),
         ("tar:\x1b[2J", "cannot be shown"),
         ("sif:" + "x" * 9000, "too long"),
@@ -87,6 +92,27 @@ def test_what_may_be_secret_is_in_no_text_of_it() -> None:
     assert origin.url == "https://e.org/a.sif?temp_url_sig=secret&temp_url_expires=1"
     assert "secret" not in str(origin) + repr(origin)
     assert parse(str(origin)) == origin  # a signed URL of tomorrow is the same place
+
+
+@pytest.mark.parametrize(
+    ("text", "usual"),
+    [
+        ("https://E.ORG/A.sif", "https://e.org/A.sif"),
+        ("https://e.org.:443/a", "https://e.org/a"),
+        ("http://e.org:80/a", "http://e.org/a"),
+        ("http://e.org:443/a", "http://e.org:443/a"),
+        ("https://[2001:DB8::1]:443/a", "https://[2001:db8::1]/a"),
+        ("https://e.org/%74eam/a%2fb%20c", "https://e.org/team/a%2Fb%20c"),
+        ("oras://GHCR.io/a/b:V1", "oras://ghcr.io/a/b:V1"),
+        ("library://Library.E.org/A/B/C:V", "library://library.e.org/A/B/C:V"),
+        ("library://Entity/B/C:V", "library://Entity/B/C:V"),
+        ("shub://E.org/A/B", "shub://e.org/A/B"),
+        ("shub://A/B", "shub://A/B"),
+    ],
+)
+def test_a_place_has_one_spelling_so_that_no_rule_is_got_round(text: str, usual: str) -> None:
+    assert str(parse(text)) == usual
+    assert parse(usual) == parse(text)
 
 
 def test_only_paths_of_files_are_relative_to_a_folder() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.patterns import ELSEWHERE, ImageName, ImagePattern, choose
 from cvmfs_publish.reference import Reference
 
@@ -198,3 +199,17 @@ def test_stars_stand_for_what_regular_expressions_say(glob: str, text: str) -> N
 def test_every_place_but_registries_is_known_by_its_beginning() -> None:
     for place in ELSEWHERE:
         assert ImagePattern.parse(f"{place}x").place == place
+
+
+def test_hosts_are_compared_in_lower_case_wherever_the_image_is() -> None:
+    for pattern, image in (
+        ("https://E.org/Team/*", "https://e.ORG:443/Team/a.sif"),
+        ("https://e.org/team/*", "https://e.org./%74eam/a.sif"),
+        ("oras://GHCR.io/team/*", "oras://ghcr.io/team/a:1"),
+        ("oras://ghcr.io/team/*", "oras://GHCR.IO/team/a:1"),
+        ("library://Library.org/Me/*", "library://LIBRARY.org/Me/b/c:1"),
+        ("library://Me/*", "library://Me/b/c:1"),
+    ):
+        origin = Origin.parse(image)
+        assert origin is not None
+        assert ImagePattern.parse(pattern).fits(ImageName.of_origin(origin)), (pattern, image)

@@ -120,6 +120,35 @@ def test_the_entries_of_all_layers(home: Shell, registry: FakeRegistry) -> None:
     assert home.json("publish", image)["images"][0]["status"] == "published"
 
 
+def test_all_layers_are_weighed_before_the_last_is_read(
+    home: Shell, registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand layers, each within the limits, would fill the memory before they are stacked."""
+    monkeypatch.setattr("cvmfs_publish.layers.fetch.READERS", 1)
+    layers = []
+    for number in range(30):
+        tar = Tar()
+        for each in range(10):
+            tar.file(f"{number}-{each}", b"", xattrs={"user.x": b"x" * 1000})
+        layers.append(tar.done())
+    image = add(registry, *layers)
+    configure(home, {"entries": 10})
+    error = home.json("publish", image, code=4)["images"][0]["error"]
+    assert "110 entries in all of its layers" in error["message"]
+    blobs = registry.count("GET", "/blobs/")
+    assert blobs < 20
+    configure(home, {"entries": 400})
+    with monkeypatch.context() as patch:
+        patch.setattr("cvmfs_publish.publish.METADATA", 200_000)
+        error = home.json("publish", image, code=4)["images"][0]["error"]
+        assert (
+            "bytes of names, link targets and attributes in all of its layers" in error["message"]
+        )
+    assert registry.count("GET", "/blobs/") < blobs + 20
+    assert home.json("info")["revision"] == 1
+    assert home.json("publish", image)["images"][0]["status"] == "published"
+
+
 @pytest.mark.parametrize("letter", ["x", "ä"])
 def test_the_length_of_a_path(home: Shell, registry: FakeRegistry, letter: str) -> None:
     path = "/".join([letter * 100] * 5)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 # interface.md, "publish --json"
 DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images", "registries"}
 IMAGE_KEYS = {
-    "source",
+    *("source", "signature", "signed_by"),
     *("reference", "status", "digest", "image_id", "platform", "path", "sandbox", "entries"),
     *("bytes", "stored_bytes", "layers", "roots_added", "findings", "fallback", "seconds", "error"),
 }

@@ -75,6 +75,7 @@ def test_an_unsigned_image_leaves_nothing_behind(
     before = stored(home)
     (result,) = home.json("publish", registry.name("a/b", "1"), code=4)["images"]
     assert result["error"]["kind"] == "unsigned"
+    assert (result["signature"], result["signed_by"]) == (None, [])
     assert FINGERPRINT in result["error"]["message"]
     assert home.json("info")["revision"] == 1
     assert stored(home) == before
@@ -88,9 +89,10 @@ def test_a_signed_image_is_published_and_its_record_names_the_key(
     configure(home, cosign())
     sign(registry, "a/b", image, KEY)
     name = registry.name("a/b", "1")
-    assert home.run("publish", name).code == 0
+    (published,) = home.json("publish", name)["images"]
     shown = home.json("show", name)
-    assert (shown["signature"], shown["signed_by"]) == ("cosign", [FINGERPRINT])
+    for document in (published, shown):
+        assert (document["signature"], document["signed_by"]) == ("cosign", [FINGERPRINT])
     assert shown["trust"].startswith("sha256:")
     text = home.run("show", name).out
     assert "cosign, found good" in text
@@ -324,6 +326,28 @@ def test_an_image_from_elsewhere_obeys_the_rule_of_its_place(home: Shell) -> Non
         assert f"from oci:{home.cwd}/layout:1" in ran.err
     configure(home, {"match": "oci:*", "policy": "accept"}, {"match": "*", "policy": "reject"})
     assert home.run("publish", place, "--as", "ghcr.io/a/b:1").code == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://E.org/team/a.sif",
+        "https://e.org:443/team/a.sif",
+        "https://e.org./team/a.sif",
+        "https://e.org/%74eam/a.sif",
+        "https://e.org/open/../team/a.sif",
+        "https://e.org/open/%2e%2e/team/a.sif",
+        "oras://E.org/team/a:1",
+    ],
+)
+def test_another_spelling_of_a_place_is_no_way_round_a_rule(home: Shell, text: str) -> None:
+    rejected = [
+        {"match": f"{kind}://e.org/team/*", "policy": "reject"} for kind in ("https", "oras")
+    ]
+    configure(home, *rejected, {"match": "https://e.org/open/*", "policy": "accept"})
+    ran = home.run("publish", text, "--as", "ghcr.io/a/b:1")
+    assert ran.code in {2, 4}, ran
+    assert "`trust` rejects" in ran.err or "rules of `trust` compare" in ran.err
 
 
 def test_an_image_from_elsewhere_obeys_the_rule_of_its_name_as_well(home: Shell) -> None:

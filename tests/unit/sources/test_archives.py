@@ -477,6 +477,13 @@ def test_members_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         OciArchiveSource(LIMITS).head(at(f"oci-archive:{tmp_path}/archive"))
 
 
+def test_names_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvmfs_publish.sources.members.MAX_NAMES", 999)
+    (tmp_path / "archive").write_bytes(pack({f"{n:050}": b"" for n in range(20)}))
+    with pytest.raises(IntegrityError, match="more than 999 bytes of names"):
+        OciArchiveSource(LIMITS).head(at(f"oci-archive:{tmp_path}/archive"))
+
+
 def test_a_manifest_larger_than_manifests_are_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(pack({"index.json": b" " * (5 << 20)}))
     with pytest.raises(IntegrityError, match="the limit is 4194304"):

@@ -304,3 +304,19 @@ def test_a_disk_of_ours_that_is_full_is_not_the_fault_of_the_image(tmp_path: Pat
             pytest.raises(RepositoryError, match="copying a squashfs there fails"),
         ):
             stream.read(1)
+
+
+@pytest.mark.parametrize("transport", ["sif", "tar"])
+def test_a_local_file_larger_than_a_layer_may_be_is_not_read(
+    tmp_path: Path, transport: str
+) -> None:
+    """A file of holes has no bytes on disk, and hashing it would take for ever."""
+    with (tmp_path / "image").open("wb") as file:
+        file.truncate(1 << 43)
+    limits = SourceLimits(layer_bytes=1 << 40)
+    with open_sources(tmp_path, limits=limits) as sources:
+        reference = sources.locate(f"{transport}:{tmp_path}/image", NAME)
+        for ask in (sources.head, lambda each: sources.resolve(each, AMD64)):
+            with pytest.raises(IntegrityError, match=f"more than {1 << 40} bytes") as caught:
+                ask(reference)
+            assert "`limits.layer_bytes`" in caught.value.hint
