@@ -11,6 +11,9 @@ its own, whose time and memory are told.
 Three cycles are run: the first, in which everything is new; a steady one, in which every image is
 published and nothing has changed; and one in a storm, in which registries answer "too many
 requests" and break connections, on a clock that is moved to whatever is due next.
+
+Each registry has a `requests_per_hour`, as much as looking takes.  One that is asked more often in
+any 60 minutes of the simulated clock fails the benchmark.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,6 +39,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from cvmfs_publish.sources.registry.budget import Allowance, Budgets
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.state.model import Budget, Facts, Result
@@ -72,6 +76,7 @@ class Cycle:
     simulated_seconds: float
     requests: dict[str, int]  # by method and answer
     most_in_a_second: int  # requests to one registry, of the simulated clock in the storm
+    budget_used: float  # of what a registry is allowed in an hour, the most in any 60 minutes
 
 
 class Simulator:
@@ -81,6 +86,7 @@ class Simulator:
         """`repositories`: tags by repository by registry."""
         self.requests: Counter[str] = Counter()
         self.by_time: Counter[tuple[str, int]] = Counter()
+        self.by_minute: dict[str, Counter[int]] = defaultdict(Counter)
         self.is_stormy = False
         self.now = 0  # seconds of the simulated clock
         self._chance = random.Random(20_261_129)
@@ -107,9 +113,18 @@ class Simulator:
         """Return what becomes of a request: `ok`, `busy` or `reset`."""
         with self._lock:
             self.by_time[host, self.now] += 1
+            self.by_minute[host][self.now // 60] += 1
             if not self.is_stormy or self._chance.random() >= STORM_SHARE:
                 return "ok"
             return self._chance.choice(["busy", "reset"])
+
+    def most_in_an_hour(self, host: str) -> int:
+        """Return how many requests came to a registry in any 60 minutes so far."""
+        minutes = self.by_minute[host]
+        return max(
+            (sum(minutes[other] for other in minutes if begin <= other < begin + 60))
+            for begin in minutes
+        )
 
     def note(self, what: str) -> None:
         with self._lock:
@@ -143,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         simulator = self.server.simulator
-        verdict = simulator.judge(f"{self.server.server_address[0]!s}")
+        verdict = simulator.judge("{}:{}".format(*self.server.server_address[:2]))
         simulator.note(f"{self.command} {verdict}")
         if verdict == "reset":
             linger = struct.pack("ii", 1, 0)
@@ -183,15 +198,23 @@ def digest_of(repository: str, tag: str) -> str:
 class _Registries:
     """What asks the simulator (`Registries` and `Taggers`)."""
 
-    def __init__(self, now: datetime) -> None:
+    def __init__(self, now: datetime, allowed: Mapping[str, int]) -> None:
         self.now = now  # of the simulated clock, by which clients wait
+        self._budgets = Budgets(
+            {host: Allowance(requests_per_hour=count) for host, count in allowed.items()}
+        )
         self._sources: dict[str, RegistrySource] = {}
         self._lock = threading.Lock()
 
     def source(self, registry: str) -> RegistrySource:
         with self._lock:
             if registry not in self._sources:
-                client = RegistryClient(attempts=2, sleep=self.sleep, clock=lambda: self.now)
+                client = RegistryClient(
+                    attempts=2,
+                    sleep=self.sleep,
+                    clock=lambda: self.now,
+                    budgets=self._budgets,
+                )
                 self._sources[registry] = RegistrySource(client)
             return self._sources[registry]
 
@@ -205,8 +228,11 @@ class _Registries:
         pass
 
     def budget(self, registry: str, now: datetime) -> Budget:
-        del now
-        return Budget(registry)
+        known = self._budgets.of(registry).snapshot(now)
+        limit = known.allowance.requests_per_hour
+        if limit is None:
+            raise KeyError(registry)
+        return Budget(registry, limit, max(0, limit - known.requests))
 
     def close(self) -> None:
         for source in self._sources.values():
@@ -267,7 +293,8 @@ def rewrite(lists: Sequence[Path], made_up: str, hosts: dict[str, str], folder: 
 def look(folder: Path) -> None:
     """Run the cycles; each is told on standard output, and begun by a line of standard input."""
     now = datetime.now(UTC)
-    registries, outbound = _Registries(now), Outbound()
+    allowed = json.loads((folder / "allowed.json").read_text())
+    registries, outbound = _Registries(now, allowed), Outbound()
     with State.open(folder / "state") as state, outbound:
         places = [Place(path) for path in sorted((folder / "lists").iterdir())]
         loader = WishlistLoader(places, folder / "state/lists", outbound)
@@ -370,11 +397,32 @@ def measure(lists: Sequence[Path], tags: int) -> list[Cycle]:
     ):
         folder = Path(place)
         rewrite(lists, made_up, simulator.hosts, folder / "lists")
+        allowed = allow(world, simulator.hosts)
+        (folder / "allowed.json").write_text(json.dumps(allowed))
         with looking(folder) as process:
-            return [_cycle(name, simulator, process) for name in ("first", "steady", "storm")]
+            return [
+                _cycle(name, simulator, process, allowed) for name in ("first", "steady", "storm")
+            ]
 
 
-def _cycle(name: str, simulator: Simulator, process: subprocess.Popen[str]) -> Cycle:
+def allow(
+    world: Mapping[str, Mapping[str, Sequence[str]]], hosts: Mapping[str, str]
+) -> dict[str, int]:
+    """Return how many requests in an hour each simulated registry has for us.
+
+    What an hour of looking takes, a tenth for publishing, and the lists of tags: what is spent on
+    a storm is missing afterwards.
+    """
+    cycles = timedelta(hours=1) // INTERVAL
+    return {
+        hosts[registry]: 10 + len(found) * 2 + cycles * sum(map(len, found.values())) * 10 // 9
+        for registry, found in world.items()
+    }
+
+
+def _cycle(
+    name: str, simulator: Simulator, process: subprocess.Popen[str], allowed: Mapping[str, int]
+) -> Cycle:
     assert process.stdin is not None
     assert process.stdout is not None
     simulator.requests.clear()
@@ -393,20 +441,30 @@ def _cycle(name: str, simulator: Simulator, process: subprocess.Popen[str]) -> C
     if found.pop("unanswered"):
         raise RuntimeError(f"{name}: some tags were never answered for")
     most = max(simulator.by_time.values(), default=0)
-    return Cycle(name, requests=dict(simulator.requests), most_in_a_second=most, **found)
+    used = {host: simulator.most_in_an_hour(host) / allowed[host] for host in simulator.by_minute}
+    for host, share in used.items():
+        if share > 1:
+            raise RuntimeError(f"{name}: {host} was asked {share:.2f} times what it allows")
+    return Cycle(
+        name,
+        requests=dict(simulator.requests),
+        most_in_a_second=most,
+        budget_used=max(used.values()),
+        **found,
+    )
 
 
 def format_table(cycles: Sequence[Cycle]) -> str:
     lines = [
-        "| cycle | tags | seconds | CPU s | peak memory | requests |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| cycle | tags | seconds | CPU s | peak memory | most of a budget | requests |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for cycle in cycles:
         requests = ", ".join(f"{count:,} {what}" for what, count in sorted(cycle.requests.items()))
         clock = f", {cycle.simulated_seconds / 60:.0f} min of the clock" * (cycle.name == "storm")
         lines.append(
             f"| {cycle.name} | {cycle.tags:,} | {cycle.seconds:.1f} | {cycle.cpu_seconds:.1f} |"
-            f" {cycle.peak_bytes / 1e6:.0f} MB | {requests}{clock} |"
+            f" {cycle.peak_bytes / 1e6:.0f} MB | {cycle.budget_used:.0%} | {requests}{clock} |"
         )
     return "\n".join(lines)
 

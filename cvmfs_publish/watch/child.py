@@ -162,7 +162,7 @@ class ChildRun:
                         self._report(name, tracker.layer(*message["layer"]))
                     else:
                         found = parse_end(message["end"])
-                except (ValueError, LookupError, TypeError):
+                except (ValueError, LookupError, TypeError, AttributeError):
                     log.warning("the publishing process said %r", line[:200])
             with suppress(OSError):
                 cast(IO[bytes], self._process.stdin).close()

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.state import figures
+from cvmfs_publish.state.database import StateError
 from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.notify import Notifier
@@ -368,7 +369,7 @@ class Watcher:
         if self._active is not None:
             self._look_after(self._active, now)
         if self._parts.wanted.is_loaded:
-            self._take_pushes(now)
+            self._guard("pushes", lambda: self._take_pushes(now))  # what waits is published anyway
         if self._active is None and not self._stopping.is_set():
             self._start_something(now)
         return self._wait(now)
@@ -439,6 +440,9 @@ class Watcher:
             self._state.abandon_run(number, now, is_counted=False)
             self._refuse(Failure.of(error), now)
             return
+        except Exception:  # nothing is left behind that looks as if it went on
+            self._state.abandon_run(number, now, is_counted=False)
+            raise
         active.number, active.jobs = number, batch.jobs
         self._active = active
 
@@ -461,14 +465,21 @@ class Watcher:
             return
         self._step("end run")
         self._active = None
+        try:
+            self._end(active, end, now)
+        except StateError:  # full or locked: what became of the run is written down later
+            self._active = active
+            raise
+        self._step("ended run")
+        self._wake_notifier.set()
+
+    def _end(self, active: _Active, end: RunEnd, now: datetime) -> None:
         if isinstance(active.order, Publish):
             self._end_publish(active, end, now)
         elif isinstance(active.order, Unpublish):
             self._end_unpublish(active.order, end, now)
         else:
             self._end_collect(end, now)
-        self._step("ended run")
-        self._wake_notifier.set()
 
     def _note_progress(self, active: _Active) -> None:
         monotonic = self._clock.monotonic()

@@ -56,6 +56,7 @@ from cvmfs_publish.web.views import (
     plan_lines,
     plan_steps,
 )
+from cvmfs_publish.words import format_minute
 
 HTML = "text/html; charset=utf-8"
 PER_PAGE = 50
@@ -451,6 +452,12 @@ class Site:
             return "No watcher has run here yet.", "bad" if is_bad else ""
         if now - alive > self._service.alive_within:
             return f"The watcher does not work: it was last seen {ago(alive, now)}.", "bad"
+        refused = reader.moment("refused") if reader is not None else None
+        if refused is not None:
+            return (
+                f"Nothing can be published since {format_minute(refused)}; see the events.",
+                "bad",
+            )
         return "The watcher works.", "ok"
 
     def _details(self, item: Item) -> tuple[Details | None, str]:

@@ -43,6 +43,7 @@ def test_a_steady_cycle_asks_once_and_a_storm_makes_no_storm(
     assert first.requests == {"HEAD ok": 120, "GET ok": 1}
     assert steady.requests == {"HEAD ok": 120}
     assert steady.peak_bytes < 200e6
+    assert 0.2 < first.budget_used < steady.budget_used < storm.budget_used <= 1
     refused = sum(count for what, count in storm.requests.items() if "ok" not in what)
     # questions go on once an interval while the storm lasts; refusals are few, for they end rounds
     cycles = storm.simulated_seconds / (15 * 60) + 1
@@ -51,6 +52,16 @@ def test_a_steady_cycle_asks_once_and_a_storm_makes_no_storm(
     assert "| steady | 120 |" in format_table([first, steady, storm])
 
 
+def test_a_registry_that_is_asked_for_more_than_it_allows_fails_the_benchmark(
+    wishlist: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch.Simulator, "most_in_an_hour", lambda *_: 10**6)
+    with pytest.raises(RuntimeError, match="times what it allows"):
+        measure([wishlist], 30)
+
+
 def test_the_table_has_a_line_for_each_cycle() -> None:
-    cycle = Cycle("storm", 1, 0.1, 0.1, 10**6, 60.0, {"HEAD ok": 1}, 1)
-    assert format_table([cycle]).splitlines()[-1].endswith("1 HEAD ok, 1 min of the clock |")
+    cycle = Cycle("storm", 1, 0.1, 0.1, 10**6, 60.0, {"HEAD ok": 1}, 1, 0.5)
+    assert (
+        format_table([cycle]).splitlines()[-1].endswith("| 50% | 1 HEAD ok, 1 min of the clock |")
+    )

@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 
 from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.state.database import StateError
 from cvmfs_publish.state.model import (
     Facts,
     Failure,
@@ -271,6 +272,58 @@ def test_a_repository_that_cannot_be_written_is_no_images_fault(
     service.tick(20)
     assert service.image(key).status == "published"
     assert service.state.moment("refused") is None
+
+
+def test_the_end_of_a_publish_is_written_down_when_the_state_can_be_written_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StateError("the disk is full")
+
+    service.runs.answer = done
+    (key,) = service.wish("one")
+    service.tick()
+    with monkeypatch.context() as patched:
+        patched.setattr(service.state, "finish_run", fail)
+        for _ in range(2):
+            with pytest.raises(StateError):
+                service.tick()
+    service.tick()
+    assert service.image(key).status == "published"
+    assert service.runs.names == [[key.name]]
+    assert service.state.open_runs() == ()
+
+
+def test_a_bug_while_a_publish_is_started_leaves_nothing_behind(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (key,) = service.wish("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(service.runs, "start", fail)
+        with pytest.raises(RuntimeError):
+            service.tick()
+    assert service.state.open_runs() == ()
+    service.runs.answer = done
+    service.tick(2)
+    assert service.image(key).status == "published"
+
+
+def test_a_bug_about_a_push_does_not_hold_up_what_waits(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(service.lists, "take_pushes", fail)
+    service.runs.answer = done
+    (key,) = service.wish("one")
+    service.watcher.submit([Push("ghcr.io", "a/two", "1")])
+    service.tick(2)
+    assert service.image(key).status == "published"
+    assert "watch-trouble" in service.events()
 
 
 def test_no_process_can_be_started(service: Service) -> None:

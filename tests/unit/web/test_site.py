@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from cvmfs_publish.state.state import State
 from tests.asgi import Browser
 from tests.status_site import (
     ANALYSIS,
@@ -142,6 +143,14 @@ def test_the_overview_shows_what_needs_attention(browser: Browser) -> None:
         assert expected in text
     assert "2 revisions behind" in text
     assert "asked again at" in text
+
+
+def test_a_repository_that_cannot_be_written_is_told(status_site: StatusSite) -> None:
+    with State.open(status_site.state_folder) as state:
+        state.mark("refused", status_site.now)
+    text = status_site.browser(status_site.service()).get("/").text
+    assert "Nothing can be published since" in text
+    assert "The watcher works." not in text
 
 
 def test_a_watcher_that_is_silent_is_told(status_site: StatusSite) -> None:
