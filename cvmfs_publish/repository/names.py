@@ -364,8 +364,9 @@ def _choose(past: History, to: str) -> Event:
         found = [event for event in events if event.manifest_digest != present]
     if not found:
         raise InputError(
-            f"{past.reference} never led to anything else, so there is nothing to go back to",
-            hint=f"`cvmfs-publish history {reference.name}` shows its past",
+            f"{past.reference} for {past.platform} never led to anything else, so there is nothing"
+            " to go back to",
+            hint=f"`cvmfs-publish history {reference.name}{_option(past.platform)}` shows its past",
         )
     chosen = next((event for event in found if event.manifest_digest in kept), None)
     if chosen is None:
@@ -504,6 +505,11 @@ def get_publication(view: View, reference: Reference, platform: Platform) -> Pub
     return record
 
 
+def _option(platform: str) -> str:
+    """Return what a command about a platform is to be called with."""
+    return "" if platform == str(DEFAULT_PLATFORM) else f" --platform {platform}"
+
+
 def _not_published(view: View, reference: Reference, platform: Platform) -> InputError:
     published = list(iter_publications(view))
     for other in published:
@@ -514,9 +520,10 @@ def _not_published(view: View, reference: Reference, platform: Platform) -> Inpu
             )
     left = read_unpublished(view, place_name(reference, platform).unpublished)
     if left is not None and left.history:
+        command = f"cvmfs-publish rollback {reference.name}{_option(str(platform))}"
         return InputError(
             f"{reference} is not published any more: it was unpublished at {left.history[-1].at}",
-            hint=f"`cvmfs-publish rollback {reference.name}` brings it back",
+            hint=f"`{command}` brings it back",
         )
     meant = nearest(reference.name, [other.path[1:] for other in published])
     return InputError(

@@ -275,13 +275,20 @@ class OciSource(OciArchiveSource):
     def archive(self, origin: Origin) -> Archive:
         """Nothing is remembered of a directory: its index is read at once."""
         path = Path(origin.place)
-        if path.is_file():
+        if _is_file(path):
             raise InputError(f"{origin}: {path} is a file", hint="a tar is oci-archive:FILE[:TAG]")
         if origin.digest is not None:
             raise InputError(
                 f"{origin}: a directory has no digest", hint="name the manifest: --as NAME@sha256:…"
             )
         return Archive(self._members(origin), "")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # what is in the way is told by whoever opens what is below
+        return False
 
 
 def _blob_name(digest: Digest) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from cvmfs_publish.errors import IntegrityError
+from cvmfs_publish.sources.base import ImageNotFoundError
 from cvmfs_publish.sources.files import PIECE, Readable, open_file, state_of, translated
 from cvmfs_publish.streams import tar
 from cvmfs_publish.streams.compression import (
@@ -85,10 +86,10 @@ class FolderMembers:
         return self._open(name)
 
     def _open(self, name: str) -> BinaryIO:
-        path = self._folder / name
-        if not path.exists():
-            raise _missing(self._subject, name)
-        return open_file(path, self._subject)
+        try:
+            return open_file(self._folder / name, self._subject)
+        except ImageNotFoundError as error:
+            raise _missing(self._subject, name) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,20 @@ def test_an_implied_parent_has_the_time_of_what_implies_it() -> None:
     assert node_of(entry) == Node(stat.S_IFDIR | 0o755, mtime=1234)
 
 
+def test_a_directory_is_as_the_layer_said_that_had_it_whatever_is_put_into_it() -> None:
+    """Modes, owners and times of parents are not those of the last who wrote below (E-17, E-19)."""
+    node = Node(stat.S_IFDIR | 0o1777, uid=7, gid=8, mtime=99, xattrs=(("user.a", b"b"),))
+    lower = layer(LayerEntry(Change.PUT, "tmp", node), file("tmp/old"))
+    entry = stacked(lower, layer(file("tmp/new"), whiteout("tmp/old"))).find("tmp")
+    assert entry is not None
+    assert node_of(entry) == node
+
+
+def test_a_single_directory_at_the_top_stays_where_it_is() -> None:
+    """Other tools take it for a wrapping to be thrown away (E-26)."""
+    assert paths(stacked(layer(file("only/a"), file("only/b")))) == ["only", "only/a", "only/b"]
+
+
 def test_findings_of_the_layers_are_kept() -> None:
     finding = Finding("x", "noted")
     record = LayerRecord(DIGEST, DIGEST, 0, 0, (), (finding,))

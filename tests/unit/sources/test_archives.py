@@ -477,6 +477,27 @@ def test_members_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         OciArchiveSource(LIMITS).head(at(f"oci-archive:{tmp_path}/archive"))
 
 
+@pytest.mark.parametrize("place", ["", "blobs", "index.json"])
+def test_a_layout_that_may_not_be_read_is_told_and_no_crash(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so it is the system that is made to refuse."""
+    layout = write_oci_layout(tmp_path / "layout", LAYERS)
+
+    def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+            if str(path).startswith(str(layout / place)):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "open", refuse(os.open))
+    monkeypatch.setattr(os, "stat", refuse(os.stat))
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        OciSource(LIMITS).resolve(at(f"oci:{layout}"), AMD64)
+
+
 def test_names_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvmfs_publish.sources.members.MAX_NAMES", 999)
     (tmp_path / "archive").write_bytes(pack({f"{n:050}": b"" for n in range(20)}))
