@@ -69,9 +69,7 @@ class Commands(LazyGroup):
         "info": Lazy(_REPOSITORY, "Show the repository's facts, sizes and expiry dates."),
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
-        "watch": Lazy(
-            "cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever: the service."
-        ),
+        "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
         "serve": Lazy(
             "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
         ),
