@@ -252,7 +252,7 @@ class Watcher:
         self._guard("replicas", self._look_at_replicas)
         self._notify()
         problems = [each for each in self._state.problems() if each.failure.kind != "warning"]
-        return not self._state.troubled() and not problems
+        return not (self._state.troubled() or problems or self._refusals)
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():

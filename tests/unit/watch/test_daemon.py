@@ -326,6 +326,16 @@ def test_a_bug_about_a_push_does_not_hold_up_what_waits(
     assert "watch-trouble" in service.events()
 
 
+def test_a_single_look_tells_that_nothing_could_be_published(service: Service) -> None:
+    service.runs.answer = lambda _: RunEnd(failure=Failure("repository", "no"), exit_code=5)
+    (key,) = service.wish("one")
+    assert not service.watcher.run_once()
+    assert service.image(key).status == "queued"
+    service.clock.wait(timedelta(hours=1))
+    service.runs.answer = done
+    assert service.watcher.run_once()
+
+
 def test_no_process_can_be_started(service: Service) -> None:
     service.runs.error = RepositoryError("no process can be started: no memory")
     (key,) = service.wish("one")
