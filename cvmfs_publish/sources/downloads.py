@@ -73,7 +73,7 @@ class Downloads:
                 return ""
             check_status(reply, subject)
             validator = _validator(reply)
-            return f"{validator} {reply.header('Content-Length')}" if validator else ""
+            return f"{validator} {reply.header('Content-Length')[:20]}" if validator else ""
 
     def hold(
         self, key: str, state: str, make: MakeRequest, subject: str, top: Digest | None = None

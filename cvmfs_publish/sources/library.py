@@ -23,6 +23,7 @@ from cvmfs_publish.sources.web import WebFiles, check_pin
 
 DEFAULT_LIBRARY = "library.sylabs.io"
 ANSWER_LIMIT = 4 << 20  # bytes of what is told of an image
+MAX_STATE = 200  # characters, which records keep; a digest has seventy
 DEFAULT_TAG = "latest"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HASH = re.compile(r"sha256\.([0-9a-f]{64})")
@@ -80,7 +81,7 @@ class LibraryFiles(WebFiles):
 
     def state(self, origin: Origin, platform: Platform) -> str:
         """As promised by `PlacedSource.state`: what the library says of the image."""
-        return str(self._describe(origin, platform).get("hash") or "")
+        return str(self._describe(origin, platform).get("hash") or "")[:MAX_STATE]
 
     def head(self, origin: Origin) -> Digest:
         """As promised by `FileHolder.head`; not fetched if the library promises a digest."""

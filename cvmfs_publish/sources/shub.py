@@ -21,6 +21,7 @@ from cvmfs_publish.sources.web import WebFiles
 
 DEFAULT_HUB = "singularity-hub.org"
 ANSWER_LIMIT = 4 << 20  # bytes of what is told of an image
+MAX_STATE = 200  # characters, which records keep; a digest and a commit have a hundred
 # [HOST[:PORT]/]USER/CONTAINER[:TAG][@VERSION]; a version is an MD5 or a Git commit
 _PLACE = re.compile(
     r"(?:([A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?)/)?([A-Za-z0-9-]{1,39})/([\w.-]{1,64})"
@@ -105,4 +106,4 @@ class HubFiles(WebFiles):
 def _state(document: dict[str, Any]) -> str:
     """Return version and commit; without a version, nothing is known."""
     version, commit = document.get("version"), document.get("commit")
-    return f"{version} {commit or ''}".strip() if version else ""
+    return f"{version} {commit or ''}".strip()[:MAX_STATE] if version else ""

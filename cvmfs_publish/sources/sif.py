@@ -163,7 +163,13 @@ class FileSource:
             raise UnsignedSifError("it is no SIF file")
         with self._tool.copy(held, subject) as file, translated(subject):
             read = partial(_read_at, file)
-            return find_signers(parse_sif(read, held.size, subject), read, keys)
+            sif = parse_sif(read, held.size, subject)
+            # Configuration and offsets came from a look at the file itself
+            if _describe(sif, file, subject) != content:
+                raise IntegrityError(
+                    f"{subject}: the file was changed while it was read", hint="publish again"
+                )
+            return find_signers(sif, read, keys)
 
     def _inspect(self, file: BinaryIO, held: HeldFile, subject: str) -> _Content:
         """Return what is in a file; raise `NotAnImageError` unless it can be read and is wanted."""

@@ -16,13 +16,13 @@ from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import AccessDeniedError, ImageNotFoundError, Platform
 from cvmfs_publish.sources.downloads import Downloads
-from cvmfs_publish.sources.library import LibraryName, parse_library
+from cvmfs_publish.sources.library import LibraryFiles, LibraryName, parse_library
 from cvmfs_publish.sources.objectstore import S3Access, S3Files, SwiftAccess
 from cvmfs_publish.sources.oras import SIF_LAYER
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.client import RegistryClient
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
-from cvmfs_publish.sources.shub import HubName, parse_hub
+from cvmfs_publish.sources.shub import HubFiles, HubName, parse_hub
 from cvmfs_publish.sources.transports import Sources
 from tests.fakes.places import KEY, PROJECT, USER, FakePlaces
 from tests.fakes.registry import Reply, body, status, wrong_bytes
@@ -246,6 +246,17 @@ def test_an_older_library_promises_nothing(tmp_path: Path, places: FakePlaces) -
         assert sources.head(reference) == Digest.of(SIF)
         assert sources.resolve(reference, AMD64, Digest.of(SIF)).digest == Digest.of(SIF)
     assert places.count("GET", "/files/") == 1
+
+
+def test_a_server_cannot_fill_records_with_what_it_says(
+    tmp_path: Path, places: FakePlaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of an image is kept in its record, for everybody to read."""
+    monkeypatch.setattr(LibraryFiles, "_describe", lambda *_: {"hash": "x" * 1_000_000})
+    monkeypatch.setattr(HubFiles, "_describe", lambda *_: {"version": "x" * 1_000_000})
+    with open_sources(tmp_path) as sources:
+        for text in (put_into_library(places), f"shub://{places.host}/a/b:1"):
+            assert len(sources.state(sources.locate(text), AMD64)) == 200
 
 
 def test_a_token_opens_its_own_library_alone(tmp_path: Path, places: FakePlaces) -> None:

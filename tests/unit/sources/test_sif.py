@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError, PublishError, RepositoryError
+from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import Platform, SourceLimits
+from cvmfs_publish.sources.held import HeldFile, LocalFiles
 from cvmfs_publish.sources.registry.manifest import NotAnImageError
+from cvmfs_publish.sources.sif import FileSource
+from cvmfs_publish.sources.sif_signature import SifKeys, UnsignedSifError
+from cvmfs_publish.sources.squashfs import SquashfsTool
 from cvmfs_publish.sources.transports import Sources
 from tests.images import Tar
 from tests.sifs import (
@@ -320,3 +328,39 @@ def test_a_local_file_larger_than_a_layer_may_be_is_not_read(
             with pytest.raises(IntegrityError, match=f"more than {1 << 40} bytes") as caught:
                 ask(reference)
             assert "`limits.layer_bytes`" in caught.value.hint
+
+
+class Exchanged(LocalFiles):
+    """A file that is another one at the first look at what is in it, and itself ever after."""
+
+    def __init__(self, own: bytes, other: bytes) -> None:
+        super().__init__(1 << 30)
+        self._own = own
+        self._looks = [other]
+
+    def hold(self, origin: Origin, platform: Platform, top: Digest | None) -> HeldFile:
+        digest = Digest.of(self._own)
+        return HeldFile(digest, len(self._own), self._open, digest)
+
+    def _open(self) -> BinaryIO:
+        return io.BytesIO(self._looks.pop() if self._looks else self._own)
+
+
+def test_what_a_signature_is_to_cover_is_what_was_looked_at(tmp_path: Path) -> None:
+    """Else variables and start commands of an unsigned file came with the name of a signer."""
+    own, other = (
+        make_sif(
+            [Object(JSON_OBJECT, json.dumps({"Env": [env]}).encode(), "oci-config.json"), FAKE]
+        )
+        for env in ("A=good", "A=evil")
+    )
+    reference = replace(Reference.parse(NAME), origin=Origin.parse(f"sif:{tmp_path}/image"))
+    tool = SquashfsTool(None, tmp_path, 200)
+    source = FileSource(Exchanged(own, other), tool, {"sif"})
+    image = source.resolve(reference, AMD64)
+    assert b"evil" in image.config
+    with pytest.raises(IntegrityError, match="was changed while it was read"):
+        source.find_signers(image, SifKeys())
+    source = FileSource(Exchanged(own, own), tool, {"sif"})
+    with pytest.raises(UnsignedSifError):
+        source.find_signers(source.resolve(reference, AMD64), SifKeys())
