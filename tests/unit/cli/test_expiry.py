@@ -41,6 +41,9 @@ COMMANDS: dict[str, list[str] | None] = {
     "tag": ["a-tag"],
     "resign": ["--request", "file"],
     "serve": ["--listen", "127.0.0.1:0"],
+    "watch": ["--once"],
+    "replicas": ["--count", "1"],
+    "wishlist": None,
     "bench": None,
     "site": None,
 }
