@@ -93,6 +93,7 @@ _COLUMNS = {
     "bind_mountpoints": "path, sha1, size",
     "statistics": "counter, value",
 }
+ROOT_ROW = 1  # the row id of the root of the repository in the root catalog
 # Names and targets are bytes; SQLite keeps them as TEXT only if told so.
 _INSERT_ENTRY = (
     f"INSERT OR REPLACE INTO catalog ({_COLUMNS['catalog']}) "  # noqa: S608 - constants
@@ -572,6 +573,8 @@ class Catalog:
 
     def serialize(self) -> bytes:
         """Return the database file, uncompressed; compacted when edits left too many gaps."""
+        if not self.prefix:
+            self._lead_with_root()
         count, top = self._rows("SELECT COUNT(*), MAX(rowid) FROM catalog")[0]
         free, pages = (
             self._rows("PRAGMA freelist_count")[0][0],
@@ -582,6 +585,19 @@ class Catalog:
         if 4 * (int(top or 0) - int(count)) > int(top or 0) or 5 * int(free) > int(pages):
             self._compact()
         return bytes(self.database.serialize())
+
+    def _lead_with_root(self) -> None:
+        """Give the row of the repository's root row id 1, and who had it the other's.
+
+        A client's inodes are row ids and an offset, but the root's is always the first: whatever
+        else has row id 1 in the root catalog is shown as the root (seen with client 2.12).
+        """
+        where = "WHERE md5path_1 = ? AND md5path_2 = ?"
+        for (found,) in self._rows(f"SELECT rowid FROM catalog {where}", *path_key("")):  # noqa: S608 - constants
+            if found != ROOT_ROW:
+                update = "UPDATE catalog SET rowid = ? WHERE rowid = ?"
+                moves = ((0, ROOT_ROW), (ROOT_ROW, found), (found, 0))
+                self.database.executemany(update, moves)
 
     def _compact(self) -> None:
         """Copy every row into a fresh database: SQLite has no VACUUM for databases in memory."""

@@ -35,6 +35,7 @@ from cvmfs_publish.repository.native.catalog import (
     FLAG_SPECIAL,
     FLAG_UNCOMPRESSED,
     MARKER,
+    ROOT_ROW,
     CatalogRef,
     Counters,
     decode_xattrs,
@@ -359,6 +360,12 @@ class _Examination:
             self.error(self.prefix, "root row of a nested catalog without the nested-root flag")
         if not self.prefix and root.flags & FLAG_NESTED_ROOT:
             self.error(self.prefix, "root row of the repository has the nested-root flag")
+        if not self.prefix and root.rowid != ROOT_ROW:
+            self.error(
+                self.prefix,
+                f"root row has row id {root.rowid}, not {ROOT_ROW}: clients show what has"
+                f" {ROOT_ROW} as the root (the next publish mends it)",
+            )
         if root.flags & (FLAG_MOUNTPOINT | FLAG_BIND):
             self.error(self.prefix, "root row of the catalog has a mountpoint flag")
         self.check_entry(self.prefix, root)

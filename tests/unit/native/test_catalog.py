@@ -221,6 +221,28 @@ def test_a_new_catalog_has_the_properties_of_its_place() -> None:
         assert (root.get_property("TTL"), nested.get_property("TTL")) == ("240", None)
 
 
+@pytest.mark.parametrize("removed", [0, 90])
+def test_the_root_of_the_repository_always_has_the_first_row_id(removed: int) -> None:
+    names = [f"n{number}" for number in range(100)]
+    with Catalog.create("") as catalog:
+        catalog.put([Row(name, DIRECTORY, FLAG_DIR, 2) for name in names])
+        catalog.put([ROOT])
+        catalog.put([ROOT._replace(hardlinks=102)])
+        for name in names[:removed]:
+            catalog.remove(name)
+        data = catalog.serialize()
+    with Catalog.open(data) as again:
+        found = again.database.execute("SELECT rowid, name FROM catalog ORDER BY rowid").fetchall()
+        assert found[0] == (1, "")
+        assert sorted(name for _, name in found[1:]) == sorted(names[removed:])
+        assert all(row > 1 for row, _ in found[1:])
+        again.put([ROOT])
+        assert again.serialize()[:16] == b"SQLite format 3\0"
+        assert again.database.execute("SELECT rowid FROM catalog WHERE name = ''").fetchone() == (
+            1,
+        )
+
+
 @pytest.mark.parametrize("page_size", [1024, 4096])
 def test_a_catalog_with_gaps_is_compacted_and_loses_nothing(page_size: int) -> None:
     node = Node(stat.S_IFREG | 0o644, size=3, content=Content(content_hash(b"x")))

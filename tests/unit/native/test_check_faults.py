@@ -631,6 +631,12 @@ FAULTS: dict[str, Fault] = {
     "root row missing": Fault(
         catalog("", f"DELETE FROM catalog WHERE {at('')}"), "/", "no row for its own root"
     ),
+    "root row is not the first": Fault(
+        catalog("", f"UPDATE catalog SET rowid = 99 WHERE {at('')}"),
+        "/",
+        "root row has row id 99",
+        differs="the judge does not know that clients need it; one of 2.12 showed the wrong root",
+    ),
     "root row parent key": Fault(row("", "parent_1 = 5"), "/", "wrong parent key"),
     "nested root row parent key": Fault(
         row("/nested", "parent_1 = 5", "/nested"), "/nested", "wrong parent key"
@@ -1345,7 +1351,8 @@ ROWS: dict[str, str] = {
     "group across directories": "group in two directories",
     "targets": "target on a file, target on a fifo, symlink without target",
     "leftover rows": "chunks of no file, extra counter",
-    "structure": "column order, index missing, primary key missing, row id 0",
+    "structure": "column order, index missing, primary key missing, row id 0, "
+    "root row is not the first",
     "manifest": "manifest T in the future, manifest T too early, manifest field repeated, "
     "manifest with trailing blank, manifest G, manifest A, metainfo is no JSON",
     "history": "history fqrn, history without previous revision, "
