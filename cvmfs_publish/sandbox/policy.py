@@ -6,6 +6,7 @@ Nothing here touches a disk: the tree is changed in memory and every change is a
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ SETUID_SETGID = stat.S_ISUID | stat.S_ISGID
 MAX_XATTR_BYTES = 255  # of a name or a value, and attributes of an entry (format section 3.8)
 # Names that steer CernVM-FS itself (format section 9.1): an image must not.
 RESERVED_NAMES = frozenset((".cvmfscatalog", ".cvmfsautocatalog"))
+# Variant symbolic links of CernVM-FS; there is no way to write these characters for themselves.
+_VARIABLE = re.compile(r"\$\([^)]*\)")
 FINDINGS_OF_A_KIND = 100  # kept one by one; the rest is counted
 
 
@@ -77,6 +80,8 @@ def _allowed(node: Node, path: RepoPath, policy: SandboxPolicy, findings: list[F
     mode = node.mode
     if stat.S_ISLNK(mode):
         wanted = mode
+        if _VARIABLE.search(node.target):
+            findings.append(Finding(path, "clients replace $(…) in its target by their variables"))
     else:
         wanted = mode
         if mode & SETUID_SETGID and policy.setuid == "strip":

@@ -138,6 +138,16 @@ def test_more_attributes_than_a_catalog_holds_are_cut_and_reported() -> None:
     assert (len(after.xattrs), len(findings)) == (255, 5)
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("lib/$(ARCH)/x", 1), ("$(X:-/usr)", 1), ("$()", 1), ("$(open", 0), ("${HOME}", 0), ("$", 0)],
+)
+def test_targets_that_clients_change_are_told(target: str, told: int) -> None:
+    node = Node(stat.S_IFLNK | 0o777, target=target)
+    after, findings = judged(node, READABLE)
+    assert (after, len(findings)) == (node, told)
+
+
 def test_a_harmless_tree_is_left_as_it_is_without_a_word() -> None:
     tree = tree_with("x", Node(stat.S_IFREG | 0o644, uid=0, gid=4294967294, mtime=-1))
     before = [(path, node_of(entry)) for path, entry in tree.walk()]
