@@ -144,6 +144,11 @@ def find_in_mount(mount: Path, publication: Publication) -> Path:
             hint="name the mount point of the repository, /cvmfs/NAME, or an exported sandbox; a "
             "client may not have the newest revision yet",
         )
+    if not any(mount.iterdir()):
+        raise InputError(
+            f"{mount} is empty: nothing is mounted there",
+            hint="mount the repository first; the client's log says why it could not",
+        )
     return mount
 
 

@@ -324,6 +324,9 @@ def test_a_mounted_repository_is_entered_at_the_sandbox(case: Case, tmp_path: Pa
         find_in_mount(mount, case.publication)
     with pytest.raises(InputError, match="no directory"):
         find_in_mount(tmp_path / "nowhere", case.publication)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="nothing is mounted there"):
+        find_in_mount(tmp_path / "empty", case.publication)
 
 
 class Unreadable:
