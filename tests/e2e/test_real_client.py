@@ -28,7 +28,14 @@ class Publisher:
         self.shell = Shell(folder)
         self.registry = registry
         shutil.copytree(keys_of_this_run(), folder / "keys")
-        self.run("init", NAME)
+
+    def create(self, algorithm: str = "sha1", max_entries: int = 10_000) -> None:
+        self.run("init", NAME, "--hash", algorithm)
+        configuration = self.folder / "cvmfs-publish.yaml"
+        text = configuration.read_text()
+        unset = "#max_entries: 10000"
+        assert unset in text
+        configuration.write_text(text.replace(unset, f"max_entries: {max_entries}"))
 
     def run(self, *words: str) -> None:
         ran = self.shell.run(*words)
@@ -59,10 +66,14 @@ def publisher(shared_tmp: Path, registry: parts.RegistryServer) -> Publisher:
     return Publisher(folder, registry)
 
 
-@pytest.mark.parametrize("image", BUILD)
+@pytest.mark.parametrize(
+    ("image", "algorithm", "max_entries"),
+    [("debian", "sha1", 10_000), ("debian", "shake128", 1_000), ("hostile", "rmd160", 10_000)],
+)
 def test_a_client_shows_every_entry_as_it_was_published(
-    image: str, publisher: Publisher, shared_tmp: Path
+    image: str, algorithm: str, max_entries: int, publisher: Publisher, shared_tmp: Path
 ) -> None:
+    publisher.create(algorithm, max_entries)
     reference = publisher.push(image)
     publisher.run("publish", reference)
     publisher.judge()
@@ -91,6 +102,7 @@ def _fail(error: OSError) -> None:
 
 
 def test_a_client_follows_the_names(publisher: Publisher, shared_tmp: Path) -> None:
+    publisher.create()
     reference = publisher.push("debian", "old")
     other = publisher.push("hostile", "new")
     publisher.run("publish", reference)
@@ -116,6 +128,7 @@ def test_a_client_follows_the_names(publisher: Publisher, shared_tmp: Path) -> N
 
 
 def test_jobs_start_from_the_mount(publisher: Publisher, shared_tmp: Path) -> None:
+    publisher.create()
     reference = publisher.push("debian")
     publisher.run("publish", reference)
     publisher.run("site", "render", "generic", "--out", str(shared_tmp / "site"))
