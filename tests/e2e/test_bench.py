@@ -169,8 +169,12 @@ def test_the_table_has_a_row_for_every_case_and_a_reason_for_what_cannot_be_meas
     for case in CASES[:4]:
         assert re.fullmatch(r"[0-9]+\.[0-9] ms", rows[case][1])
         assert rows[case][3] == "3"
-    missing = "the client's cache cannot be emptied: cvmfs_talk: No such file or directory"
-    assert rows["cvmfs-run, CVMFS cold"][1:] == ["-", "-", "0", missing]
+    *cold, why = rows["cvmfs-run, CVMFS cold"][1:]
+    assert cold == ["-", "-", "0"]
+    missing = "cvmfs_talk: No such file or directory"
+    if shutil.which("cvmfs_talk") is not None:
+        missing = "Seems like CernVM-FS is not running"
+    assert why.startswith(f"the client's cache cannot be emptied: {missing}")
     nothing = ["-", "-", "0", "the site has no fallback that downloads"]
     assert rows["fallback, download and run"][1:] == nothing
     assert rows["fallback, downloaded before"][1:] == nothing
