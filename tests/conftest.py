@@ -134,6 +134,11 @@ LONG = {
 }
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Return what `--numprocesses auto` means: half of their time tests wait for programs."""
+    return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that are slow by where they are; `make test-pure` leaves them out."""
     for item in items:
