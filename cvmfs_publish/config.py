@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from string import Template
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from cvmfs_publish import settings
 from cvmfs_publish.errors import InputError
@@ -470,6 +470,57 @@ class CvmfsServerConfig:
             )
 
 
+class TextPattern(str):
+    """What a text is compared with: `*` stands for any characters; case does not matter."""
+
+    __slots__ = ()
+    WANTED = "a text, in which `*` stands for any characters"
+
+    @classmethod
+    def parse(cls, text: str) -> TextPattern:
+        if not text or not text.isprintable():
+            raise InputError(f"{text[:60]!r} is not {cls.WANTED}")
+        return cls(text)
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """Some images: those for which everything holds that is said here."""
+
+    match: ImagePattern = field(
+        default=ImagePattern.parse("*"),
+        metadata=about(
+            "their names: REGISTRY/REPOSITORY[:TAG], `*` for any characters; by default all"
+        ),
+    )
+    labels: Mapping[str, tuple[TextPattern, ...]] = field(
+        default_factory=dict,
+        metadata=about(
+            "what their labels or annotations say, by key: texts of which one has to fit, `*` for"
+            " any characters"
+        ),
+    )
+    platforms: tuple[TextPattern, ...] = field(
+        default=(),
+        metadata=about("what they are for: OS/ARCH[/VARIANT], of which one has to fit"),
+    )
+    reason: str = field(
+        default="", metadata=about("why, told to whoever wants another image to be published")
+    )
+
+    def __post_init__(self) -> None:
+        for key, texts in self.labels.items():
+            if not texts:
+                raise RefusedKeyError(
+                    ("labels", key), "names no text", hint='["*"] stands for every text'
+                )
+
+
+def as_rules(items: tuple[ImagePattern | ImageRule, ...]) -> tuple[ImageRule, ...]:
+    """Return all of a list in the same form."""
+    return tuple(each if isinstance(each, ImageRule) else ImageRule(each) for each in items)
+
+
 @dataclass(frozen=True)
 class RepositoryConfig:
     """Where the repository is and how it is written."""
@@ -534,6 +585,17 @@ class RepositoryConfig:
     cvmfs_server: CvmfsServerConfig = field(
         default_factory=CvmfsServerConfig,
         metadata=about("how the program is used, for `backend: cvmfs_server`"),
+    )
+    accept: tuple[ImagePattern | ImageRule, ...] = field(
+        default=(),
+        metadata=about(
+            "the images that may get in: patterns, or more about them; by default all, and with a"
+            " list only those that one of its rules fits"
+        ),
+    )
+    refuse: tuple[ImagePattern | ImageRule, ...] = field(
+        default=(),
+        metadata=about("the images that never get in, whatever `accept` says"),
     )
 
     def __post_init__(self) -> None:
@@ -1302,12 +1364,9 @@ class ReplicaConfig:
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything `cvmfs-publish.yaml` says."""
+class CommonConfig:
+    """What is said of all repositories together."""
 
-    repository: RepositoryConfig = field(
-        metadata=about("where the repository is and how it is written")
-    )
     state: Path = field(
         default=Path("state"),
         metadata=about(
@@ -1372,6 +1431,29 @@ class Config:
         metadata=about("replicas (Stratum 1) of the repository: their URLs, or more about each"),
     )
 
+
+@dataclass(frozen=True)
+class Config(CommonConfig):
+    """Everything that holds for one repository."""
+
+    repository: RepositoryConfig = field(
+        kw_only=True, metadata=about("where the repository is and how it is written")
+    )
+    common_state: Path | None = field(
+        default=None,
+        metadata=about("`state` as the file says it, if there are several repositories"),
+    )
+
+    @property
+    def shared_state(self) -> Path:
+        """The folder of what does not belong to one repository."""
+        return self.common_state or self.state
+
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether there are other repositories in the same file."""
+        return self.common_state is not None
+
     @property
     def known_replicas(self) -> tuple[ReplicaConfig, ...]:
         """All replicas in the same form, in their order."""
@@ -1417,6 +1499,148 @@ class Config:
             )
 
 
+@dataclass(frozen=True)
+class MemberConfig(RepositoryConfig):
+    """One repository of several: where it is, which images it gets, and what is special of it."""
+
+    name: RepositoryName = field(init=False, default=RepositoryName(""))  # the section's key
+    sites: tuple[SiteName | Path, ...] = field(
+        default=(),
+        metadata=about(
+            "the sites that mount this repository, beside those of `sandbox.sites`: their own"
+            " mounts become roots in it"
+        ),
+    )
+    replicas: tuple[WebUrl | ReplicaConfig, ...] = field(
+        default=(), metadata=about("replicas (Stratum 1) of this repository")
+    )
+    fallback: FallbackConfig | None = field(
+        default=None, metadata=about("publish every image of this repository also as one file")
+    )
+    wishlists: tuple[ListUrl | Path | WishlistConfig, ...] | None = field(
+        default=None,
+        metadata=about("the lists of images wanted here, in place of those that are for all"),
+    )
+    retention: RetentionConfig | None = field(
+        default=None, metadata=about("what `watch` keeps here, in place of what is said for all")
+    )
+    history: HistoryConfig | None = field(
+        default=None,
+        metadata=about("which revisions get a name here, in place of what is said for all"),
+    )
+
+
+@dataclass(frozen=True)
+class ConfigFile(CommonConfig):
+    """Everything `cvmfs-publish.yaml` says."""
+
+    repository: RepositoryConfig | None = field(
+        default=None, metadata=about("where the repository is and how it is written")
+    )
+    repositories: Mapping[RepositoryName, MemberConfig] | None = field(
+        default=None,
+        metadata=about(
+            "in place of `repository`: several of them, by full name, for which the rest of this"
+            " file holds"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.repositories is None:
+            if self.repository is None:
+                raise InputError(
+                    "required key 'repository' missing",
+                    hint="`cvmfs-publish init NAME` writes a file that is complete",
+                )
+        elif self.repository is not None:
+            raise RefusedKeyError(
+                ("repositories",),
+                "and `repository` are both given",
+                hint="move `repository` below `repositories`, its name becoming the key",
+            )
+        elif not self.repositories:
+            raise RefusedKeyError(("repositories",), "names no repository")
+        else:
+            self._check_members(self.repositories)
+        for _ in self.configs:  # each of them checks itself
+            pass
+
+    def _check_members(self, members: Mapping[RepositoryName, MemberConfig]) -> None:
+        for section in ("replicas", "fallback"):
+            if getattr(self, section):
+                raise RefusedKeyError(
+                    (section,),
+                    "belongs to one repository, and there are several",
+                    hint=f"move it to `repositories.NAME.{section}`",
+                )
+        taken: list[tuple[S3Url | Path, RepositoryName]] = []
+        for name, member in members.items():
+            places: list[tuple[tuple[str, ...], S3Url | Path | None]] = [(("spool",), member.spool)]
+            if member.backend != "cvmfs_server":  # its server.conf says where it is
+                places.append((("storage",), member.storage))
+            if member.fallback is not None:
+                places.append((("fallback", "store"), member.fallback.store))
+            for key, place in places:
+                for other, owner in taken:
+                    if place is not None and owner != name and _overlap(place, other):
+                        raise RefusedKeyError(
+                            ("repositories", name, *key),
+                            f"{place} is in the way of {other}, which belongs to {owner}",
+                            hint="give each repository a place of its own",
+                        )
+            taken += [(place, name) for _, place in places if place is not None]
+
+    @property
+    def configs(self) -> tuple[Config, ...]:
+        """What holds for each repository, in the order of the file."""
+        common = {entry.name: getattr(self, entry.name) for entry in fields(CommonConfig)}
+        if self.repositories is None:
+            return (Config(**common, repository=self.repository),) if self.repository else ()
+        return tuple(
+            self._config_of(name, member, common) for name, member in self.repositories.items()
+        )
+
+    def _config_of(
+        self, name: RepositoryName, member: MemberConfig, common: Mapping[str, Any]
+    ) -> Config:
+        own = {
+            entry.name: getattr(member, entry.name)
+            for entry in fields(RepositoryConfig)
+            if entry.name != "name"
+        }
+        special = {
+            key: getattr(member, key)
+            for key in ("wishlists", "retention", "history")
+            if getattr(member, key) is not None
+        }
+        sites = tuple(dict.fromkeys((*self.sandbox.sites, *member.sites)))
+        special["sandbox"] = replace(self.sandbox, sites=sites)
+        special |= {"replicas": member.replicas, "fallback": member.fallback}
+        special["state"] = self.state / name
+        try:
+            return Config(
+                **{**common, **special},
+                repository=RepositoryConfig(name, **own),
+                common_state=self.state,
+            )
+        except RefusedKeyError as error:
+            section, *below = error.path
+            path: tuple[str | int, ...] = ("repositories", name, *error.path)
+            if section == "repository":
+                path = ("repositories", name, *below)
+            elif not getattr(member, str(section), None):  # what is said for all
+                raise RefusedKeyError(
+                    error.path, f"{error} (repository {name})", hint=error.hint
+                ) from error
+            raise RefusedKeyError(path, str(error), hint=error.hint) from error
+
+
+def _overlap(one: S3Url | Path, other: S3Url | Path) -> bool:
+    """Whether one place is the other or is inside it."""
+    first, second = f"{one}/", f"{other}/"
+    return first.startswith(second) or second.startswith(first)
+
+
 def complete(config: Config, environ: Mapping[str, str]) -> Config:
     """Return `config` with what it leaves open to the environment."""
     fallback, repository = config.fallback, config.repository
@@ -1436,9 +1660,49 @@ def complete_sources(sources: SourcesConfig, environ: Mapping[str, str]) -> Sour
     )
 
 
-def load_config(path: Path) -> Config:
-    """Read the file at `path`; relative paths in it become relative to its folder."""
-    return settings.load(Config, path)
+def load_config(path: Path, name: str | None = None) -> Config:
+    """Read the file at `path`; relative paths in it become relative to its folder.
+
+    With several repositories, `name` says whose configuration is meant.
+    """
+    found = choose_configs(load_configs(path), [name] if name is not None else [], path)
+    if len(found) > 1:
+        raise ChoiceError(path, found)
+    return found[0]
+
+
+def load_configs(path: Path) -> tuple[Config, ...]:
+    """Read the file at `path`; return what it says of each repository, at least one."""
+    return settings.load(ConfigFile, path).configs
+
+
+class ChoiceError(InputError):
+    """Several repositories are configured, and what is to be done is done in one."""
+
+    kind = "choice"
+
+    def __init__(self, path: Path, found: Sequence[Config]) -> None:
+        names = ", ".join(config.repository.name for config in found)
+        super().__init__(
+            f"{path} names {len(found)} repositories, and this is done in one: {names}",
+            hint="say which: --repository NAME",
+        )
+
+
+def choose_configs(
+    configs: Sequence[Config], names: Sequence[str], path: Path
+) -> tuple[Config, ...]:
+    """Return the configurations of these repositories; of all if none is named."""
+    known = {str(config.repository.name): config for config in configs}
+    for name in names:
+        if name not in known:
+            meant = settings.nearest(name, known)
+            raise InputError(
+                f"{path} names no repository {name[:100]!r}"
+                + (f"; did you mean {meant!r}?" if meant else ""),
+                hint=f"it names {', '.join(known)}",
+            )
+    return tuple(known[name] for name in dict.fromkeys(names)) or tuple(configs)
 
 
 def find_config(explicit: Path | None, environ: Mapping[str, str], cwd: Path) -> Path:
@@ -1514,6 +1778,9 @@ _DEFAULT_FILE = Template("""\
 # Configuration of cvmfs-publish.  A key behind a `#` shows its default; remove the `#` to
 # change it.  Relative paths are relative to this file.  Unknown keys are errors.
 
+# Several repositories are written from one file with `repositories:` in place of `repository:`:
+# by full name the keys that follow here, without `name:`, and `sites:`, `replicas:`, `fallback:`,
+# `wishlists:`, `retention:` and `history:` of its own.  docs/regions.md has an example.
 repository:
   # The full name, as below /cvmfs on every client.
   name: $name
@@ -1576,6 +1843,13 @@ repository:
     #timeout: 6h
     # How long to wait for another writer to end before giving up: 10m, 1h.
     #lock_wait: 0s
+  # Which images may get in: patterns, or more about them.  By default all; with a list only those
+  # that one of its rules fits.
+  #accept: []
+  # Which images never get in, whatever `accept` says.
+  # Example: [{match: ghcr.io/team/*, labels: {org.opencontainers.image.licenses: ["*NonFree*"]},
+  #            platforms: [linux/arm64], reason: "may not be given away"}]
+  #refuse: []
 
 # Layers already read and work in progress.  Deleting it costs reading layers again.
 #state: state

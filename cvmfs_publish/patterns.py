@@ -117,7 +117,7 @@ class ImagePattern:
             return True
         if (name.place in ELSEWHERE) != (self.place in ELSEWHERE):
             return False
-        return all(_fits(part, text) for part, text in zip(self.key, name, strict=True))
+        return all(fits_text(part, text) for part, text in zip(self.key, name, strict=True))
 
     @property
     def is_everything(self) -> bool:
@@ -172,7 +172,7 @@ def _rank(glob: str) -> _Rank:
     return _Rank(not stars, len(glob.partition("*")[0]), len(glob) - stars, -stars)
 
 
-def _fits(glob: str, text: str) -> bool:
+def fits_text(glob: str, text: str) -> bool:
     """Whether `text` is what `glob` stands for; in linear time, whatever both are."""
     first, *rest = glob.split("*")
     if not rest:

@@ -43,6 +43,7 @@ from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
 from cvmfs_publish.repository.base import Repository, Transaction, View, Walkable
+from cvmfs_publish.repository.compliance import check_record
 from cvmfs_publish.repository.fallback import point_names
 from cvmfs_publish.repository.layouts import (
     DEFAULT_PLATFORM,
@@ -68,9 +69,10 @@ from cvmfs_publish.sources.base import (
     Platform,
     ResolvedImage,
 )
+from cvmfs_publish.sources.compliance import Compliance, ComplianceError
 from cvmfs_publish.sources.trust import Approval, Trust
 
-Status = Literal["published", "unchanged", "failed"]
+Status = Literal["published", "unchanged", "refused", "failed"]
 CHANGES = 10  # how many times the entries of an image its layers may have together
 METADATA = 1 << 30  # bytes of names, link targets and attributes of all layers, kept in memory
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
@@ -130,6 +132,11 @@ class ImageResult:
     seconds: float = 0.0
     error: PublishError | None = None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells images of a call apart."""
+        return self.reference, self.platform
+
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
@@ -161,7 +168,7 @@ class _Wish:
     def fail(self, error: PublishError) -> None:
         if isinstance(error, IntegrityError) and not error.hint:
             error.hint = "the image is damaged or malformed; rebuild it and push it again"
-        self.result.status = "failed"
+        self.result.status = "refused" if isinstance(error, ComplianceError) else "failed"
         self.result.error = error
         self.stop()
 
@@ -185,10 +192,12 @@ class Publisher:
         reporter: Reporter | None = None,
         packer: Packer | None = None,
         trust: Trust | None = None,
+        compliance: Compliance | None = None,
     ) -> None:
         """Put the parts together; with a `packer` every image is published as a file too.
 
         `trust`: what is asked of an image before anything of it is fetched; nothing by default.
+        `compliance`: which images may get into the repository; all by default.
         """
         self._repository = repository
         self._source = source
@@ -198,6 +207,7 @@ class Publisher:
         self._reporter = reporter or Silent()
         self._packer = packer
         self._trust = trust or Trust()
+        self._compliance = compliance or Compliance()
 
     def publish(
         self,
@@ -271,6 +281,7 @@ class Publisher:
         self._reporter.phase(wish.result.reference, "asking")
         found = read_publication(view, place_name(wish.reference, wish.platform).publication)
         try:
+            self._compliance.admit(wish.reference, wish.platform)
             self._trust.admit(wish.reference)
             wish.digest = self._ask(wish, wish.reference, asked, None if force else found)
         except PublishError as error:
@@ -287,6 +298,11 @@ class Publisher:
         ):
             wish.stop()
             return True
+        try:
+            check_record(view, self._compliance, found)
+        except ComplianceError as error:
+            wish.fail(error)
+            return False
         return self._lacks_artefact(wish, view, found)
 
     def _is_to_be_asked(self, reference: Reference, found: Publication) -> bool:
@@ -340,6 +356,7 @@ class Publisher:
         wish.start()
         try:
             image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+            self._compliance.check(image)
             self._trust.check(image)
         except PublishError as error:
             wish.fail(error)
@@ -421,6 +438,7 @@ class Publisher:
         name = wish.result.reference
         self._reporter.phase(name, "resolving")
         image = self._source.resolve(wish.reference, wish.platform, wish.digest)
+        self._compliance.check(image)
         approval = self._trust.check(image)
         records = self._read_layers(wish, image, ingestor)
         self._reporter.phase(name, "stacking")

@@ -10,6 +10,7 @@ from pathlib import Path
 from cvmfs_publish.cli.assembly import open_storage
 from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session
+from cvmfs_publish.cli.members import add_member, check_new, is_of_several
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time
 from cvmfs_publish.config import (
     FILE_NAME,
@@ -68,7 +69,7 @@ def adopt_repository(session: Session, name: RepositoryName, request: Request) -
     Raises:
         PublishError: it cannot be taken over; no file was written.
     """
-    config_path = new_config_path(session)
+    config_path = new_config_path(session, name)
     found = _locate(session, name, request)
     store = open_storage(found.storage, found.s3)
     try:
@@ -82,8 +83,9 @@ def adopt_repository(session: Session, name: RepositoryName, request: Request) -
     finally:
         store.close()
     has_secret = found.written is not None and found.written.secret_key is not None
-    write_new(
+    write_config(
         config_path,
+        name,
         _config_text(session, config_path, name, request, found, adoption),
         hint="nothing was changed; --config names another file",
         mode=_SECRET_MODE if has_secret else _FILE_MODE,
@@ -226,12 +228,26 @@ def _report(
 # the configuration file
 
 
-def new_config_path(session: Session) -> Path:
-    """Return where `init` writes the configuration; `InputError` if something is there."""
+def new_config_path(session: Session, name: RepositoryName) -> Path:
+    """Return where `init` writes the configuration: a new file, or one of several repositories.
+
+    Raises `InputError` if a file is there that is for one repository, or has this one.
+    """
     path = session.config_path or session.cwd / FILE_NAME
     if os.path.lexists(path):
-        raise InputError(f"{path} already exists", hint="remove it, or change it with an editor")
+        if not path.is_file() or not is_of_several(path):
+            raise InputError(
+                f"{path} already exists",
+                hint="remove it, or change it with an editor: to add a repository to it, its"
+                " `repository` has to become one of `repositories` (docs/regions.md)",
+            )
+        check_new(path, name)
     return path
+
+
+def default_storage(config_path: Path, name: RepositoryName) -> str:
+    """Return where a repository is, beside its configuration, if nothing else is said."""
+    return f"repositories/{name}" if config_path.exists() else DEFAULT_STORAGE
 
 
 def as_written(session: Session, config_path: Path, folder: str) -> str:
@@ -241,8 +257,13 @@ def as_written(session: Session, config_path: Path, folder: str) -> str:
     return str(session.cwd / folder)
 
 
-def write_new(path: Path, text: str, *, hint: str, mode: int = _FILE_MODE) -> None:
-    """Write a new file; `InputError` if that fails or there is one."""
+def write_config(
+    path: Path, name: RepositoryName, text: str, *, hint: str, mode: int = _FILE_MODE
+) -> None:
+    """Write what `new_config_path` named; `InputError` if that fails."""
+    if path.exists():
+        add_member(path, name, text)
+        return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor

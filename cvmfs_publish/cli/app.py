@@ -45,7 +45,7 @@ _REPOSITORY = "cvmfs_publish.cli.repository"
 class Commands(LazyGroup):
     """All commands, in the order in which a person meets them."""
 
-    shared = frozenset({"--config", "--json", "--verbose", "--quiet"})
+    shared = frozenset({"--config", "--json", "--repository", "--verbose", "--quiet"})
 
     table: ClassVar[Mapping[str, Lazy]] = {
         "init": Lazy(_REPOSITORY, "Create a repository and write cvmfs-publish.yaml."),
@@ -89,6 +89,10 @@ class Commands(LazyGroup):
 def _set_config(context: typer.Context, value: Path | None) -> None:
     if value is not None:
         session_of(context).config_path = value
+
+
+def _set_repositories(context: typer.Context, value: list[str]) -> None:
+    session_of(context).repositories += value or []
 
 
 def _set_json(context: typer.Context, value: bool) -> None:
@@ -139,6 +143,17 @@ def start(
             expose_value=False,
             help="Configuration file; else $CVMFS_PUBLISH_CONFIG, ./cvmfs-publish.yaml,"
             " /etc/cvmfs-publish/cvmfs-publish.yaml.",
+        ),
+    ] = None,
+    repository: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-r",
+            "--repository",
+            metavar="NAME",
+            callback=_set_repositories,
+            expose_value=False,
+            help="One of several configured repositories; may be repeated; else all of them.",
         ),
     ] = None,
     json: Annotated[

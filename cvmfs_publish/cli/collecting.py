@@ -19,6 +19,7 @@ from cvmfs_publish.cli.output import (
     plural,
 )
 from cvmfs_publish.cli.progress import StatusLine
+from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.content.hashes import Suffix
 from cvmfs_publish.repository.native.gc import (
     DEFAULT_GRACE,
@@ -63,7 +64,7 @@ def gc(
             metavar="N", min=0, help="Predecessors of the published revision to keep, however old."
         ),
     ] = DEFAULT_REVISIONS,
-) -> None:
+) -> int:
     """Remove what nothing names.
 
     First the sandboxes that no public name has led to for longer than the grace and no pin keeps;
@@ -74,10 +75,13 @@ def gc(
 
     Example: cvmfs-publish gc --dry-run --grace 30d
     """
-    session = session_of(context)
     retention = Retention(_duration(grace), keep_revisions)
+    return in_each(session_of(context), lambda one: _gc(one, retention, dry_run=dry_run))
+
+
+def _gc(session: Session, retention: Retention, *, dry_run: bool) -> None:
     if session.config.repository.backend != "native":
-        if keep_revisions != DEFAULT_REVISIONS:
+        if retention.revisions != DEFAULT_REVISIONS:
             open_native(session.config, "--keep-revisions is")
         _collect_tree(session, retention.grace, dry_run=dry_run)
         return

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cvmfs_publish.cli.context import session_of
+from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.fallback import artefact_document
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import FromOption, ImageArgument, KeyOption, PlatformOption
@@ -21,6 +21,7 @@ from cvmfs_publish.cli.output import (
     plural,
 )
 from cvmfs_publish.cli.reading import open_published, open_reading
+from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
@@ -39,16 +40,21 @@ app = command_app()
 
 
 @app.command("list")
-def list_images(
-    context: typer.Context, location: FromOption = None, keys: KeyOption = None
-) -> None:
+def list_images(context: typer.Context, location: FromOption = None, keys: KeyOption = None) -> int:
     """List the published images.
 
     Of the configured repository or, with --from, of any other, such as a Stratum 1.
 
     Example: cvmfs-publish list --json
     """
-    session = session_of(context)
+    return in_each(
+        session_of(context),
+        lambda one: _list(one, location, keys),
+        is_elsewhere=bool(location or keys),
+    )
+
+
+def _list(session: Session, location: str | None, keys: list[Path] | None) -> None:
     with open_published(session, location, keys) as published:
         records = list(iter_publications(published.view))
     name = published.name

@@ -17,9 +17,11 @@ from cvmfs_publish.cli.output import error_document, format_table
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository import names
 from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.compliance import check_record
 from cvmfs_publish.repository.names import History, UnpublishedImage, Version
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.compliance import Compliance
 
 app = command_app()
 
@@ -89,6 +91,7 @@ def rollback(
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
     with repository.transaction(int(now.timestamp())) as transaction:
         done = names.rollback(transaction, reference, chosen, now, to)
+        check_record(transaction, Compliance.of(session.config), done.publication)
     refresh(session, repository)
     record = done.publication
     word = "rolled back" if done.is_changed else "unchanged"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from cvmfs_publish.cli.replicas import (
     tell_lagging,
     wait_for,
 )
+from cvmfs_publish.cli.several import Several
 from cvmfs_publish.config import (
     Config,
     LimitsConfig,
@@ -35,7 +37,7 @@ from cvmfs_publish.config import (
     SwiftConfig,
     complete_sources,
 )
-from cvmfs_publish.errors import InputError, PublishError, RepositoryError
+from cvmfs_publish.errors import InputError, PublishError, RepositoryError, exit_code_of
 from cvmfs_publish.layers.read import LayerLimits
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.origin import NAMED, WEB, Origin
@@ -56,6 +58,7 @@ from cvmfs_publish.settings import parse_duration
 from cvmfs_publish.sites.binds import plan_targets
 from cvmfs_publish.sites.data import load_site
 from cvmfs_publish.sources.base import Platform, SourceLimits
+from cvmfs_publish.sources.compliance import Compliance
 from cvmfs_publish.sources.downloads import Downloads
 from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
@@ -66,6 +69,7 @@ from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.mirrors import MirrorSettings
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
 from cvmfs_publish.sources.registry.source import RegistrySource
+from cvmfs_publish.sources.shared import SharedBlobs, SharedSource, Source
 from cvmfs_publish.sources.transports import Access, Sources
 from cvmfs_publish.sources.trust import Trust, load_rules
 
@@ -145,54 +149,168 @@ def publish(
             f"--as {name} names one image, and {len(images)} are to be published",
             hint="publish them in calls of their own",
         )
-    span = _wait_span(session.config, wait_replicas, wait_timeout, dry_run=dry_run)
-    chosen = [Platform.parse(each) for each in platform or ()]
-    budgets = open_budgets(session.config, datetime.now(UTC))
-    with open_packer(session.config, session.environ, wanted=fallback) as packer:
+    wanted = _Wanted(
+        images,
+        dict.fromkeys(images, name) if name is not None else {},
+        [Platform.parse(each) for each in platform or ()],
+        force,
+        dry_run,
+        fallback,
+        wait_replicas,
+    )
+    spans = [
+        _wait_span(config, wait_replicas, wait_timeout, dry_run=dry_run)
+        for config in session.configs
+    ]  # of all, before anything is published
+    budgets = open_budgets(session.configs[0], datetime.now(UTC))
+    with open_shared_source(
+        session.configs[0], session.environ, images, session.cwd, budgets
+    ) as source:
+        if len(session.configs) > 1:
+            outcomes = _publish_in_each(session, wanted, source)
+        else:
+            result = _publish(session, wanted, source)
+    if len(session.configs) > 1:
+        return _tell_each(session, wanted, spans[0], outcomes, budgets)
+    late = _tell(session, wanted, spans[0], result, budgets)
+    return result.exit_code or late
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the command line says."""
+
+    images: list[str]
+    names: Mapping[str, str]
+    platforms: list[Platform]
+    force: bool
+    dry_run: bool
+    fallback: bool | None
+    wait_replicas: int | None
+
+
+def _publish_in_each(
+    session: Session, wanted: _Wanted, source: Source
+) -> dict[str, PublishResult | PublishError]:
+    """Publish into every repository whose rules accept an image; none holds back the others."""
+    outcomes: dict[str, PublishResult | PublishError] = {}
+    for config in session.configs:
+        name = config.repository.name
+        try:
+            outcomes[name] = _publish(session.of(config, session.out), wanted, source)
+        except PublishError as error:
+            outcomes[name] = error
+    return outcomes
+
+
+def _tell_each(
+    session: Session,
+    wanted: _Wanted,
+    span: timedelta,
+    outcomes: Mapping[str, PublishResult | PublishError],
+    budgets: Budgets,
+) -> int:
+    """Tell what became of it in each repository, and return the exit code.
+
+    An image that some accept is no failure of the others; one that none accepts has failed.
+    """
+    broken = [outcome for outcome in outcomes.values() if isinstance(outcome, PublishError)]
+    images = [
+        image
+        for outcome in outcomes.values()
+        if isinstance(outcome, PublishResult)
+        for image in outcome.images
+    ]
+    # what a repository that is broken would have said of an image, nobody knows
+    somewhere = {image.key for image in images if broken or image.status != "refused"}
+
+    def tell(one: Session) -> int:
+        outcome = outcomes[one.config.repository.name]
+        if isinstance(outcome, PublishError):
+            raise outcome
+        return _tell(one, wanted, span, outcome, budgets, somewhere)
+
+    several = Several(session)
+    for config in session.configs:
+        several.do(config, tell)
+    several.tell()
+    tried = [image for image in images if not _is_elsewhere(image, somewhere)]
+    errors = [*broken, *(image.error for image in tried if image.error is not None)]
+    late = LaggingError.exit_code if LaggingError.exit_code in several.codes else 0
+    return exit_code_of(errors, len(broken) + len(tried)) or late
+
+
+def _is_elsewhere(image: ImageResult, somewhere: Collection[tuple[str, str]]) -> bool:
+    """Whether an image is kept out of one repository, and wanted in another."""
+    return image.status == "refused" and image.key in somewhere
+
+
+def _publish(session: Session, wanted: _Wanted, source: Source) -> PublishResult:
+    """Publish into one repository."""
+    with open_packer(session.config, session.environ, wanted=wanted.fallback) as packer:
         with (
             open_reporter(session.out) as reporter,
             open_publisher(
                 session.config,
                 session.environ,
-                images,
+                wanted.images,
                 reporter,
                 packer,
                 folder=session.cwd,
-                budgets=budgets,
+                source=source,
             ) as publisher,
         ):
             result = publisher.publish(
-                images,
-                names=dict.fromkeys(images, name) if name is not None else {},
+                wanted.images,
+                names=wanted.names,
                 now=datetime.now(UTC),
-                platform=chosen,
-                force=force,
-                dry_run=dry_run,
+                platform=wanted.platforms,
+                force=wanted.force,
+                dry_run=wanted.dry_run,
             )
-        if packer is not None and not dry_run:
+        if packer is not None and not wanted.dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
-    repository = session.config.repository.name
-    due = dry_run and packer is not None
-    text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
+    return result
+
+
+def _tell(
+    session: Session,
+    wanted: _Wanted,
+    span: timedelta,
+    result: PublishResult,
+    budgets: Budgets,
+    somewhere: Collection[tuple[str, str]] = (),
+) -> int:
+    """Tell what became of it, wait for replicas; return an exit code if they are late.
+
+    An image that is refused here is no error if it is wanted in another repository.
+    """
+    repository, dry_run = session.config.repository.name, wanted.dry_run
+    due = dry_run and session.config.fallback is not None and wanted.fallback is not False
+    errors = [
+        image
+        for image in result.images
+        if image.error is not None and not _is_elsewhere(image, somewhere)
+    ]
+    text = "\n".join(_line(image, dry_run, due) for image in result.images if image not in errors)
     used = budgets.snapshots(datetime.now(UTC))
     document = publish_document(repository, result, used, dry_run=dry_run)
     lag = None
-    if wait_replicas is not None and any(image.error is None for image in result.images):
-        goal = Goal(result.revision, wait_replicas, span)
+    if wanted.wait_replicas is not None and any(image.error is None for image in result.images):
+        goal = Goal(result.revision, wanted.wait_replicas, span)
         document["replicas"], lag = _wait(session, goal)
     session.out.result(document, text)
     if not session.out.as_json:
-        for image in result.images:
+        for image in errors:
+            message = str(image.error)
+            subject = "" if image.reference in message else f"{_name(image)}: "
             if image.error is not None:
-                message = str(image.error)
-                subject = "" if image.reference in message else f"{_name(image)}: "
                 session.out.error(image.error.kind, subject + message, image.error.hint)
     if session.out.verbosity:
         for host, budget in used.items():
             session.out.note(f"{host}: {budget}")
     session.out.note(f"{repository} is at revision {result.revision}")
-    late = tell_lagging(session, lag)
-    return result.exit_code or late
+    return tell_lagging(session, lag)
 
 
 def _wait_span(
@@ -236,11 +354,12 @@ def open_publisher(
     packer: Packer | None = None,
     *,
     folder: Path,
-    budgets: Budgets | None = None,
+    source: Source | None = None,
 ) -> Iterator[Publisher]:
     """Put a publisher together for these images; connections are closed at the end.
 
-    Paths of files among them are relative to `folder`.
+    Paths of files among them are relative to `folder`.  `source`: what is asked for them, if it is
+    open already.
 
     Raises `InputError` for what the configuration says wrongly, `RepositoryError` if there is no
     repository where it says.
@@ -255,10 +374,48 @@ def open_publisher(
         )
     settings = publish_settings(config)
     rules = load_rules(config.trust)
-    with open_source(config, environ, images, folder, budgets) as source:
+    with ExitStack() as stack:
+        if source is None:
+            source = stack.enter_context(
+                open_shared_source(config, environ, images, folder, stays=True)
+            )
         records = RecordStore(config.state / "layers", algorithm)
-        trust = Trust(rules, source)
-        yield Publisher(repository, source, records, settings, reporter, packer, trust)
+        yield Publisher(
+            repository,
+            source,
+            records,
+            settings,
+            reporter,
+            packer,
+            Trust(rules, source),
+            Compliance.of(config),
+        )
+
+
+@contextmanager
+def open_shared_source(
+    config: Config,
+    environ: Mapping[str, str],
+    images: Sequence[str],
+    folder: Path,
+    budgets: Budgets | None = None,
+    *,
+    stays: bool = False,
+) -> Iterator[Source]:
+    """Open what has these images; with several repositories, so that each layer comes once.
+
+    `stays`: layers are left for other publishers, who are about to ask for them as well.
+    """
+    with open_source(config, environ, images, folder, budgets) as source:
+        if not config.is_one_of_several:
+            yield source
+            return
+        blobs = SharedBlobs(config.shared_state / "blobs", stays=stays)
+        blobs.sweep(datetime.now(UTC).timestamp())
+        try:
+            yield SharedSource(source, blobs)
+        finally:
+            blobs.close()
 
 
 def open_budgets(config: Config | None, now: datetime) -> Budgets:
@@ -285,7 +442,7 @@ def share_budgets(config: Config, budgets: Budgets, now: datetime) -> None:
 
 
 def _spent_file(config: Config) -> Path:
-    return config.state / "registries.json"
+    return config.shared_state / "registries.json"
 
 
 @contextmanager
@@ -414,7 +571,7 @@ def open_registries(
 
 def make_scratch(config: Config) -> Path:
     """Return the folder for files that have no names and vanish with this process."""
-    folder = config.state / "scratch"
+    folder = config.shared_state / "scratch"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -587,6 +744,8 @@ def _image_document(image: ImageResult) -> dict[str, object]:
 
 def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
     record = image.publication
+    if image.status == "refused":
+        return f"refused  {image.error}"
     if image.status == "unchanged" and record is not None:
         due = "; its fallback file is to be made" if file_is_due and image.fallback is None else ""
         return f"unchanged  {_name(image)}  {record.path}{_fallback(image)}{due}"

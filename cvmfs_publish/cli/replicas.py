@@ -12,6 +12,7 @@ from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import error_document, format_table, format_time
 from cvmfs_publish.cli.reading import open_own
+from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.config import Config
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.replicas import (
@@ -68,9 +69,15 @@ def replicas(
 
     Example: cvmfs-publish replicas --wait 12 --count 2 --timeout 15m
     """
-    session = session_of(context)
     if timeout is not None and wait is None:
         raise InputError("--timeout without --wait has no meaning")
+    session = session_of(context)
+    if wait is not None:
+        return _replicas(session, wait, timeout, count)  # each repository has revisions of its own
+    return in_each(session, lambda one: _replicas(one, wait, timeout, count))
+
+
+def _replicas(session: Session, wait: int | None, timeout: str | None, count: int | None) -> int:
     check_count(session.config, count, "--count")
     observer = open_observer(session.config)
     if wait is not None:

@@ -14,12 +14,12 @@ import typer
 
 from cvmfs_publish.cli.adopting import (
     DEFAULT_KEYS,
-    DEFAULT_STORAGE,
     Request,
     adopt_repository,
     as_written,
+    default_storage,
     new_config_path,
-    write_new,
+    write_config,
 )
 from cvmfs_publish.cli.assembly import open_native, open_storage, open_tree
 from cvmfs_publish.cli.checking import CheckProgress
@@ -34,6 +34,7 @@ from cvmfs_publish.cli.output import (
     format_time,
     plural,
 )
+from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.cli.trees import init_directory, init_server, tell_tree
 from cvmfs_publish.config import (
     RepositoryName,
@@ -44,7 +45,8 @@ from cvmfs_publish.config import (
 from cvmfs_publish.content.artefacts import ArtefactError
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
-from cvmfs_publish.repository.base import Revision
+from cvmfs_publish.repository.base import Repository, Revision
+from cvmfs_publish.repository.compliance import find_strays
 from cvmfs_publish.repository.fallback import find_missing, read_lines
 from cvmfs_publish.repository.native.check import Report, check_repository
 from cvmfs_publish.repository.native.http_origin import open_origin
@@ -60,6 +62,7 @@ from cvmfs_publish.repository.native.spool import CHECKSUM as REFLOG_CHECKSUM
 from cvmfs_publish.repository.native.spool import Spool
 from cvmfs_publish.repository.native.whitelist import format_fingerprint
 from cvmfs_publish.repository.tree_check import check_tree
+from cvmfs_publish.sources.compliance import Compliance
 
 SHOWN_PROBLEMS = 100  # lines of `check`; --json has them all
 
@@ -133,10 +136,17 @@ def init(
     turns with us: storage, keys, spool and settings come from its server.conf, unless --storage or
     --keys say otherwise.  Everything is verified and nothing in the repository is changed.
 
+    Where the file has a section `repositories` already, the repository is added to it.
+
     Example: cvmfs-publish init containers.example.org --storage /srv/cvmfs/containers.example.org
     """
     session = session_of(context)
     checked = RepositoryName.parse(name)
+    if session.repositories:
+        raise InputError(
+            f"--repository {session.repositories[0]} chooses among repositories that there are",
+            hint=f"`cvmfs-publish init {checked}` makes {checked}",
+        )
     if backend is Backend.CVMFS_SERVER:
         if storage is not None or keys is not None or skip_check:
             raise InputError("--storage, --keys and --skip-check belong to --backend native")
@@ -145,7 +155,7 @@ def init(
     if backend is Backend.DIRECTORY:
         if keys is not None or server_conf is not None or skip_check:
             raise InputError("--keys, --server-conf and --skip-check belong to --backend native")
-        init_directory(session, checked, storage or DEFAULT_STORAGE, adopt=adopt)
+        init_directory(session, checked, storage, adopt=adopt)
         return
     if adopt:
         adopt_repository(
@@ -154,13 +164,13 @@ def init(
         return
     if server_conf is not None or skip_check:
         raise InputError("--server-conf and --skip-check belong to --adopt", hint="add --adopt")
-    storage, keys = storage or DEFAULT_STORAGE, keys or DEFAULT_KEYS
+    config_path = new_config_path(session, checked)
+    storage, keys = storage or default_storage(config_path, checked), keys or DEFAULT_KEYS
     check_bits(key_bits)
     # `s3:/bucket` is a mistyped URL, never a folder somebody wants
     is_url = re.match(r"[a-z0-9]{2,}:/", storage) is not None
     place = S3Url.parse(storage) if is_url else session.cwd / storage
     s3 = S3Config().completed(session.environ)
-    config_path = new_config_path(session)
     repository = NativeRepository(checked, open_storage(place, s3), session.cwd / keys)
     is_new = not repository.exists()
     if is_new:
@@ -177,8 +187,9 @@ def init(
         hash_algorithm=algorithm.value,
         s3=None if isinstance(place, Path) else S3Config(endpoint=s3.endpoint, region=s3.region),
     )
-    write_new(
+    write_config(
         config_path,
+        checked,
         text,
         hint="the repository exists now; `init` elsewhere with the same folders adopts it",
     )
@@ -238,12 +249,23 @@ def check(
 
     Example: cvmfs-publish check --scrub
     """
-    session = session_of(context)
+    return in_each(
+        session_of(context),
+        lambda one: _check(one, location, keys, scrub=scrub, strict=strict),
+        is_elsewhere=bool(location or keys),
+    )
+
+
+def _check(
+    session: Session, location: str | None, keys: list[Path] | None, *, scrub: bool, strict: bool
+) -> int:
     other = elsewhere(location, keys, session.cwd)
     if other is None and session.config.repository.backend != "native":
         if scrub:
             open_native(session.config, "`check --scrub` is")
-        report = check_tree(open_tree(session.config))
+        tree = open_tree(session.config)
+        report = check_tree(tree)
+        _check_compliance(session, report, tree)
         return _tell_check(session, report, strict=strict)
     subject = _to_check(session, other)
     with closing(subject.origin), CheckProgress(session.out) as progress:
@@ -260,6 +282,7 @@ def check(
         report.error(REFLOG_CHECKSUM, subject.fault)
     if location is None and report.ok:
         _check_fallback(session, report)
+        _check_compliance(session, report, open_native(session.config))
     return _tell_check(session, report, strict=strict)
 
 
@@ -267,6 +290,16 @@ def _tell_check(session: Session, report: Report, *, strict: bool) -> int:
     session.out.result(_check_document(report), _check_text(report))
     is_fine = report.ok and not (strict and report.problems)
     return 0 if is_fine else RepositoryError.exit_code
+
+
+def _check_compliance(session: Session, report: Report, repository: Repository) -> None:
+    """Tell of images that `accept` and `refuse` keep out today; they were let in once."""
+    with repository.open() as view:
+        for record, error in find_strays(view, Compliance.of(session.config)):
+            report.error(
+                record.path,
+                f"{error}; `cvmfs-publish unpublish {record.reference}` and `gc` remove it",
+            )
 
 
 def _check_fallback(session: Session, report: Report) -> None:
@@ -351,12 +384,15 @@ def _check_text(report: Report) -> str:
 
 
 @app.command()
-def info(context: typer.Context) -> None:
+def info(context: typer.Context) -> int:
     """Show the repository's facts, sizes and expiry dates.
 
     Example: cvmfs-publish info --json
     """
-    session = session_of(context)
+    return in_each(session_of(context), _info)
+
+
+def _info(session: Session) -> None:
     if session.config.repository.backend != "native":
         tell_tree(session)
         return

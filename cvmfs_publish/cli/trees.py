@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvmfs_publish import settings
-from cvmfs_publish.cli.adopting import as_written, new_config_path, write_new
+from cvmfs_publish.cli.adopting import (
+    as_written,
+    default_storage,
+    new_config_path,
+    write_config,
+)
 from cvmfs_publish.cli.assembly import open_directory, open_server, open_tree
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time, plural
-from cvmfs_publish.config import Config, RepositoryName, render_default_config
+from cvmfs_publish.config import ConfigFile, RepositoryName, render_default_config
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.base import View
@@ -24,22 +29,25 @@ if TYPE_CHECKING:  # they are loaded where they are used: not every run needs th
     from cvmfs_publish.repository.directory import DirectoryRepository
 
 
-def init_directory(session: Session, name: RepositoryName, storage: str, *, adopt: bool) -> None:
+def init_directory(
+    session: Session, name: RepositoryName, storage: str | None, *, adopt: bool
+) -> None:
     """Begin in a folder and write the configuration.
 
     Raises:
         InputError: the storage is no folder, or it holds something and `adopt` is not said.
         RepositoryError: it holds a repository of another name, or cannot be written.
     """
-    if storage.startswith("s3:"):
+    if storage is not None and storage.startswith("s3:"):
         raise InputError("a plain tree is a folder", hint="object stores: --backend native")
-    config_path = new_config_path(session)
+    config_path = new_config_path(session, name)
+    storage = storage or default_storage(config_path, name)
     place = session.cwd / storage
     text = render_default_config(
         name, backend="directory", storage=as_written(session, config_path, storage)
     )
     repository = open_directory(
-        settings.parse(Config, text, str(config_path), base=config_path.parent)
+        settings.parse(ConfigFile, text, str(config_path), base=config_path.parent).configs[0]
     )
     is_new = not repository.exists()
     if not is_new:
@@ -53,8 +61,9 @@ def init_directory(session: Session, name: RepositoryName, storage: str, *, adop
                 hint="name another --storage; --adopt begins in it and leaves all as it is",
             )
         repository.create(datetime.now(UTC))
-    write_new(
+    write_config(
         config_path,
+        name,
         text,
         hint="the repository exists now; `init` elsewhere with the same folder uses it",
     )
@@ -68,14 +77,14 @@ def init_server(session: Session, name: RepositoryName, server_conf: str | None)
         InputError: its server.conf is missing, or says what cannot be done here.
         RepositoryError: there is no such repository, or it is not mounted.
     """
-    config_path = new_config_path(session)
+    config_path = new_config_path(session, name)
     conf = as_written(session, config_path, server_conf) if server_conf is not None else None
     text = render_default_config(name, backend="cvmfs_server", storage=None, server_conf=conf)
-    config = settings.parse(Config, text, str(config_path), base=config_path.parent)
+    config = settings.parse(ConfigFile, text, str(config_path), base=config_path.parent).configs[0]
     repository = open_server(config)
     with repository.open():
         repository.revision()
-    write_new(config_path, text, hint="nothing was changed; --config names another file")
+    write_config(config_path, name, text, hint="nothing was changed; --config names another file")
     _report_init(session, repository, "cvmfs_server", config_path, is_new=False)
 
 

@@ -329,14 +329,12 @@ def _relative(source: str, cwd: Path) -> str:
 
 
 def _find_config(session: Session) -> Config | None:
-    """Return the configuration, whose logins are used; None if there is none."""
-    if session.has_config:
-        return session.config
+    """Return a configuration, for its logins, which all repositories share; None if none is."""
     try:
         find_config(session.config_path, session.environ, session.cwd)
     except InputError:
         return None
-    return session.config
+    return session.configs[0]
 
 
 # ---------------------------------------------------------------- telling

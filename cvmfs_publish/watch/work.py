@@ -39,7 +39,7 @@ def _item_end(image: ImageResult, names: Mapping[str, str], result: PublishResul
     if image.error is not None:
         failure = Failure.of(image.error)
         return ItemEnd(name, "failed", failure=failure, exit_code=image.error.exit_code)
-    if image.publication is None:
+    if image.publication is None or image.status == "refused":
         raise TypeError(f"{name} is {image.status}, but there is no record of it")
     facts = facts_of(image.publication)
     if image.status == "published":

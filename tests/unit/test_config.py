@@ -384,7 +384,7 @@ def test_a_key_behind_a_hash_in_that_file_shows_its_default(tmp_path: Path) -> N
 
 def test_every_key_is_explained_in_that_file() -> None:
     text = uncommented(config.render_default_config("a.example.org"))
-    for doc in settings.iter_keys(Config):
+    for doc in settings.iter_keys(config.ConfigFile):
         name = doc.path.rsplit(".", 1)[-1]
         assert re.search(rf"\b{name}:", text), doc.path
         assert doc.doc, f"{doc.path} is not documented"

@@ -1,0 +1,217 @@
+"""One publisher, several repositories: filters, roots of sites, layers that are fetched once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.registry import FakeRegistry
+from tests.images import Tar
+from tests.regions import AMERICA, EUROPE, LAB, make_regions
+from tests.unit.cli.support import Shell
+
+
+def layer(name: str, data: bytes = b"content") -> bytes:
+    tar = Tar()
+    tar.file(name, data)
+    return tar.done()
+
+
+@pytest.fixture(scope="session")
+def _new_regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_regions(tmp_path_factory.mktemp("regions")).cwd
+
+
+@pytest.fixture
+def regions(tmp_path: Path, _new_regions: Path) -> Shell:
+    shutil.copytree(_new_regions, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        base = layer("base", b"in all images")
+        registry.add_image("a/one", [base, layer("one", b"1" * 70_000)], tag="1")
+        registry.add_image("a/two", [base, layer("two", b"2")], tag="1")
+        registry.add_image("b/cuda", [base, layer("cuda", b"3")], tag="1")
+        labels = {"Labels": {"org.opencontainers.image.licenses": "Vendor-NonFree"}}
+        registry.add_image("a/bought", [base], {"config": labels}, tag="1")
+        yield registry
+
+
+def names_in(shell: Shell, repository: str) -> set[str]:
+    """Return repository and tag of what is published, without the registry."""
+    document = shell.json("--repository", repository, "list")
+    assert document["repository"] == repository
+    return {image["reference"].partition("/")[2] for image in document["images"]}
+
+
+def test_an_image_gets_into_every_repository_whose_rules_let_it_and_its_layers_come_once(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    images = [registry.name(each, "1") for each in ("a/one", "a/two", "b/cuda", "a/bought")]
+    document = regions.json("publish", *images)
+    europe, america, lab = document["repositories"]
+    assert [each["repository"] for each in document["repositories"]] == [EUROPE, AMERICA, LAB]
+    assert names_in(regions, EUROPE) == {"a/one:1", "a/two:1", "a/bought:1"}
+    assert names_in(regions, AMERICA) == {"a/one:1", "a/two:1", "b/cuda:1"}
+    assert names_in(regions, LAB) == {"a/one:1", "a/two:1", "a/bought:1"}
+    statuses = [image["status"] for image in europe["images"]]
+    assert statuses == ["published", "published", "refused", "published"]
+    error = europe["images"][2]["error"]
+    assert error["kind"] == "compliance"
+    assert EUROPE in error["message"]
+    assert "because: the licence covers America only" in error["message"]
+    assert "change `repositories.eu.example.org.refuse`" in error["hint"]
+    assert "(here 'Vendor-NonFree'), because: no export" in america["images"][3]["error"]["message"]
+    assert "`accept` is for */a/*" in lab["images"][2]["error"]["message"]
+    # four layers and four configurations; each image's manifest and digest are asked for once
+    assert registry.count("GET", "/blobs/") == 8
+    assert registry.count("GET", "/manifests/") == 4
+    assert registry.count("HEAD", "/manifests/") == 4
+    assert list((regions.cwd / "state" / "blobs").iterdir()) == []
+    for image in [*europe["images"], *america["images"], *lab["images"]]:
+        if image["status"] == "published":
+            assert regions.run("-r", EUROPE, "check").code == 0
+    tree = regions.cwd / "repositories" / LAB / images[0]
+    assert (tree / "one").read_bytes() == b"1" * 70_000
+
+
+def test_sites_make_the_roots_of_their_own_repository(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    document = regions.json("publish", registry.name("a/one", "1"))
+    europe, america, lab = (
+        set(each["images"][0]["roots_added"]) for each in document["repositories"]
+    )
+    assert europe - lab == {"/fs/europe"}
+    assert america - lab == {"/fs/america"}
+
+
+def test_one_repository_has_the_document_that_it_always_had(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    document = regions.json("publish", "-r", AMERICA, registry.name("a/one", "1"))
+    assert (document["repository"], document["revision"]) == (AMERICA, 2)
+    assert "repositories" not in document
+    assert names_in(regions, EUROPE) == set()
+
+
+def test_an_image_that_no_repository_accepts_fails_and_asks_nobody(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    ran = regions.run("publish", "-r", EUROPE, "-r", LAB, registry.name("b/cuda", "1"))
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.count("may not get into") == 2
+    assert registry.requests == []
+    chosen = regions.run("publish", "-r", EUROPE, registry.name("b/cuda", "1"))
+    assert chosen.code == 2
+    assert "because: the licence covers America only" in chosen.err
+
+
+def test_a_repository_that_cannot_be_written_holds_nobody_else_back(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    storage = regions.cwd / "repositories" / AMERICA
+    storage.rename(storage.with_name("away"))
+    ran = regions.run("--json", "publish", registry.name("a/one", "1"))
+    assert ran.code == 6
+    assert ran.document["repositories"][1]["error"]["kind"] == "repository"
+    assert names_in(regions, EUROPE) == names_in(regions, LAB) == {"a/one:1"}
+    storage.with_name("away").rename(storage)
+    assert regions.run("publish", registry.name("a/one", "1")).code == 0
+    assert names_in(regions, AMERICA) == {"a/one:1"}
+
+
+def test_a_command_for_one_repository_says_which_there_are(regions: Shell) -> None:
+    ran = regions.run("history", "ghcr.io/a/one:1")
+    assert ran.code == 2
+    assert f"3 repositories, and this is done in one: {EUROPE}, {AMERICA}, {LAB}" in ran.err
+    assert "hint: say which: --repository NAME" in ran.err
+    wrong = regions.run("-r", "eu.exampel.org", "list")
+    assert wrong.code == 2
+    assert f"did you mean '{EUROPE}'?" in wrong.err
+
+
+def test_list_check_info_gc_and_replicas_are_about_all(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    image = registry.name("a/one", "1")
+    regions.json("publish", image)
+    listed = regions.run("list")
+    assert [line for line in listed.out.splitlines() if line.endswith(":")] == [
+        *(f"{EUROPE}:", f"{AMERICA}:", f"{LAB}:")
+    ]
+    assert listed.out.count(f"\n{image}  ") == 3
+    for command in (["check"], ["info"], ["gc", "--dry-run"]):
+        document = regions.json(*command)
+        assert [each["repository"] for each in document["repositories"]] == [EUROPE, AMERICA, LAB]
+    ran = regions.run("replicas")
+    assert ran.code == 2
+    assert ran.err.count("names no replicas of") == 2
+
+
+def test_what_is_published_and_no_longer_allowed_is_reported_and_stays(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    regions.json("publish", registry.name("a/bought", "1"))
+    path = regions.cwd / "cvmfs-publish.yaml"
+    rule = '      - labels: {org.opencontainers.image.licenses: ["Vendor*"]}\n'
+    path.write_text(path.read_text().replace("    refuse:\n", f"    refuse:\n{rule}", 1))
+    checked = regions.run("--json", "check")
+    assert checked.code == 6
+    (problem,) = checked.document["repositories"][0]["problems"]
+    assert "may not get into eu.example.org" in problem["text"]
+    assert "cvmfs-publish unpublish" in problem["text"]
+    assert names_in(regions, EUROPE) == {"a/bought:1"}
+    again = regions.json("publish", "-r", EUROPE, registry.name("a/bought", "1"), code=2)
+    assert again["images"][0]["status"] == "refused"
+
+
+def test_no_name_goes_back_to_what_is_not_allowed(regions: Shell, registry: FakeRegistry) -> None:
+    image = registry.name("a/one", "1")
+    regions.json("publish", "-r", EUROPE, image)
+    registry.add_image("a/one", [layer("new")], tag="1")
+    regions.json("publish", "-r", EUROPE, image)
+    path = regions.cwd / "cvmfs-publish.yaml"
+    path.write_text(path.read_text().replace('"*/*cuda*"', '"*/*one*"', 1))
+    ran = regions.run("-r", EUROPE, "rollback", image)
+    assert ran.code == 2
+    assert "may not get into" in ran.err
+    events = regions.json("-r", EUROPE, "history", image)["events"]
+    assert [event["what"] for event in events] == ["published", "published"]
+
+
+def test_another_name_does_not_get_an_image_past_the_rules(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    for name in ("registry.example.org/a/harmless:1", registry.name("a/harmless", "1")):
+        ran = regions.run(
+            *("publish", "-r", EUROPE, f"docker://{registry.name('b/cuda', '1')}", "--as", name)
+        )
+        assert ran.code == 2, ran
+        assert "may not get into" in ran.err
+
+
+def test_init_adds_a_repository_and_leaves_the_others_as_they_are(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    path = regions.cwd / "cvmfs-publish.yaml"
+    before = path.read_text()
+    regions.json("init", "asia.example.org", "--hash", "rmd160")
+    text = path.read_text()
+    assert [line for line in text.splitlines() if line not in before.splitlines()] == [
+        *("  asia.example.org:", "    storage: repositories/asia.example.org"),
+        *("    keys: keys", "    hash: rmd160"),
+    ]
+    assert "# what comes first is published first" in text
+    document = regions.json("publish", registry.name("a/one", "1"))
+    assert len(document["repositories"]) == 4
+    ran = regions.run("init", "asia.example.org")
+    assert ran.code == 2
+    assert "has the repository asia.example.org already" in ran.err
