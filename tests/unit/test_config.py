@@ -506,3 +506,118 @@ def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) 
         ("*", "reject"),
     ]
     assert rules[0].keys == (tmp_path / "keys/team.pub", tmp_path / "keys/release.pub")
+
+
+# ---------------------------------------------------------------- several repositories
+
+TWO = """\
+state: ./memory
+sandbox: {roots: [/nfs], sites: [slac]}
+wishlists: [all.yaml]
+retention: {keep_replaced: 9d}
+repositories:
+  eu.example.org:
+    storage: eu
+    sites: [in2p3, slac]
+    replicas: [http://s1.example.org/cvmfs/eu.example.org]
+  us.example.org:
+    backend: directory
+    storage: us
+    wishlists: []
+    retention: {gc: off}
+"""
+
+
+def test_several_repositories_share_what_is_said_once(tmp_path: Path) -> None:
+    eu, us = config.load_configs(write(tmp_path, TWO))
+    assert (eu.repository.name, us.repository.name) == ("eu.example.org", "us.example.org")
+    assert (eu.repository.backend, us.repository.backend) == ("native", "directory")
+    assert (eu.repository.storage, us.repository.storage) == (tmp_path / "eu", tmp_path / "us")
+    assert eu.repository.keys == us.repository.keys == tmp_path / "keys"
+    assert (eu.state, us.state) == tuple(
+        tmp_path / "memory" / each.repository.name for each in (eu, us)
+    )
+    assert eu.shared_state == us.shared_state == tmp_path / "memory"
+    assert (eu.sandbox.sites, us.sandbox.sites) == (("slac", "in2p3"), ("slac",))
+    assert eu.sandbox.roots == us.sandbox.roots == ("/nfs",)
+    assert (eu.wishlists, us.wishlists) == ((tmp_path / "all.yaml",), ())
+    assert eu.retention.keep_replaced == timedelta(days=9)
+    assert (us.retention.keep_replaced, us.retention.gc) == (timedelta(days=30), "off")
+    assert (len(eu.replicas), len(us.replicas)) == (1, 0)
+
+
+def test_one_of_several_is_found_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO)
+    assert config.load_config(path, "us.example.org").repository.name == "us.example.org"
+    with pytest.raises(config.ChoiceError, match=r"names 2 repositories.*eu\.example\.org, us"):
+        config.load_config(path)
+    with pytest.raises(InputError, match=r"no repository 'uk\.example\.org'; did you mean"):
+        config.load_config(path, "uk.example.org")
+
+
+def test_a_single_repository_is_what_it_was(tmp_path: Path) -> None:
+    (only,) = config.load_configs(write(tmp_path, MINIMAL))
+    assert not only.is_one_of_several
+    assert only.state == only.shared_state == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("state: x\n", "required key 'repository' missing"),
+        (MINIMAL + "repositories: {a.b: {}}", ":2: repositories: and `repository` are both given"),
+        ("repositories: {}", "repositories: names no repository"),
+        ("repositories:\n", "required key 'repository' missing"),
+        ("repositories: [a]", "repositories: wants a section"),
+        ("repositories: {a b: {}}", "'a b' is not a repository name"),
+        ("repositories: {a.b: {name: a.b}}", "unknown key 'name' in repositories.a.b"),
+        ("repositories: {a.b: {stora: x}}", "did you mean 'storage'?"),
+        (
+            "repositories:\n  a.b: {}\n  a.c: {}",
+            ":3: repositories.a.c.storage: {}/repository is in the way of {}/repository, which"
+            " belongs to a.b",
+        ),
+        ("repositories:\n  a.b: {storage: x}\n  a.c: {storage: x/y}", "a.c.storage: {}/x/y is in"),
+        ("repositories: {a.b: {}, a.c: {storage: y, fallback: {store: y/z}}}", None),
+        (
+            "repositories: {a.b: {storage: x}, a.c: {storage: y, fallback: {store: x/z}}}",
+            "repositories.a.c.fallback.store: {}/x/z is in the way of {}/x",
+        ),
+        (
+            "repositories: {a.b: {storage: s3://buck/et}, a.c: {storage: s3://buck/et/y}}",
+            "a.c.storage: s3://buck/et/y is in the way of s3://buck/et",
+        ),
+        ("replicas: [http://s1.b/x]\nrepositories: {a.b: {}}", ":1: replicas: belongs to one"),
+        ("repositories: {a.b: {}}\nfallback: {store: f}", ":2: fallback: belongs to one"),
+        (
+            "repositories:\n  a.b:\n    backend: directory\n    history: {automatic_tags: 3d}",
+            ":4: repositories.a.b.history.automatic_tags: is for `backend: native`",
+        ),
+        (
+            "history: {automatic_tags: 3d}\nrepositories: {a.b: {backend: directory}}",
+            "history.automatic_tags: is for `backend: native`, but the backend is directory"
+            " (repository a.b)",
+        ),
+        (
+            "repositories: {a.b: {replicas: [http://s1.b/x, http://s1.b/x]}}",
+            "repositories.a.b.replicas[1]: http://s1.b/x is named twice",
+        ),
+        ("repositories: {a.b: {accept: [debian]}}", "'debian' is not a pattern of images"),
+        (
+            "repositories: {a.b: {refuse: [{labels: {x: []}}]}}",
+            "repositories.a.b.refuse[0].labels.x: names no text",
+        ),
+        (MINIMAL + "common_state: x", "unknown key 'common_state'"),
+    ],
+)
+def test_what_cannot_be_of_several_repositories(
+    tmp_path: Path, text: str, message: str | None
+) -> None:
+    path = write(tmp_path, text)
+    if message is None:
+        config.load_configs(path)
+        return
+    with pytest.raises(InputError) as caught:
+        config.load_configs(path)
+    assert message.replace("{}", str(tmp_path)) in str(caught.value)
+    assert str(caught.value).startswith(str(path))
