@@ -1444,6 +1444,11 @@ class Config(CommonConfig):
         metadata=about("`state` as the file says it, if there are several repositories"),
     )
 
+    common_listen: str | None = field(
+        default=None,
+        metadata=about("`watch.listen` as the file says it, if there are several repositories"),
+    )
+
     @property
     def shared_state(self) -> Path:
         """The folder of what does not belong to one repository."""
@@ -1509,6 +1514,12 @@ class MemberConfig(RepositoryConfig):
         metadata=about(
             "the sites that mount this repository, beside those of `sandbox.sites`: their own"
             " mounts become roots in it"
+        ),
+    )
+    listen: str | None = field(
+        default=None,
+        metadata=about(
+            "HOST:PORT of this repository's status site; `watch.listen` is for what all share"
         ),
     )
     replicas: tuple[WebUrl | ReplicaConfig, ...] = field(
@@ -1614,6 +1625,7 @@ class ConfigFile(CommonConfig):
             if getattr(member, key) is not None
         }
         sites = tuple(dict.fromkeys((*self.sandbox.sites, *member.sites)))
+        special["watch"] = replace(self.watch, listen=member.listen)
         special["sandbox"] = replace(self.sandbox, sites=sites)
         special |= {"replicas": member.replicas, "fallback": member.fallback}
         special["state"] = self.state / name
@@ -1622,6 +1634,7 @@ class ConfigFile(CommonConfig):
                 **{**common, **special},
                 repository=RepositoryConfig(name, **own),
                 common_state=self.state,
+                common_listen=self.watch.listen,
             )
         except RefusedKeyError as error:
             section, *below = error.path
@@ -1780,7 +1793,7 @@ _DEFAULT_FILE = Template("""\
 
 # Several repositories are written from one file with `repositories:` in place of `repository:`:
 # by full name the keys that follow here, without `name:`, and `sites:`, `replicas:`, `fallback:`,
-# `wishlists:`, `retention:` and `history:` of its own.  docs/regions.md has an example.
+# `wishlists:`, `retention:`, `history:` and `listen:` of its own.  docs/regions.md has an example.
 repository:
   # The full name, as below /cvmfs on every client.
   name: $name

@@ -1,6 +1,6 @@
 """Carry out one order of the watcher; a process (`watch/child.py` says what goes in and out).
 
-Started as `python -m cvmfs_publish.cli.publish_run CONFIG`.
+Started as `python -m cvmfs_publish.cli.publish_run CONFIG [REPOSITORY]`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def main() -> None:
     threading.Thread(target=_end_with_the_watcher, daemon=True).start()
     logging.basicConfig(stream=sys.stderr, format=f"{PROGRAM}: %(message)s")
     out = Output(sys.stdout, sys.stderr, os.environ)
-    session = Session(out, os.environ, Path.cwd(), Path(sys.argv[1]))
+    session = Session(out, os.environ, Path.cwd(), Path(sys.argv[1]), repositories=sys.argv[2:])
     try:
         end = carry_out(session, order)
     except Terminated:

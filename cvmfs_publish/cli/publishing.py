@@ -410,12 +410,17 @@ def open_shared_source(
         if not config.is_one_of_several:
             yield source
             return
-        blobs = SharedBlobs(config.shared_state / "blobs", stays=stays)
+        blobs = SharedBlobs(shared_blobs(config), stays=stays)
         blobs.sweep(datetime.now(UTC).timestamp())
         try:
             yield SharedSource(source, blobs)
         finally:
             blobs.close()
+
+
+def shared_blobs(config: Config) -> Path:
+    """Return the folder of layers that other repositories may want as well."""
+    return config.shared_state / "blobs"
 
 
 def open_budgets(config: Config | None, now: datetime) -> Budgets:

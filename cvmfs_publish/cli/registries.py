@@ -17,6 +17,7 @@ from cvmfs_publish.cli.publishing import (
 from cvmfs_publish.config import Config
 from cvmfs_publish.sources.registry.source import RegistrySource
 from cvmfs_publish.state.model import Budget
+from cvmfs_publish.watch.memory import AnswerMemory, Asked, RememberedSource
 
 ATTEMPTS = 2  # a connection that was kept may be closed; whatever lasts is for the next round
 SHARE_EVERY = timedelta(seconds=5)  # what publishes ask counts for the watcher, and the reverse
@@ -25,7 +26,14 @@ SHARE_EVERY = timedelta(seconds=5)  # what publishes ask counts for the watcher,
 class Registries:
     """Sources by registry (`poller.Registries`, `wanted.Taggers`).  Any number of threads."""
 
-    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        memory: AnswerMemory | None = None,
+    ) -> None:
+        """Ask as configured; with a `memory`, what others have not asked a moment ago."""
+        self._memory = memory
         self._config = config
         self._environ = environ
         self._budgets = open_budgets(config, datetime.now(UTC))
@@ -48,8 +56,12 @@ class Registries:
         with self._lock:
             self._stack.close()
 
-    def source(self, registry: str) -> RegistrySource:
+    def source(self, registry: str) -> Asked:
         """As promised by `poller.Registries.source`."""
+        found = self._source(registry)
+        return RememberedSource(found, self._memory) if self._memory is not None else found
+
+    def _source(self, registry: str) -> RegistrySource:
         with self._lock:
             found = self._sources.get(registry)
             if found is None:
@@ -60,7 +72,7 @@ class Registries:
                 )
             return found
 
-    def tagger(self, registry: str) -> RegistrySource:
+    def tagger(self, registry: str) -> Asked:
         """As promised by `wanted.Taggers.tagger`."""
         return self.source(registry)
 

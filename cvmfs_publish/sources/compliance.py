@@ -56,6 +56,14 @@ class Compliance:
         """Raise `ComplianceError` for what no label could make acceptable."""
         self._decide(reference, platform, None)
 
+    def admits(self, reference: Reference, platform: Platform) -> bool:
+        """Whether its name and platform do not keep an image out."""
+        try:
+            self.admit(reference, platform)
+        except ComplianceError:
+            return False
+        return True
+
     def check(self, image: ResolvedImage) -> None:
         """Raise `ComplianceError` for an image that may not get in."""
         labels = read_labels(image.manifest, image.config) if self.needs_labels else {}

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from cvmfs_publish.errors import PublishError
+from cvmfs_publish.sources.compliance import ComplianceError
 from cvmfs_publish.state import figures
 from cvmfs_publish.state.database import StateError
 from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
@@ -252,7 +253,13 @@ class Watcher:
         self._guard("replicas", self._look_at_replicas)
         self._notify()
         problems = [each for each in self._state.problems() if each.failure.kind != "warning"]
-        return not (self._state.troubled() or problems or self._refusals)
+        # what the repository's own rules keep out is no trouble
+        troubled = [
+            image
+            for image in self._state.troubled()
+            if image.failure is None or image.failure.kind != ComplianceError.kind
+        ]
+        return not (troubled or problems or self._refusals)
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():

@@ -19,11 +19,13 @@ class Event:
     details: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""  # of the wish it is about; "" if nobody is named
     number: int = 0  # grows from event to event; by it a receiver knows what is sent again
+    repository: str = ""  # that it is about, where one service serves several
 
     def document(self) -> dict[str, Any]:
         """Return the event as programs are told it."""
         return {
             "number": self.number,
+            **({"repository": self.repository} if self.repository else {}),
             "at": self.at.isoformat(),
             "kind": self.kind,
             "subject": self.subject,

@@ -12,8 +12,12 @@ from cvmfs_publish.watch.events import Event
 class StoredFeed:
     """A `notify.Feed` of the events that the state keeps."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, repository: str = "") -> None:
+        """Give out the events of a state; `repository`: what they are about, if that has to be
+        said.
+        """
         self._state = state
+        self._repository = repository
 
     def newest(self) -> int:
         """As promised by `Feed.newest`."""
@@ -22,7 +26,7 @@ class StoredFeed:
 
     def after(self, number: int, limit: int) -> Sequence[Event]:
         """As promised by `Feed.after`."""
-        return [_told(event) for event in self._state.events_since(number, limit)]
+        return [_told(event, self._repository) for event in self._state.events_since(number, limit)]
 
     def position(self, reader: str) -> int | None:
         """As promised by `Feed.position`."""
@@ -33,7 +37,7 @@ class StoredFeed:
         self._state.set_cursor(reader, number)
 
 
-def _told(event: Stored) -> Event:
+def _told(event: Stored, repository: str) -> Event:
     details = dict(event.details)
     details |= {"platform": event.platform} if event.platform else {}
     details |= {"list": event.list} if event.list else {}
@@ -44,5 +48,6 @@ def _told(event: Stored) -> Event:
         message=event.message,
         details=details,
         owner=event.owner,
+        repository=repository,
         number=event.id,
     )

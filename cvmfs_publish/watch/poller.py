@@ -16,12 +16,12 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Protocol, Self
 
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import (
     AccessDeniedError,
     ImageNotFoundError,
-    ImageSource,
     RateLimitedError,
 )
 from cvmfs_publish.state import figures
@@ -39,10 +39,17 @@ TROUBLE = 3  # rounds in a row, after which a registry's failure is worth a word
 log = logging.getLogger(__name__)
 
 
+class Asked(Protocol):
+    """What can be asked about an image."""
+
+    def head(self, reference: Reference) -> Digest:
+        """As `ImageSource.head`."""
+
+
 class Registries(Protocol):
     """Where sources for registries come from.  Any thread may ask."""
 
-    def source(self, registry: str) -> ImageSource:
+    def source(self, registry: str) -> Asked:
         """Return what asks a registry, the same each time, so that connections are used again."""
 
     def forget(self, registry: str) -> None:

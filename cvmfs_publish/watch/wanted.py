@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cvmfs_publish.errors import PublishError
-from cvmfs_publish.sources.base import ImageNotFoundError, TagLister, TagListing
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.sources.base import ImageNotFoundError, Platform, TagListing
 from cvmfs_publish.state.model import (
     Event,
     Failure,
@@ -45,11 +46,29 @@ class Lists(Protocol):
         """
 
 
+class Tagger(Protocol):
+    """What can be asked for tags."""
+
+    def list_tags(self, registry: str, repository: str, etag: str = "") -> TagListing | None:
+        """As `TagLister.list_tags`."""
+
+
 class Taggers(Protocol):
     """Where lists of tags come from."""
 
-    def tagger(self, registry: str) -> TagLister:
+    def tagger(self, registry: str) -> Tagger:
         """Return what asks a registry for its tags."""
+
+
+class Refusal(NamedTuple):
+    """Why an image that somebody wishes may not get into the repository."""
+
+    failure: Failure
+    is_told: bool  # to whoever wishes it: it gets into no other repository either
+
+
+def nothing_is_refused(reference: Reference, platform: Platform) -> Refusal | None:
+    return None
 
 
 class Wanted:
@@ -59,8 +78,15 @@ class Wanted:
     """
 
     def __init__(
-        self, state: State, lists: Lists, taggers: Taggers, tags_interval: timedelta
+        self,
+        state: State,
+        lists: Lists,
+        taggers: Taggers,
+        tags_interval: timedelta,
+        refusal: Callable[[Reference, Platform], Refusal | None] = nothing_is_refused,
     ) -> None:
+        """Put it together; `refusal` says of an image why it may not get in, if it may not."""
+        self._refusal = refusal
         self.tags_interval = tags_interval
         self._state = state
         self._lists = lists
@@ -178,8 +204,17 @@ class Wanted:
         known = self._state.tag_lists()
         wishes: list[Wish] = []
         states: list[ListState] = []
+        refused: list[ListProblem] = []
         for each in self._loaded:
-            found = list(_wishes(each, known))
+            found: list[Wish] = []
+            for line, reference, platform in _meant(each, known):
+                refusal = self._refusal(reference, platform)
+                if refusal is None:
+                    found.append(_wish(each, line, reference, platform))
+                elif refusal.is_told:
+                    refused.append(
+                        ListProblem(each.name, line.line, "", refusal.failure, line.owner)
+                    )
             wishes += found
             entries = len(each.wishlist.wishes) if each.wishlist is not None else 0
             states.append(
@@ -194,7 +229,8 @@ class Wanted:
             )
         unread = {each.name for each in self._loaded if each.wishlist is None}
         self._state.replace_wishes(wishes, now, {DROP_LIST, *unread})
-        new = self._state.set_lists(states, list(_problems(self._loaded)), now)
+        problems = [*_problems(self._loaded), *refused]
+        new = self._state.set_lists(states, problems, now)
         self._state.log([_event(problem, now) for problem in new])
 
 
@@ -214,23 +250,30 @@ def repository_of(name: str) -> tuple[str, str]:
     return registry, path.partition("@")[0].rpartition(":")[0] or path.partition("@")[0]
 
 
-def _wishes(loaded: Loaded, known: Mapping[tuple[str, str], TagList]) -> Iterable[Wish]:
+def _meant(
+    loaded: Loaded, known: Mapping[tuple[str, str], TagList]
+) -> Iterable[tuple[lines.Wish, Reference, Platform]]:
+    """Yield what each line of a list means now."""
     if loaded.wishlist is None:
         return
     for wish in loaded.wishlist.wishes:
         tags = known.get((wish.registry, wish.repository))
         for reference in expand(wish, tags.tags if tags is not None else ()):
             for platform in wish.platforms:
-                yield Wish(
-                    ImageKey(reference.name, str(platform)),
-                    str(reference),
-                    loaded.name,
-                    wish.line,
-                    wish.owner,
-                    wish.priority,
-                    wish.keep_replaced,
-                    _policy(wish),
-                )
+                yield wish, reference, platform
+
+
+def _wish(loaded: Loaded, wish: lines.Wish, reference: Reference, platform: Platform) -> Wish:
+    return Wish(
+        ImageKey(reference.name, str(platform)),
+        str(reference),
+        loaded.name,
+        wish.line,
+        wish.owner,
+        wish.priority,
+        wish.keep_replaced,
+        _policy(wish),
+    )
 
 
 def _policy(wish: lines.Wish) -> str:

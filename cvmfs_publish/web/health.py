@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from cvmfs_publish.errors import PublishError
-from cvmfs_publish.web.service import Service
+from cvmfs_publish.web.service import Service, Watching
 from cvmfs_publish.web.views import ago, days_left
 from cvmfs_publish.words import format_minute, plural
 
@@ -23,26 +24,25 @@ class Check:
     text: str  # what was found
 
 
-def check_health(service: Service, now: datetime) -> list[Check]:
+def check_health(service: Watching, now: datetime) -> list[Check]:
     """Return all checks; the service is healthy if every one is ok."""
-    checks: list[tuple[str, Callable[[Service, datetime], tuple[bool, str]]]] = [
-        ("repository", _check_repository),
-        ("whitelist", _check_whitelist),
-        ("state", _check_state),
-        ("watcher", _check_watcher),
-        ("publishing", _check_publishing),
+    checks: list[tuple[str, Callable[[], tuple[bool, str]]]] = []
+    if isinstance(service, Service):
+        checks += [
+            ("repository", partial(_check_repository, service, now)),
+            ("whitelist", partial(_check_whitelist, service, now)),
+        ]
+    checks += [
+        ("state", partial(_check_state, service, now)),
+        ("watcher", partial(_check_watcher, service, now)),
+        ("publishing", partial(_check_publishing, service, now)),
     ]
-    return [_run(name, check, service, now) for name, check in checks]
+    return [_run(name, check) for name, check in checks]
 
 
-def _run(
-    name: str,
-    check: Callable[[Service, datetime], tuple[bool, str]],
-    service: Service,
-    now: datetime,
-) -> Check:
+def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
     try:
-        ok, text = check(service, now)
+        ok, text = check()
     except PublishError as error:
         return Check(name, False, str(error))
     except OSError as error:
@@ -65,7 +65,7 @@ def _check_whitelist(service: Service, now: datetime) -> tuple[bool, str]:
     return True, f"valid until {when}, {plural(int(days_left(whitelist.ends_at, now)), 'day')}"
 
 
-def _check_state(service: Service, now: datetime) -> tuple[bool, str]:
+def _check_state(service: Watching, now: datetime) -> tuple[bool, str]:
     del now
     reader = service.watch.reader()
     if reader is None:
@@ -77,7 +77,7 @@ def _check_state(service: Service, now: datetime) -> tuple[bool, str]:
     return True, f"readable and writable, {jobs} in the queue"
 
 
-def _check_watcher(service: Service, now: datetime) -> tuple[bool, str]:
+def _check_watcher(service: Watching, now: datetime) -> tuple[bool, str]:
     alive = service.last_alive()
     if alive is None:
         return not service.expects_watcher, "has not run here yet"
@@ -86,7 +86,7 @@ def _check_watcher(service: Service, now: datetime) -> tuple[bool, str]:
     return not is_late or not service.expects_watcher, text
 
 
-def _check_publishing(service: Service, now: datetime) -> tuple[bool, str]:
+def _check_publishing(service: Watching, now: datetime) -> tuple[bool, str]:
     reader = service.watch.reader()
     since = reader.moment("refused") if reader is not None else None
     if since is None or not service.expects_watcher:

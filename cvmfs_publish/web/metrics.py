@@ -25,7 +25,7 @@ from cvmfs_publish.errors import PublishError
 from cvmfs_publish.state import figures
 from cvmfs_publish.state.model import STATUSES
 from cvmfs_publish.state.reading import Reader
-from cvmfs_publish.web.service import Service
+from cvmfs_publish.web.service import Service, Watching
 from cvmfs_publish.web.views import days_left, plan_lags
 
 PREFIX = "cvmfs_publish_"
@@ -111,23 +111,30 @@ class _Collector(Collector):
         return []  # or it would be asked for everything when it is registered
 
     def collect(self) -> Iterator[Metric]:
-        service, now = self._service, self._service.clock()
-        found: list[Metric] = [_gauge("info", [((__version__, service.library.name), 1)])]
-        up = []
-        for part, read in (("repository", _read_repository), ("state", _read_state)):
-            try:
-                found += list(read(service, now))
-                up.append(((part,), 1.0))
-            except PublishError:
-                up.append(((part,), 0.0))
-        yield from found
-        yield _gauge("up", up)
+        return collect(self._service, self._service.library.name)
+
+
+def collect(service: Watching, repository: str) -> Iterator[Metric]:
+    """Yield the figures of this moment; of what cannot be read, that it cannot."""
+    now = service.clock()
+    found: list[Metric] = [_gauge("info", [((__version__, repository), 1)])]
+    up = []
+    for part, read in (("repository", _read_repository), ("state", _read_state)):
+        try:
+            found += list(read(service, now))
+            up.append(((part,), 1.0))
+        except PublishError:
+            up.append(((part,), 0.0))
+    yield from found
+    yield _gauge("up", up)
 
 
 Sample: TypeAlias = tuple[tuple[str, ...], float]
 
 
-def _read_repository(service: Service, now: datetime) -> Iterator[Metric]:
+def _read_repository(service: Watching, now: datetime) -> Iterator[Metric]:
+    if not isinstance(service, Service):
+        return
     shelf = service.library.shelf()
     info = service.library.info(now)
     for name, value in (
@@ -143,7 +150,7 @@ def _read_repository(service: Service, now: datetime) -> Iterator[Metric]:
         yield _gauge(name, [((), value)])
 
 
-def _read_state(service: Service, now: datetime) -> Iterator[Metric]:
+def _read_state(service: Watching, now: datetime) -> Iterator[Metric]:
     reader = service.watch.reader()
     if reader is None:
         return
@@ -159,7 +166,7 @@ def _read_state(service: Service, now: datetime) -> Iterator[Metric]:
         "replica_healthy",
         [((replica.url,), float(replica.failure is None)) for replica in replicas],
     )
-    if replicas:
+    if replicas and isinstance(service, Service):
         lags = plan_lags(replicas, service.library.shelf().manifest.revision)
         yield _gauge(
             "replica_lag_revisions", [((lag.replica.url,), float(lag.behind)) for lag in lags]

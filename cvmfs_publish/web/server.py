@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import re
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.applications import Starlette
@@ -56,3 +59,19 @@ def bind(listen: str) -> socket.socket:
             raise InputError(f"{listen}: only root may use ports below 1024", hint=hint) from exc
         raise InputError(f"cannot listen on {listen}: {exc.strerror or exc}", hint=hint) from exc
     return listener
+
+
+@contextmanager
+def serving(application: Starlette, listen: str, *, log_requests: bool) -> Iterator[str]:
+    """Serve in a thread; yield the URL."""
+    with bind(listen) as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        server = create_server(application, log_requests=log_requests)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web")
+        thread.start()
+        try:
+            yield f"http://{shown}:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -101,21 +101,31 @@ class _Kept:
             return self._catalogue
 
 
-@dataclass(frozen=True)
-class Service:
-    """What is shown, and what may be done."""
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """The watcher of a repository, of whatever backend."""
 
-    library: Library
     watch: Watch
-    html: HtmlPages
-    access: Access
     clock: Callable[[], datetime]
-    sites: tuple[Site, ...] = ()
-    site_pages: Pages | None = None  # templates of sites; with `sites`
-    control: Control | None = None  # None: nothing can be changed here
     probe: Callable[[], None] | None = None  # writes to the state; None: it is only read here
     expects_watcher: bool = False  # one that does not work is a fault of this service
     alive_within: timedelta = timedelta(minutes=1)  # a watcher shows every 10 s that it lives
+
+    def last_alive(self) -> datetime | None:
+        reader = self.watch.reader()
+        return reader.moment("alive") if reader is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service(Watching):
+    """What is shown, and what may be done."""
+
+    library: Library
+    html: HtmlPages
+    access: Access
+    sites: tuple[Site, ...] = ()
+    site_pages: Pages | None = None  # templates of sites; with `sites`
+    control: Control | None = None  # None: nothing can be changed here
     replicas: tuple[str, ...] = ()  # as configured
     url: str | None = None  # where browsers find these pages, if not where they ask
     _kept: _Kept = field(default_factory=_Kept, init=False)
@@ -150,10 +160,6 @@ class Service:
         reader = self.watch.reader()
         keys = [item.key for item in items if item.outline is not None]
         return reader.images(keys) if reader is not None and keys else {}
-
-    def last_alive(self) -> datetime | None:
-        reader = self.watch.reader()
-        return reader.moment("alive") if reader is not None else None
 
 
 def outline_of(image: Image) -> Outline:

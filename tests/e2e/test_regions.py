@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +20,8 @@ from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.regions import AMERICA, EUROPE, LAB, make_regions
 from tests.unit.cli.support import Shell
+
+SECRET = "a-secret-of-the-tests-long-enough"
 
 
 def layer(name: str, data: bytes = b"content") -> bytes:
@@ -43,6 +53,16 @@ def registry() -> Iterator[FakeRegistry]:
         yield registry
 
 
+def fetched(registry: FakeRegistry) -> Counter[str]:
+    """Return how often each layer was fetched, by its digest."""
+    paths = [request.path for request in registry.find("GET", "/blobs/")]
+    return Counter(
+        digest
+        for path in paths
+        if registry.blobs[digest := path.rpartition("/")[2]].startswith(b"\x1f\x8b")
+    )
+
+
 def names_in(shell: Shell, repository: str) -> set[str]:
     """Return repository and tag of what is published, without the registry."""
     document = shell.json("--repository", repository, "list")
@@ -69,8 +89,9 @@ def test_an_image_gets_into_every_repository_whose_rules_let_it_and_its_layers_c
     assert "change `repositories.eu.example.org.refuse`" in error["hint"]
     assert "(here 'Vendor-NonFree'), because: no export" in america["images"][3]["error"]["message"]
     assert "`accept` is for */a/*" in lab["images"][2]["error"]["message"]
-    # four layers and four configurations; each image's manifest and digest are asked for once
-    assert registry.count("GET", "/blobs/") == 8
+    # each layer, each image's configuration, manifest and digest are asked for once
+    assert sorted(fetched(registry).values()) == [1, 1, 1, 1]
+    assert registry.count("GET", "/blobs/") == 4 + 4
     assert registry.count("GET", "/manifests/") == 4
     assert registry.count("HEAD", "/manifests/") == 4
     assert list((regions.cwd / "state" / "blobs").iterdir()) == []
@@ -215,3 +236,123 @@ def test_init_adds_a_repository_and_leaves_the_others_as_they_are(
     ran = regions.run("init", "asia.example.org")
     assert ran.code == 2
     assert "has the repository asia.example.org already" in ran.err
+
+
+# ---------------------------------------------------------------- watch
+
+
+def wish(shell: Shell, *images: str) -> None:
+    lines = "".join(f"  - {image}\n" for image in images)
+    (shell.cwd / "images.yaml").write_text(f"version: 1\nimages:\n{lines}")
+    path = shell.cwd / "cvmfs-publish.yaml"
+    path.write_text(path.read_text() + "wishlists: [images.yaml]\n")
+
+
+def test_one_watcher_serves_all_and_asks_about_each_tag_once(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    wish(regions, *(registry.name(each, "1") for each in ("a/one", "a/two", "b/cuda", "a/bought")))
+    document = regions.json("watch", "--once")
+    europe, america, lab = document["repositories"]
+    assert europe == {"repository": EUROPE, "images": {"published": 3}}
+    # what its labels keep out is known when it is to be published, and no failure
+    assert america["images"] == {"published": 3, "quarantined": 1}
+    assert lab["images"] == {"published": 3}
+    assert names_in(regions, EUROPE) == {"a/one:1", "a/two:1", "a/bought:1"}
+    assert names_in(regions, AMERICA) == {"a/one:1", "a/two:1", "b/cuda:1"}
+    assert names_in(regions, LAB) == {"a/one:1", "a/two:1", "a/bought:1"}
+    assert sorted(fetched(registry).values()) == [1, 1, 1, 1]
+    asked = registry.count("HEAD", "/manifests/")
+    regions.json("watch", "--once")
+    assert registry.count("HEAD", "/manifests/") == asked + 4
+    assert list((regions.cwd / "state" / "blobs").iterdir()) == []
+
+
+@contextmanager
+def watching(regions: Shell) -> Iterator[dict[str, Any]]:
+    """Run the service; yield what it says first."""
+    with (
+        (regions.cwd / "log").open("w") as log,
+        regions.spawn(*("--json", "watch", "--listen", "127.0.0.1:0"), stderr=log) as process,
+    ):
+        assert process.stdout is not None
+        text = ""
+        while not text.endswith("\n}\n"):
+            line = process.stdout.readline()
+            assert line, (regions.cwd / "log").read_text()
+            text += line
+        said = json.loads(text)
+        assert "error" not in said, said
+        yield said
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, (regions.cwd / "log").read_text()
+
+
+def ask(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            data: bytes = answer.read()
+            return data
+    except urllib.error.HTTPError as error:
+        return error.read()
+
+
+def tell_push(url: str, image: str) -> dict[str, Any]:
+    """Tell of a push as a pipeline does."""
+    body = json.dumps({"image": image}).encode()
+    headers = {"Authorization": f"Bearer {SECRET}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/hooks/generic", body, headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        document: dict[str, Any] = json.load(answer)
+        return document
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_service_publishes_a_push_everywhere_and_tells_of_all(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    (regions.cwd / "hook").write_text(SECRET)
+    (regions.cwd / "hook").chmod(0o400)
+    path = regions.cwd / "cvmfs-publish.yaml"
+    text = path.read_text().replace(f"  {EUROPE}:\n", f"  {EUROPE}:\n    listen: 127.0.0.1:0\n", 1)
+    path.write_text(f"{text}webhooks: {{secret_file: hook}}\nnotify: [{{file: events}}]\n")
+    image = registry.name("a/one", "1")
+    wish(regions, image)
+    with watching(regions) as said:
+        assert [each["repository"] for each in said["repositories"]] == [EUROPE, AMERICA, LAB]
+        front, site = said["url"], said["repositories"][0]["url"]
+
+        def counts() -> list[dict[str, int]]:
+            listed = json.loads(ask(f"{front}/api/repositories"))["repositories"]
+            return [each["images"] for each in listed]
+
+        wait_until(lambda: counts() == [{"published": 1}] * 3)
+        registry.add_image("a/one", [layer("new", b"9" * 50_000)], tag="1")
+        assert tell_push(front, image)["accepted"] == 1
+        wait_until(
+            lambda: all(
+                len(regions.json("-r", name, "history", image)["events"]) == 2
+                for name in (EUROPE, AMERICA, LAB)
+            )
+        )
+        wait_until(lambda: counts() == [{"published": 1}] * 3)
+        assert set(fetched(registry).values()) == {1}
+        health = json.loads(ask(f"{front}/healthz"))
+        assert health["ok"], health
+        assert [len(each["checks"]) for each in health["repositories"]] == [5, 5, 3]
+        figures = ask(f"{front}/metrics").decode()
+        for name in (EUROPE, AMERICA, LAB):
+            assert f'cvmfs_publish_images{{repository="{name}",status="published"}} 1.0' in figures
+        assert figures.count("# HELP cvmfs_publish_images ") == 1
+        assert EUROPE.encode() in ask(site)
+        assert json.loads(ask(f"{front}/"))["repositories"][0]["site"] == site
+        assert json.loads(ask(f"{front}/nowhere"))["status"] == 404
+    events = [json.loads(line) for line in (regions.cwd / "events").read_text().splitlines()]
+    assert {event["repository"] for event in events} == {EUROPE, AMERICA, LAB}

@@ -81,7 +81,7 @@ def registries() -> Registries:
 @pytest.fixture
 def poller(memory: State, registries: Registries) -> Iterator[Poller]:
     # mypy: the source has only what is asked of it here
-    with Poller(memory, registries, INTERVAL, lambda: 1.0, parallel=2) as made:  # type: ignore[arg-type]
+    with Poller(memory, registries, INTERVAL, lambda: 1.0, parallel=2) as made:
         yield made
 
 

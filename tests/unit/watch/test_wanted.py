@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cvmfs_publish.errors import InputError, RemoteError
-from cvmfs_publish.sources.base import ImageNotFoundError, TagListing
-from cvmfs_publish.state.model import ImageKey, Push
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.sources.base import ImageNotFoundError, Platform, TagListing
+from cvmfs_publish.state.model import Failure, ImageKey, Push
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.lists import Loaded
-from cvmfs_publish.watch.wanted import Wanted, repository_of
+from cvmfs_publish.watch.wanted import Refusal, Wanted, repository_of
 from cvmfs_publish.watch.wishlist import parse_wishlist
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
@@ -213,3 +214,22 @@ def test_tags_that_are_as_they_were_stay_and_a_pushed_one_is_confirmed(world: Wo
     world.wanted.load(NOW + 6 * HOUR)
     assert world.taggers.etags == ["", '"1"', '"1"', ""]
     assert "ghcr.io/a/many:v3" not in world.names()
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_what_rules_keep_out_is_not_wished_and_told_if_nobody_else_takes_it(
+    world: World, is_told: bool
+) -> None:
+    def refusal(reference: Reference, platform: Platform) -> Refusal | None:
+        if reference.tag != "v2":
+            return None
+        return Refusal(Failure("warning", f"{reference} for {platform}: no", "ask"), is_told)
+
+    world.lists.texts["b.yaml"] = RULE
+    wanted = Wanted(world.state, world.lists, world.taggers, HOUR, refusal)
+    wanted.load(NOW)
+    assert world.names() == {"ghcr.io/a/one:1", "ghcr.io/a/many:v1"}
+    assert [each.images for each in world.state.lists()] == [1, 1]
+    problems = [(each.list, each.line, each.failure.message) for each in world.state.problems()]
+    told = ("b.yaml", 3, "ghcr.io/a/many:v2 for linux/amd64: no")
+    assert problems == ([told] if is_told else [])
