@@ -1539,6 +1539,10 @@ class MemberConfig(RepositoryConfig):
         default=None,
         metadata=about("which revisions get a name here, in place of what is said for all"),
     )
+    web: WebConfig | None = field(
+        default=None,
+        metadata=about("this repository's status site, in place of what is said for all"),
+    )
 
 
 @dataclass(frozen=True)
@@ -1584,6 +1588,12 @@ class ConfigFile(CommonConfig):
                     "belongs to one repository, and there are several",
                     hint=f"move it to `repositories.NAME.{section}`",
                 )
+        if self.web.url is not None:
+            raise RefusedKeyError(
+                ("web", "url"),
+                "belongs to one repository, and there are several",
+                hint="say it below `repositories.NAME.web`",
+            )
         taken: list[tuple[S3Url | Path, RepositoryName]] = []
         for name, member in members.items():
             places: list[tuple[tuple[str, ...], S3Url | Path | None]] = [(("spool",), member.spool)]
@@ -1621,7 +1631,7 @@ class ConfigFile(CommonConfig):
         }
         special = {
             key: getattr(member, key)
-            for key in ("wishlists", "retention", "history")
+            for key in ("wishlists", "retention", "history", "web")
             if getattr(member, key) is not None
         }
         sites = tuple(dict.fromkeys((*self.sandbox.sites, *member.sites)))
@@ -1793,7 +1803,8 @@ _DEFAULT_FILE = Template("""\
 
 # Several repositories are written from one file with `repositories:` in place of `repository:`:
 # by full name the keys that follow here, without `name:`, and `sites:`, `replicas:`, `fallback:`,
-# `wishlists:`, `retention:`, `history:` and `listen:` of its own.  docs/regions.md has an example.
+# `wishlists:`, `retention:`, `history:`, `web:` and `listen:` of its own.  docs/regions.md has an
+# example.
 repository:
   # The full name, as below /cvmfs on every client.
   name: $name

@@ -512,6 +512,7 @@ def test_the_rules_of_trust_in_the_documentation_are_understood(tmp_path: Path) 
 
 TWO = """\
 state: ./memory
+watch: {listen: 127.0.0.1:8080}
 sandbox: {roots: [/nfs], sites: [slac]}
 wishlists: [all.yaml]
 retention: {keep_replaced: 9d}
@@ -519,6 +520,8 @@ repositories:
   eu.example.org:
     storage: eu
     sites: [in2p3, slac]
+    listen: 127.0.0.1:8081
+    web: {url: https://eu.example.org}
     replicas: [http://s1.example.org/cvmfs/eu.example.org]
   us.example.org:
     backend: directory
@@ -544,6 +547,9 @@ def test_several_repositories_share_what_is_said_once(tmp_path: Path) -> None:
     assert eu.retention.keep_replaced == timedelta(days=9)
     assert (us.retention.keep_replaced, us.retention.gc) == (timedelta(days=30), "off")
     assert (len(eu.replicas), len(us.replicas)) == (1, 0)
+    assert (eu.web.url, us.web.url) == ("https://eu.example.org", None)
+    assert (eu.watch.listen, us.watch.listen) == ("127.0.0.1:8081", None)
+    assert eu.common_listen == us.common_listen == "127.0.0.1:8080"
 
 
 def test_one_of_several_is_found_by_name(tmp_path: Path) -> None:
@@ -589,6 +595,7 @@ def test_a_single_repository_is_what_it_was(tmp_path: Path) -> None:
         ),
         ("replicas: [http://s1.b/x]\nrepositories: {a.b: {}}", ":1: replicas: belongs to one"),
         ("repositories: {a.b: {}}\nfallback: {store: f}", ":2: fallback: belongs to one"),
+        ("repositories: {a.b: {}}\nweb: {url: 'http://x'}", ":2: web.url: belongs to one"),
         (
             "repositories:\n  a.b:\n    backend: directory\n    history: {automatic_tags: 3d}",
             ":4: repositories.a.b.history.automatic_tags: is for `backend: native`",
