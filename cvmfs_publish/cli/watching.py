@@ -171,6 +171,7 @@ class _Fleet:
             fine = self._in_all(lambda service: service.run_once())
         self._sweep(KEPT_SECONDS)
         self._tell_counts()
+        self._warn_of_expiry()
         return 0 if all(fine) else EXIT_PARTIAL
 
     def run(self, listen: str | None) -> None:
@@ -268,8 +269,11 @@ class _Fleet:
         document = documents[0] if one else {"repositories": documents, "url": front}
         out.result(document, "\n".join(lines))
         out.stdout.flush()  # whoever started the service waits for this line
+        self._warn_of_expiry()  # nobody looks at what it says when it ends
+
+    def _warn_of_expiry(self) -> None:
         for config in self._session.configs:
-            warn_of_expiry(self._session.of(config, out))  # nobody looks at what it says at its end
+            warn_of_expiry(self._session.of(config, self._session.out))
 
     def _tell_counts(self) -> None:
         counts = [service.state.counts() for service in self._services]
