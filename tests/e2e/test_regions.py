@@ -356,3 +356,27 @@ def test_the_service_publishes_a_push_everywhere_and_tells_of_all(
         assert json.loads(ask(f"{front}/nowhere"))["status"] == 404
     events = [json.loads(line) for line in (regions.cwd / "events").read_text().splitlines()]
     assert {event["repository"] for event in events} == {EUROPE, AMERICA, LAB}
+
+
+def test_what_is_wished_is_tried_again_wherever_it_is_wished(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    image = registry.name("b/cuda", "1")
+    wish(regions, image)
+    assert regions.run("watch", "--once").code == 0
+    document = regions.json("watch", "--retry", image)
+    queued = {each["repository"]: len(each["images"]) for each in document["repositories"]}
+    assert queued == {EUROPE: 0, AMERICA: 1, LAB: 0}
+    assert "nobody wishes" in regions.run("watch", "--retry", "ghcr.io/no/wish:1").err
+
+
+def test_people_are_told_repository_by_repository(regions: Shell, registry: FakeRegistry) -> None:
+    images = [registry.name(each, "1") for each in ("a/one", "b/cuda")]
+    ran = regions.run("publish", *images)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert [lines.index(f"{name}:") for name in (EUROPE, AMERICA, LAB)] == [0, 3, 6]
+    assert [line.partition("  ")[0] for line in lines if not line.endswith(":")] == [
+        *("published", "refused", "published", "published", "published", "refused")
+    ]
+    assert "error" not in ran.err
