@@ -74,7 +74,11 @@ def replicas(
     session = session_of(context)
     if wait is not None:
         return _replicas(session, wait, timeout, count)  # each repository has revisions of its own
-    return in_each(session, lambda one: _replicas(one, wait, timeout, count))
+    return in_each(
+        session,
+        lambda one: _replicas(one, wait, timeout, count),
+        concerns=lambda config: bool(config.replicas),
+    )
 
 
 def _replicas(session: Session, wait: int | None, timeout: str | None, count: int | None) -> int:

@@ -12,6 +12,7 @@ from cvmfs_publish.cli.assembly import open_native
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time
+from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.native import request as requests
 from cvmfs_publish.repository.native import resigning
@@ -69,7 +70,7 @@ def resign(
     force: Annotated[
         bool, typer.Option("--force", help="With --install: also one older than the present one.")
     ] = False,
-) -> None:
+) -> int:
     """Renew the whitelist before it expires.
 
     It says whose signatures clients accept; once it has expired they refuse new revisions.  Needs
@@ -95,7 +96,13 @@ def resign(
             raise InputError("--sign needs --master-key and --out")
         cwd = session.cwd
         _sign(session, cwd / sign, cwd / master_key, cwd / out, days)
-        return
+        return 0
+    if request is None and install is None:
+        return in_each(
+            session,
+            lambda one: _renew(one, days, only=only, rotate=rotate, key_bits=key_bits),
+            concerns=lambda config: config.repository.backend == "native",
+        )
     repository = open_native(session.config, "a whitelist is")
     now = datetime.now(UTC)
     if request is not None:
@@ -108,7 +115,14 @@ def resign(
             )
         data = _read(session.cwd / install, "whitelist")
         _tell(session, resigning.install(repository, data, now, allow_older=force))
-    elif rotate:
+    return 0
+
+
+def _renew(session: Session, days: int, *, only: bool, rotate: bool, key_bits: int | None) -> None:
+    """Renew the whitelist, or exchange the key, with the master key that is here."""
+    repository = open_native(session.config, "a whitelist is")
+    now = datetime.now(UTC)
+    if rotate:
         if only:
             raise InputError(
                 "--rotate and --only exclude each other: until the new key has signed, both "

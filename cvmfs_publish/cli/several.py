@@ -77,15 +77,24 @@ class Several:
 
 
 def in_each(
-    session: Session, command: Callable[[Session], int | None], *, is_elsewhere: bool = False
+    session: Session,
+    command: Callable[[Session], int | None],
+    *,
+    is_elsewhere: bool = False,
+    concerns: Callable[[Config], bool] = lambda _: True,
 ) -> int:
     """Do something in each repository that was chosen, and return the exit code.
 
-    `is_elsewhere`: --from or --key is given, so that no configured repository is meant.
+    Args:
+        session: says which were chosen.
+        command: does it in one.
+        is_elsewhere: --from or --key is given, so that no configured repository is meant.
+        concerns: whether a repository is one of those that have what this is about; if none has,
+            each says so.
     """
     if is_elsewhere or len(session.configs) == 1:
         return command(session) or 0
     several = Several(session)
-    for config in session.configs:
+    for config in [each for each in session.configs if concerns(each)] or session.configs:
         several.do(config, command)
     return several.tell()

@@ -380,3 +380,20 @@ def test_people_are_told_repository_by_repository(regions: Shell, registry: Fake
         *("published", "refused", "published", "published", "published", "refused")
     ]
     assert "error" not in ran.err
+
+
+def test_resign_and_replicas_are_about_the_repositories_that_have_such_things(
+    regions: Shell,
+) -> None:
+    document = regions.json("resign")
+    assert [each["repository"] for each in document["repositories"]] == [EUROPE, AMERICA]
+    path = regions.cwd / "cvmfs-publish.yaml"
+    replica = f"    replicas: [http://127.0.0.1:9/cvmfs/{EUROPE}]\n"
+    path.write_text(path.read_text().replace(f"  {EUROPE}:\n", f"  {EUROPE}:\n{replica}", 1))
+    document = regions.json("replicas")
+    (only,) = document["repositories"]
+    assert only["repository"] == EUROPE
+    assert [each["health"] for each in only["replicas"]] != ["ok"]
+    ran = regions.run("resign", "--request", "file")
+    assert ran.code == 2
+    assert "this is done in one" in ran.err
