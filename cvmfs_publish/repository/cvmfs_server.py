@@ -47,6 +47,9 @@ from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
 from cvmfs_publish.repository.native.origin import Origin, read
 from cvmfs_publish.repository.native.reader import browse_snapshot
 from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
+from cvmfs_publish.repository.native.whitelist import FILE_NAME as WHITELIST_NAME
+from cvmfs_publish.repository.native.whitelist import MAX_BYTES as WHITELIST_BYTES
+from cvmfs_publish.repository.native.whitelist import Whitelist, parse_whitelist
 from cvmfs_publish.repository.records import renumbered
 from cvmfs_publish.repository.removal import (
     NO_GRACES,
@@ -140,6 +143,28 @@ class ServerRepository:
     def _origin(self) -> Origin:
         return open_origin(self._place())
 
+    def whitelist(self) -> Whitelist:
+        """Return what the whitelist says, its signature unverified: `cvmfs_server` sees to that.
+
+        Raises:
+            RepositoryError: there is none, or it cannot be read.
+        """
+        origin = self._origin()
+        try:
+            return parse_whitelist(read(origin, WHITELIST_NAME, WHITELIST_BYTES))[0]
+        except PublishError as error:
+            raise RepositoryError(
+                f"the whitelist in {self._place()} cannot be read: {error}",
+                hint=f"`cvmfs_server resign {self.name}` makes one",
+            ) from error
+        finally:
+            origin.close()
+
+    @property
+    def server(self) -> Server:
+        """The program, for those who want to know about it."""
+        return self._server
+
     def revision(self) -> Revision:
         manifest = self.manifest()
         return Revision(manifest.revision, str(manifest.root_hash), manifest.timestamp)
@@ -195,6 +220,7 @@ class ServerRepository:
         """
         self._check_mount()
         self._check_owner()
+        self._server.check_version()
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
@@ -303,6 +329,7 @@ class ServerRepository:
                 self.folder.stat(posixpath.dirname(path)) is None,
                 "its directory is new, and `ingest` would make it as it likes",
             ),
+            (not self._server.keeps_owners, "this `ingest` is too old to keep owners"),
             (any(node.xattrs for node in nodes), "`ingest` drops extended attributes"),
             (
                 any(node.size > _LARGE for node in nodes) and conf.chunking,

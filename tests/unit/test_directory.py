@@ -145,7 +145,7 @@ def test_where_links_are_not_possible_files_are_written(
 
 
 def test_sharing_can_be_left_out(tmp_path: Path) -> None:
-    repository = open_at(tmp_path, DirectoryOptions(share=False))
+    repository = open_at(tmp_path, DirectoryOptions(share=None))
     repository.create(at(0))
     put_files(repository, "one", **nodes(repository, a=b"equal", b=b"equal"))
     assert (repository.root / "one" / "a").stat().st_nlink == 1
