@@ -1,9 +1,10 @@
 """Hosts with the stand-in for `cvmfs_server`, or with the real one, and repositories on them.
 
 The real one is used where it can be, which `find_real` decides: the program, its client, Apache,
-overlayfs and FUSE are there, and the tests run as root.  It makes a throw-away repository in the
-usual places (/cvmfs, /srv/cvmfs, /var/spool/cvmfs, /etc/cvmfs) and removes it.  On a host that is
-in use, set CVMFS_PUBLISH_STAND_IN to any value: the tests keep to the stand-in then.
+overlayfs and FUSE are there, /cvmfs is not automounted, and the tests run as root.  It makes a
+throw-away repository in the usual places (/cvmfs, /srv/cvmfs, /var/spool/cvmfs, /etc/cvmfs) and
+removes it.  On a host that is in use, set CVMFS_PUBLISH_STAND_IN to any value: the tests keep to
+the stand-in then.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def find_real() -> Path | None:
         and shutil.which("cvmfs2", path=PATH) is not None
         and Path("/dev/fuse").exists()
         and "overlay" in Path("/proc/filesystems").read_text("ascii")
+        and " /cvmfs autofs " not in Path("/proc/mounts").read_text()  # `mkfs` refuses it
         and _is_served()
     )
     return Path(found) if found is not None and can_be_used else None
@@ -213,8 +215,11 @@ def real_host(program: Path) -> Iterator[RealHost]:
     try:
         host.run("mkfs", "-o", "root", "-z", host.name)
         yield host
-    finally:
-        host.run("rmfs", "-f", host.name)
+    except BaseException:
+        with suppress(BaseException):  # what went wrong first is what counts
+            host.run("rmfs", "-f", host.name)
+        raise
+    host.run("rmfs", "-f", host.name)
 
 
 def in_child(work: Callable[[], None]) -> int:

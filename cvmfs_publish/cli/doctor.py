@@ -54,7 +54,7 @@ from cvmfs_publish.watch.lists import WishlistLoader, configured_places
 from cvmfs_publish.watch.outbound import Outbound
 
 PATIENCE = timedelta(seconds=5)  # with a registry; a person is waiting
-WIDTH = 100  # columns where no terminal says otherwise
+NO_TERMINAL = 100_000  # columns: lines stay whole for `grep` and files
 LEAST_WIDTH = 60
 
 app = command_app()
@@ -244,7 +244,7 @@ def _document(finding: Finding) -> dict[str, Any]:
 def _table(session: Session, found: list[Finding]) -> str:
     """Return the findings below each other, as wide as the terminal; the remedy under each."""
     out = session.out
-    width = WIDTH
+    width = NO_TERMINAL
     if out.stdout.isatty():
         width = max(Console(file=out.stdout).width, LEAST_WIDTH)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
