@@ -85,7 +85,9 @@ class StockHost:
 
     def commands(self) -> list[str]:
         """Return the commands that were run so far, without their arguments."""
-        return [line.split()[0] for line in (self.base / "log").read_text().splitlines()]
+        log = self.base / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [line.split()[0] for line in lines]
 
 
 def configure(folder: Path, host: StockHost) -> None:

@@ -13,6 +13,7 @@ Source: facts/cvmfs-format.md section 11, facts/publishers.md a.11 and (e).
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import pwd
@@ -221,6 +222,7 @@ class ServerRepository:
         self._check_mount()
         self._check_owner()
         self._server.check_version()
+        _check_writable(self.conf)
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
@@ -597,6 +599,17 @@ def remove_entry(folder: Folder, path: RepoPath) -> None:
     for directory in reversed(directories):
         with folder.parent(directory) as (above, name):
             os.rmdir(name, dir_fd=above)
+
+
+def _check_writable(conf: ServerConf) -> None:
+    """Refuse what `cvmfs_server` would fail over in the middle, with words of its own."""
+    places = [conf.spool]
+    if isinstance(conf.upstream, LocalUpstream):
+        places.append(conf.upstream.directory)
+    for place in places:
+        with storage_errors("looking at the repository"), suppress(FileNotFoundError):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
 
 
 def _check_clock(base: Manifest, now: int) -> None:
