@@ -512,10 +512,12 @@ class RepositoryConfig:
             " the master key may be kept elsewhere and offline"
         ),
     )
-    layout: Literal["unpacked"] = field(
+    layout: Literal["unpacked", "osg"] = field(
         default="unpacked",
         metadata=about(
-            "how images are named in the repository: `unpacked` as on unpacked.cern.ch", later="osg"
+            "how images are named in the repository: `unpacked` as on unpacked.cern.ch,"
+            " REGISTRY/REPOSITORY:TAG; `osg`: REPOSITORY:TAG as well, as on"
+            " singularity.opensciencegrid.org"
         ),
     )
     hash: Literal["sha1", "shake128", "rmd160"] = field(
@@ -1552,7 +1554,8 @@ repository:
   # The folder of NAME.pub, NAME.crt, NAME.key and NAME.masterkey.  Keep it private.  The master
   # key is needed only to renew the whitelist and may be kept offline.
   keys: $keys
-  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.
+  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.  `osg`:
+  # /REPOSITORY:TAG as well, as on singularity.opensciencegrid.org.
   #layout: unpacked
   # The content hash of new objects: sha1 (understood by every client), shake128, rmd160.
   hash: $hash

@@ -471,6 +471,7 @@ def publish_settings(config: Config) -> PublishSettings:
         ),
         limits=layer_limits(config.limits),
         image_bytes=config.limits.image_bytes,
+        layout=config.repository.layout,
     )
 
 
