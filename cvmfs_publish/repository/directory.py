@@ -102,6 +102,7 @@ class DirectoryRepository:
         self._folder = Folder(root)
         self._spool = spool
         self._options = options or DirectoryOptions()
+        self._reflinks: bool | None = None  # None: not tried yet
 
     # creating
 
@@ -549,12 +550,7 @@ class DirectoryRepository:
 
     def stage(self, place: str, tree: Tree, contents: Spooled) -> Listing:
         """Write a sandbox where nobody looks."""
-        share = self._options.share
-        if share == "reflink" and not self._has_reflinks():
-            raise RepositoryError(
-                f"the file system of {self.location} has no reflinks",
-                hint="write `repository.directory.share: auto`, which takes hard links there",
-            )
+        share = self._share()
         pool = FilePool(self._folder, _FILES, share) if share is not None else None
         writer = TreeWriter(self._folder, contents.iter_content, self._traits(), pool)
         listing = writer.write(f"{_TXN}/{place}", tree)
@@ -598,6 +594,20 @@ class DirectoryRepository:
             # the lock itself has appeared by a hard link
             traits = replace(self._traits(), xattrs=has_xattrs)
             return Abilities(traits, True, self._has_reflinks(), clock)
+
+    def _share(self) -> Share | None:
+        """Return how files are shared here: without reflinks nobody looks for equal contents."""
+        share = self._options.share
+        if share not in ("auto", "reflink"):
+            return share
+        if self._reflinks is None:
+            self._reflinks = self._has_reflinks()
+        if share == "reflink" and not self._reflinks:
+            raise RepositoryError(
+                f"the file system of {self.location} has no reflinks",
+                hint="write `repository.directory.share: auto`, which takes hard links there",
+            )
+        return share if self._reflinks else "hardlink"
 
     def _has_reflinks(self) -> bool:
         """Try to share the blocks of a file, within the directory of transactions."""
