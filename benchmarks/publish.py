@@ -20,10 +20,13 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from benchmarks.coldstart import Access, Want, measure_splitting
 from benchmarks.make_image import DEFAULT_DIRECTORY, TAGS, Image, format_image, make_image
@@ -38,6 +41,8 @@ from benchmarks.report import (
     SERVER,
     SERVER_UPDATE,
     SKOPEO,
+    STAND_IN,
+    STAND_IN_UPDATE,
     UMOCI,
     UNCHANGED,
     UPDATE,
@@ -48,12 +53,14 @@ from benchmarks.report import (
     format_report,
 )
 from cvmfs_publish.layers.tree import Directory, Tree
+from tests.stock_host import StockHost, configure, find_real, real_host
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NAME = "bench.example.org"
 _COMMAND = Path(sys.executable).with_name("cvmfs-publish")
 OUR_PROGRAM = [str(_COMMAND)] if _COMMAND.exists() else [sys.executable, "-m", "cvmfs_publish"]
 TEST_USER = "cvmfstest"  # runs what refuses to run as root
+SECONDS_AGO = 60  # that a new repository was made
 READ_BYTES = 4 * 1024 * 1024
 # What a job reads in the made image, which has no program that could be traced: as many libraries
 # and modules as `python3 -c 'import numpy'` in a Debian image (benchmarks/README.md).
@@ -147,17 +154,21 @@ def run_directory(bench: Bench) -> Iterator[Run]:
 def run_cvmfs_server(bench: Bench) -> Iterator[Run]:
     """Publish into a new repository of `cvmfs_server`, then publish one more layer.
 
-    Only where the real program is: what a stand-in needs says nothing.
+    Where the real program cannot be used its stand-in takes its place, and its name.
     """
-    server = shutil.which("cvmfs_server")
-    if server is None:
-        raise FileNotFoundError("cvmfs_server is not installed")
-    bench.measure([server, "mkfs", "-o", pwd.getpwuid(os.geteuid()).pw_name, NAME])
+    program = find_real()
+    if program is None:
+        host = StockHost(bench.work / "host", int(time.time()) - SECONDS_AGO)
+        (host.base / "clock").unlink()
+        configure(bench.work, host)
+        yield from _run_backend(bench, STAND_IN, STAND_IN_UPDATE, host.base / "srv")
+        return
     try:
-        bench.measure([*OUR_PROGRAM, "init", NAME, "--backend", "cvmfs_server"])
-        yield from _run_backend(bench, SERVER, SERVER_UPDATE, Path("/srv/cvmfs") / NAME)
-    finally:
-        subprocess.run([server, "rmfs", "-f", NAME], check=True, capture_output=True)
+        with real_host(program) as real:
+            bench.measure([*OUR_PROGRAM, "init", real.name, "--backend", "cvmfs_server"])
+            yield from _run_backend(bench, SERVER, SERVER_UPDATE, Path("/srv/cvmfs") / real.name)
+    except pytest.fail.Exception as error:
+        raise CommandError(str(error)) from error
 
 
 def _run_backend(bench: Bench, cold: str, update: str, storage: Path) -> Iterator[Run]:

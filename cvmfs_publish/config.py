@@ -409,10 +409,13 @@ class S3Config(S3Keys):
 class DirectoryConfig:
     """How a plain tree of files is written."""
 
-    share: bool = field(
-        default=True,
+    share: Literal["auto", "hardlink", "reflink"] | bool = field(
+        default="auto",
         metadata=about(
-            "files that are the same in content, mode, owner and time are hard links of one file"
+            "how equal files take space once: `hardlink`, those that are the same in content, mode,"
+            " owner and time are one file; `reflink`, those with the same content share its blocks,"
+            " on file systems that can (btrfs, XFS); `auto`, both where possible; `false`, not at"
+            " all"
         ),
     )
     lock_wait: timedelta = field(
@@ -430,6 +433,13 @@ class DirectoryConfig:
     def __post_init__(self) -> None:
         if not timedelta(seconds=30) <= self.lease <= timedelta(hours=1):
             raise InputError(f"lease: wants 30s to 1h, found {self.lease.total_seconds():.0f}s")
+
+    @property
+    def how_to_share(self) -> Literal["auto", "hardlink", "reflink"] | None:
+        """What `share` says, `true` meaning `auto`; None: not at all."""
+        if isinstance(self.share, bool):
+            return "auto" if self.share else None
+        return self.share
 
 
 @dataclass(frozen=True)
@@ -502,10 +512,12 @@ class RepositoryConfig:
             " the master key may be kept elsewhere and offline"
         ),
     )
-    layout: Literal["unpacked"] = field(
+    layout: Literal["unpacked", "osg"] = field(
         default="unpacked",
         metadata=about(
-            "how images are named in the repository: `unpacked` as on unpacked.cern.ch", later="osg"
+            "how images are named in the repository: `unpacked` as on unpacked.cern.ch,"
+            " REGISTRY/REPOSITORY:TAG; `osg`: REPOSITORY:TAG as well, as on"
+            " singularity.opensciencegrid.org"
         ),
     )
     hash: Literal["sha1", "shake128", "rmd160"] = field(
@@ -1542,7 +1554,8 @@ repository:
   # The folder of NAME.pub, NAME.crt, NAME.key and NAME.masterkey.  Keep it private.  The master
   # key is needed only to renew the whitelist and may be kept offline.
   keys: $keys
-  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.
+  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.  `osg`:
+  # /REPOSITORY:TAG as well, as on singularity.opensciencegrid.org.
   #layout: unpacked
   # The content hash of new objects: sha1 (understood by every client), shake128, rmd160.
   hash: $hash
@@ -1556,8 +1569,10 @@ repository:
   $spool
   # Only for `backend: directory`.
   directory:
-    # Files that are the same in content, mode, owner and time are hard links of one file.
-    #share: true
+    # How equal files take space once.  `hardlink`: those that are the same in content, mode, owner
+    # and time are one file.  `reflink`: those with the same content share its blocks; btrfs, XFS.
+    # `auto`: both where possible.  `false`: not at all.
+    #share: auto
     # How long to wait for another publisher to end before giving up: 10m, 1h.
     #lock_wait: 0s
     # The lock of a publisher that died on another host is free a minute after this time.

@@ -46,12 +46,19 @@ from cvmfs_publish.repository.base import Repository, Transaction, View, Walkabl
 from cvmfs_publish.repository.fallback import point_names
 from cvmfs_publish.repository.layouts import (
     DEFAULT_PLATFORM,
+    Layout,
     Placement,
     image_record_of,
     place,
     place_name,
+    short_name_of,
 )
-from cvmfs_publish.repository.names import publish_name, put_sandbox, put_sandbox_record
+from cvmfs_publish.repository.names import (
+    check_short_name,
+    publish_name,
+    put_sandbox,
+    put_sandbox_record,
+)
 from cvmfs_publish.repository.records import (
     Artefact,
     Publication,
@@ -103,6 +110,12 @@ class PublishSettings:
     policy: SandboxPolicy = field(default_factory=SandboxPolicy)
     limits: LayerLimits = field(default_factory=LayerLimits)
     image_bytes: int = 256 * 1024**3  # unpacked bytes of one image
+    layout: Layout = "unpacked"  # `osg`: names without registry, too
+
+    def short_name(self, reference: Reference) -> str:
+        """Return the second name of an image, as records have it; "" if it has none."""
+        name = short_name_of(reference) if self.layout == "osg" else ""
+        return f"/{name}" if name else ""
 
     def with_policy(self, changes: Mapping[str, Any]) -> PublishSettings:
         """Return these with other fields of the policy."""
@@ -281,6 +294,7 @@ class Publisher:
             or found is None
             or found.digest != str(wish.digest)
             or found.recipe != self._recipe
+            or found.short_name != self._settings.short_name(wish.reference)
             or self._is_to_be_asked(wish.reference, found)
             or not view.is_directory(found.sandbox.lstrip("/"))
             or view.read_symlink(found.path.lstrip("/")) is None
@@ -453,6 +467,8 @@ class Publisher:
             publication = replace(
                 publication, source=str(image.reference.origin), source_state=wish.state
             )
+        publication = replace(publication, short_name=self._settings.short_name(wish.reference))
+        check_short_name(transaction, publication, force=force)
         wish.result.fallback = self._artefact(wish, publication, tree, transaction, force=force)
         self._reporter.phase(name, "committing")
         sandbox = SandboxRecord(publication.recipe, publication.tree_digest, wish.result.fallback)

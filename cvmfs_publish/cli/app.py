@@ -79,6 +79,9 @@ class Commands(LazyGroup):
             "Check wishlists, show their images, convert other lists.",
             True,
         ),
+        "doctor": Lazy(
+            "cvmfs_publish.cli.doctor", "Show what this machine lacks, with the remedy for each."
+        ),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(
             "cvmfs_publish.cli.sites", "Show, check and render site configurations.", True

@@ -61,7 +61,12 @@ from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
 from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
-from cvmfs_publish.sources.registry.client import ATTEMPTS, RegistryClient
+from cvmfs_publish.sources.registry.client import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT,
+    READ_TIMEOUT,
+    RegistryClient,
+)
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.mirrors import MirrorSettings
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
@@ -378,8 +383,12 @@ def open_registries(
     budgets: Budgets,
     *,
     attempts: int = ATTEMPTS,
+    patience: timedelta | None = None,
 ) -> Iterator[RegistrySource]:
-    """Open registries as they are configured; what they were asked is kept at the end."""
+    """Open registries as they are configured; what they were asked is kept at the end.
+
+    `patience`: with one that does not answer, where it is not to be as long as usual.
+    """
     registries = config.registries if config is not None else {}
     limits = config.limits if config is not None else LimitsConfig()
     with RegistryClient(
@@ -392,6 +401,8 @@ def open_registries(
         },
         budgets=budgets,
         attempts=attempts,
+        connect_timeout=patience or CONNECT_TIMEOUT,
+        read_timeout=patience or READ_TIMEOUT,
     ) as client:
         try:
             yield RegistrySource(
@@ -460,6 +471,7 @@ def publish_settings(config: Config) -> PublishSettings:
         ),
         limits=layer_limits(config.limits),
         image_bytes=config.limits.image_bytes,
+        layout=config.repository.layout,
     )
 
 

@@ -1,19 +1,23 @@
 """Decide where in a repository an image, its names and its records go.  Pure.
 
 `unpacked` is the convention of unpacked.cern.ch (facts/cvmfs-format.md section 10.1), so existing
-consumers find images where they look for them.
+consumers find images where they look for them.  `osg` is the same, and each name has a second one
+without its registry, as cvmfs-singularity-sync makes them (section 10.2): a link to the first, so
+that both always lead to the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from posixpath import normpath, relpath
+from typing import Literal
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import Platform
 
+Layout = Literal["unpacked", "osg"]
 FLAT = ".flat"
 METADATA = ".metadata"
 MULTIARCH = ".multiarch"
@@ -83,6 +87,11 @@ def place(
         immutable_name=immutable_name_of(reference, manifest),
         metadata=names.metadata,
     )
+
+
+def short_name_of(reference: Reference) -> RepoPath:
+    """Return the name without the registry; "" where only a digest names the image."""
+    return f"{reference.repository}:{reference.tag}" if reference.tag else ""
 
 
 def immutable_name_of(reference: Reference, manifest: Digest) -> RepoPath:

@@ -28,6 +28,7 @@ from cvmfs_publish.repository.layouts import (
     CATALOG_MARKER,
     DEFAULT_PLATFORM,
     MANIFEST_FILE,
+    METADATA,
     MULTIARCH,
     PUBLICATION_FILE,
     NamePlacement,
@@ -127,6 +128,7 @@ def publish_name(
     """
     platform = Platform.parse(publication.platform)
     names = place_name(reference, platform)
+    check_short_name(transaction, publication, force=True)
     outgoing = read_publication(transaction, names.publication)
     record = _continued(transaction, names, publication, outgoing)
     new = Digest.parse(record.manifest_digest)
@@ -146,7 +148,49 @@ def publish_name(
     if names.name != immutable:
         _point_name(transaction, reference, platform, sandbox)
     _link(transaction, immutable, sandbox)
+    if outgoing is not None and outgoing.short_name != record.short_name:
+        _remove_short_name(transaction, outgoing)
+    if record.short_name:
+        _link(transaction, record.short_name.lstrip("/"), names.name)
     return record
+
+
+def check_short_name(view: View, record: Publication, *, force: bool = False) -> None:
+    """Raise `InputError` if the second name of an image is taken.
+
+    `force`: what another program made is no reason; what a name of ours leads to always is.
+    """
+    path, name = record.short_name.lstrip("/"), record.path.lstrip("/")
+    text = view.read_symlink(path) if path else None
+    target = resolve_link(path, text) if text is not None else name
+    if target == name:
+        return
+    other = next((each for each in (target, path) if _is_published(view, each)), None)
+    if other is not None:
+        raise InputError(
+            f"{record.reference}: /{path}, its name in the layout osg, is that of {other}",
+            hint="leave one of the two out, or let `repository.layout` be unpacked: there the"
+            " registry is part of the name",
+        )
+    if not force:
+        raise InputError(
+            f"{record.reference}: /{path}, its name in the layout osg, leads to {text}, which was"
+            " not published here",
+            hint=f"`cvmfs-publish publish --force {record.reference}` takes the name over; what it"
+            " led to stays",
+        )
+
+
+def _is_published(view: View, name: RepoPath) -> bool:
+    return view.read_file(f"{METADATA}/{name}/{PUBLICATION_FILE}") is not None
+
+
+def _remove_short_name(transaction: Transaction, record: Publication) -> None:
+    """Remove the second name, if it leads to the first."""
+    path = record.short_name.lstrip("/")
+    text = transaction.read_symlink(path) if path else None
+    if text is not None and resolve_link(path, text) == record.path.lstrip("/"):
+        _remove_tidily(transaction, path, "")
 
 
 def _continued(
@@ -273,6 +317,8 @@ def unpublish(
     immutable = immutable_name_of(reference, Digest.parse(record.manifest_digest))
     if names.name != immutable:
         _remove_name(transaction, reference, platform)
+        if transaction.read_symlink(names.name) is None:
+            _remove_short_name(transaction, record)
     return record
 
 
@@ -326,6 +372,7 @@ def rollback(
         raise _gone(reference, target)
     record = _as_it_is_now(transaction, record)
     _check_sandbox(transaction, record)
+    check_short_name(transaction, record)
     publication = replace(
         record,
         published_at=format_at(now),

@@ -78,6 +78,7 @@ class Publication:
     trust: str = ""  # digest of all that the policy asked
     source: str = ""  # where it came from; "": the registry of its name
     source_state: str = ""  # of the file it came from, as long as that is not known to change
+    short_name: str = ""  # the second name, of the layout `osg`, absolute like `path`
 
     @property
     def event(self) -> Event:
@@ -100,7 +101,7 @@ class Publication:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         document["findings"] = [finding._asdict() for finding in self.findings]
         document["history"] = [event._asdict() for event in self.history]
-        for name in _ONLY_ELSEWHERE:
+        for name in _OFTEN_EMPTY:
             if not document[name]:
                 del document[name]
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
@@ -144,8 +145,9 @@ _DEFAULTS: dict[str, Any] = {
     "trust": "",
     "source": "",
     "source_state": "",
+    "short_name": "",
 }
-_ONLY_ELSEWHERE = ("source", "source_state")  # of images that are in no registry
+_OFTEN_EMPTY = ("source", "source_state", "short_name")  # left out where they are
 
 
 @dataclass(frozen=True, slots=True)

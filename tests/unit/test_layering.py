@@ -36,6 +36,7 @@ FLOW = (
     "sites",
     "watch",
     "web",
+    "doctor",
     "cli",
     "__main__",
 )

@@ -44,6 +44,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "watch": ["--once"],
     "replicas": ["--count", "1"],
     "wishlist": None,
+    "doctor": ["--offline"],
     "bench": None,
     "site": None,
 }
