@@ -362,16 +362,21 @@ class Waiting:
 def lagging(survey: Survey, goal: Goal, *, waited: bool) -> LaggingError:
     """Return the error that says which replicas do not have a revision."""
     having = survey.having(goal.revision)
-    whose = (f"{s.url}: {_reason(s)}" for s in survey.replicas if not s.has(goal.revision))
     after = f" after {goal.timeout.total_seconds():.0f} seconds" if waited else ""
     return LaggingError(
         f"{having} of {plural(len(survey.replicas), 'replica')} have revision {goal.revision}"
-        f"{after}, {goal.count} are wanted; missing: {'; '.join(whose)}",
+        f"{after}, {goal.count} are wanted; missing: {reasons(survey, goal.revision)}",
         hint=f"the revision is published; `cvmfs-publish replicas --wait {goal.revision}` waits"
         " again"
         if goal.revision <= survey.revision
         else f"the newest revision published here is {survey.revision}",
     )
+
+
+def reasons(survey: Survey, revision: int) -> str:
+    """Say of every replica that does not have a revision why it does not count."""
+    missing = [standing for standing in survey.replicas if not standing.has(revision)]
+    return "; ".join(f"{standing.url}: {_reason(standing)}" for standing in missing)
 
 
 def _reason(standing: Standing) -> str:

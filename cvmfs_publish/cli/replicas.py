@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_native
+from cvmfs_publish.cli.assembly import open_native, open_server
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import error_document, format_table, format_time
@@ -92,7 +92,8 @@ def replicas(
 
 def check_count(config: Config, count: int | None, option: str) -> None:
     """Raise `InputError` if there are fewer replicas than are to have a revision."""
-    open_native(config, "replicas are")
+    if config.repository.backend != "cvmfs_server":
+        open_native(config, "replicas are")
     known = len(config.replicas)
     if not known:
         raise InputError(
@@ -108,6 +109,16 @@ def check_count(config: Config, count: int | None, option: str) -> None:
 
 def open_observer(config: Config) -> Observer:
     """Return what looks at the configured replicas; nothing is read yet."""
+    is_stock = config.repository.backend == "cvmfs_server"
+    source = _server_source(config) if is_stock else _native_source(config)
+    targets = [
+        http_target(each.url, proxy=each.proxy, compare=each.compare)
+        for each in config.known_replicas
+    ]
+    return Observer(source, targets)
+
+
+def _native_source(config: Config) -> Source:
     repository = open_native(config, "replicas are")
 
     def read() -> Manifest:
@@ -115,12 +126,16 @@ def open_observer(config: Config) -> Observer:
             return snapshot.manifest
 
     name = config.repository.name
-    source = Source(name, read, tuple(public_key_files(config.repository.keys, name)))
-    targets = [
-        http_target(each.url, proxy=each.proxy, compare=each.compare)
-        for each in config.known_replicas
-    ]
-    return Observer(source, targets)
+    return Source(name, read, tuple(public_key_files(config.repository.keys, name)))
+
+
+def _server_source(config: Config) -> Source:
+    """Return a repository that `cvmfs_server` writes; its public key is where that keeps it."""
+    repository, name = open_server(config), config.repository.name
+    keys = public_key_files(config.repository.keys, name)
+    if not keys[0].exists():
+        keys = public_key_files(repository.conf.keys, name)
+    return Source(name, lambda: repository.read_verified(keys), tuple(keys))
 
 
 def wait_for(session: Session, observer: Observer, goal: Goal) -> Survey:

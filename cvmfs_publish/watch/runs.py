@@ -56,7 +56,7 @@ class ItemEnd:
     """What became of one image: either facts or a failure."""
 
     name: str
-    status: Literal["published", "unchanged", "unpublished", "failed"]
+    status: Literal["published", "staged", "unchanged", "unpublished", "failed"]
     facts: Facts | None = None
     failure: Failure | None = None
     exit_code: int = 0  # of the failure's family
