@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from cvmfs_publish.replicas import WAIT_SECONDS, LaggingError, Survey, reasons
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged
-from cvmfs_publish.repository.staging import StagedName, switch_names
+from cvmfs_publish.repository.staging import StagedName, is_whole, switch_names
 from cvmfs_publish.words import plural
 
 
@@ -33,9 +33,9 @@ class Wanted:
 
 
 def read_all_staged(repository: Repository) -> tuple[Staged, ...]:
-    """Return all that waits in the published revision."""
+    """Return all that waits in the published revision, without what is not whole any more."""
     with repository.open() as view:
-        return tuple(iter_staged(view))
+        return tuple(staged for staged in iter_staged(view) if is_whole(view, staged))
 
 
 def switch_ready(

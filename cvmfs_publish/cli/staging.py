@@ -33,8 +33,8 @@ from cvmfs_publish.reference import Reference
 from cvmfs_publish.replicas import Goal, LaggingError, Survey
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.layouts import place_name
-from cvmfs_publish.repository.records import Publication, Staged, read_publication
-from cvmfs_publish.repository.staging import StagedName, choose_staged
+from cvmfs_publish.repository.records import Publication, Staged, iter_staged, read_publication
+from cvmfs_publish.repository.staging import StagedName, choose_staged, is_whole, not_whole
 from cvmfs_publish.settings import parse_duration
 from cvmfs_publish.sources.base import Platform
 
@@ -76,6 +76,11 @@ def switch(
         )
     span = parse_duration(wait) if wait is not None else timedelta()
     repository = open_repository(session.config)
+    with repository.open() as view:
+        for each in iter_staged(view):
+            if not is_whole(view, each):
+                error = not_whole(each)
+                session.out.warn(str(error), error.hint)
     staged = _chosen(read_all_staged(repository), images or [], platform)
     if now:
         switched = switch_now(repository, list(map(StagedName.of, staged)), datetime.now(UTC))
@@ -84,12 +89,8 @@ def switch(
         return _finish(session, repository, Result())
     check_count(session.config, None, "")
     waited = wait_for_names(session, repository, list(map(StagedName.of, staged)), span)
-    error = None
-    if waited.waiting:
-        error = still_waiting(waited, wanted_of(session.config), span)
-    return _finish(
-        session, repository, Result(waited.switched, waited.waiting, waited.survey, error)
-    )
+    lag = still_waiting(waited, wanted_of(session.config), span) if waited.waiting else None
+    return _finish(session, repository, Result(waited.switched, waited.waiting, waited.survey, lag))
 
 
 def _chosen(staged: Sequence[Staged], images: Sequence[str], platform: str | None) -> list[Staged]:

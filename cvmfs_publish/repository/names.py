@@ -551,6 +551,14 @@ def get_publication(view: View, reference: Reference, platform: Platform) -> Pub
     return record
 
 
+def is_known(view: View, names: NamePlacement) -> bool:
+    """Whether a name leads somewhere, or waits to."""
+    return (
+        read_publication(view, names.publication) is not None
+        or read_staged(view, names.staged) is not None
+    )
+
+
 def _option(platform: str) -> str:
     """Return what a command about a platform is to be called with."""
     return "" if platform == str(DEFAULT_PLATFORM) else f" --platform {platform}"

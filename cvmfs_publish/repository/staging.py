@@ -94,15 +94,19 @@ def settle(
 def switch_names(
     transaction: Transaction, wanted: Iterable[StagedName], now: datetime
 ) -> list[Publication]:
-    """Point names at what they wait for; those that do not wait for it any more are left alone.
+    """Point names at what they wait for, and return their records.
 
-    Returns the records of the others.
+    Those that do not wait for it any more, and those whose sandbox is gone, are left alone.
     """
     done = []
     for name in wanted:
         names = place_name(Reference.parse(name.reference), Platform.parse(name.platform))
         staged = read_staged(transaction, names.staged)
-        if staged is not None and StagedName.of(staged) == name:
+        if (
+            staged is not None
+            and StagedName.of(staged) == name
+            and is_whole(transaction, staged)  # or no other name would be switched
+        ):
             done.append(_switch(transaction, names, staged, now))
     return done
 
@@ -111,17 +115,31 @@ def _switch(
     transaction: Transaction, names: NamePlacement, staged: Staged, now: datetime
 ) -> Publication:
     manifest = transaction.read_file(f"{names.staged}/{MANIFEST_FILE}")
-    sandbox = staged.publication.sandbox
-    if manifest is None or not transaction.is_directory(sandbox.lstrip("/")):
-        raise RepositoryError(
-            f"{staged.publication.reference} waits to lead to {sandbox}, which is not whole",
-            hint=f"`cvmfs-publish publish --force {staged.publication.reference}` makes it anew",
-        )
+    if manifest is None or not is_whole(transaction, staged):
+        raise not_whole(staged)
     record = replace(staged.publication, published_at=format_at(now), revision=transaction.revision)
     reference = Reference.parse(record.reference)
     written = publish_name(transaction, reference, record, manifest)
     point_names(transaction, [written])
     return written
+
+
+def is_whole(view: View, staged: Staged) -> bool:
+    """Whether a name can lead to what it waits for."""
+    folder = placement_of(staged.publication).staged
+    return (
+        view.is_directory(staged.publication.sandbox.lstrip("/"))
+        and view.read_file(f"{folder}/{MANIFEST_FILE}") is not None
+    )
+
+
+def not_whole(staged: Staged) -> RepositoryError:
+    """Return the error that says so."""
+    record = staged.publication
+    return RepositoryError(
+        f"{record.reference} waits to lead to {record.sandbox}, of which something was removed",
+        hint=f"`cvmfs-publish publish --force {record.reference}` makes it anew",
+    )
 
 
 def choose_staged(found: Iterable[Staged], reference: Reference, platform: Platform) -> Staged:

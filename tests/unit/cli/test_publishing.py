@@ -168,6 +168,7 @@ def test_list_and_show_tell_what_is_published(home: Shell, registry: FakeRegistr
     assert [line.split()[0] for line in lines[1:]] == [one, two]
     shown = home.json("show", one)
     assert shown.pop("fallback") is None
+    assert shown.pop("staged") is None
     assert shown in home.json("list")["images"]
     assert (shown["reference"], shown["revision"]) == (one, 2)
     text = home.run("show", one).out
