@@ -179,10 +179,8 @@ def test_nothing_is_waited_for_where_a_name_does_not_move(world: World) -> None:
 def test_a_newer_publish_supersedes_what_waits(world: World) -> None:
     world.publish("A")
     world.stage("B")
-    world.stage("C")
-    assert [each.publication.image_id for each in world.staged] == [
-        world.stage("C").publication.image_id
-    ]
+    newer = world.stage("C")
+    assert world.staged == [newer]
     world.publish("D")
     assert world.staged == []
     assert world.leads_to() == sandbox("D")
