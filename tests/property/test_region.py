@@ -70,6 +70,7 @@ class Naming(RuleBasedStateMachine):
         with self.region.site.repository.transaction(int(now.timestamp())) as transaction:
             stage(transaction, tag, version, now, self.wanted)
         self.region.remember()
+        self.look()
 
     @rule(tag=st.sampled_from(TAGS), version=st.sampled_from("ABC"))
     def publish_at_once(self, tag: str, version: str) -> None:
@@ -96,8 +97,13 @@ class Naming(RuleBasedStateMachine):
     @rule()
     def pass_time(self) -> None:
         self.region.step()
+        self.look()
 
-    @rule()
+    @rule(number=st.integers(0, MEMBERS - 1))
+    def let_one_fetch(self, number: int) -> None:
+        self.region.snapshot(self.region.members[number])
+        self.look()
+
     def look(self) -> None:
         """What was found agrees with what is true, and decides alone which names are switched."""
         repository = self.region.site.repository
@@ -135,7 +141,7 @@ def test_no_name_is_early_and_none_is_forgotten() -> None:
     run_state_machine_as_test(
         Naming,
         settings=settings(
-            max_examples=6,
+            max_examples=8,
             # A failure names its steps; shortening them would take minutes of publishing.
             phases=[Phase.explicit, Phase.reuse, Phase.generate],
             stateful_step_count=20,
