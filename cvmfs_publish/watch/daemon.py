@@ -357,6 +357,8 @@ class Watcher:
         ]
         if outdated:
             log.info("%d images are to be prepared otherwise than they are", len(outdated))
+        if self._parts.replication is not None:
+            self._parts.replication.settle(now)  # what was rolled back meanwhile stays so
         # in case other replicas are waited for than those they wait for, or none
         outdated += [image.key for image in self._state.staged()]
         self._state.enqueue(outdated, now, "poll")
