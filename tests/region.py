@@ -122,11 +122,14 @@ class Region(World):
 
     def snapshot(self, member: Member) -> None:
         """Do what `cvmfs_server snapshot` does there, or what goes wrong with it."""
+        self.remember()
         behind = {"slow": 1, "slower": 3}.get(member.nature, 0)
         match member.nature:
             case "fast" | "slow" | "slower":
-                self._take(member, max(self.revision - behind, member.served, 1))
-                member.served = max(self.revision - behind, member.served, 1)
+                wanted = max(self.revision - behind, 1)
+                known = max(number for number in self.heads if number <= wanted)
+                member.served = max(known, member.served)
+                self._take(member, member.served)
             case "never":
                 member.served = member.served or 1
                 self._take(member, member.served)
