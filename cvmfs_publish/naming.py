@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from cvmfs_publish.errors import LockedError
 from cvmfs_publish.replicas import WAIT_SECONDS, LaggingError, Survey, reasons
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged
@@ -106,6 +107,10 @@ class Switching:
         """Return when none of these waits any more, or the time is over.
 
         Whatever else waits and has arrived is switched along.
+
+        Raises:
+            LockedError: another writer is active when the time is over.
+            RepositoryError, IntegrityError: the repository cannot be read or written.
         """
         meant = set(names)
         end = self._monotonic() + timeout.total_seconds()
@@ -113,13 +118,17 @@ class Switching:
         told: list[str] = []
         while True:
             survey = self._look()
-            switched += switch_ready(self._repository, survey, self._wanted, self._now())
+            left = end - self._monotonic()
+            try:
+                switched += switch_ready(self._repository, survey, self._wanted, self._now())
+            except LockedError:  # somebody publishes, which will not be long
+                if left <= 0:
+                    raise
             waiting = [
                 staged
                 for staged in read_all_staged(self._repository)
                 if StagedName.of(staged) in meant
             ]
-            left = end - self._monotonic()
             if not waiting or left <= 0:
                 return Waited(survey, tuple(switched), tuple(waiting))
             lines = [describe(staged, survey, self._wanted) for staged in waiting]

@@ -18,7 +18,17 @@ from typing import Protocol
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.state import figures
 from cvmfs_publish.state.database import StateError
-from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
+from cvmfs_publish.state.model import (
+    Event,
+    Facts,
+    Failure,
+    ImageKey,
+    Job,
+    Progress,
+    Push,
+    Result,
+    Status,
+)
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.notify import Notifier
 from cvmfs_publish.watch.poller import Poller
@@ -55,6 +65,8 @@ JUMP = timedelta(minutes=1)  # by which the clock must have been set to be notic
 RETIRE_EVERY = timedelta(hours=1)
 PROGRESS_EVERY = 0.5  # seconds between two notes of how far an image is
 STOP_GRACE = timedelta(seconds=60)  # for a publish to end when the service is stopped
+# images of these, or their sandboxes, are there to be unpublished
+IN_REPOSITORY: tuple[Status, ...] = ("staged", "published", "unchanged", "gone")
 MAX_PUSHES = 1000  # looked at in one transaction
 
 log = logging.getLogger(__name__)
@@ -637,7 +649,7 @@ class Watcher:
 
     def _plan_retirement(self, now: datetime) -> Order | None:
         counts = self._state.counts()
-        names = sum(counts.get(status, 0) for status in ("published", "unchanged", "gone"))
+        names = sum(counts.get(status, 0) for status in IN_REPOSITORY)
         plan = plan_retirement(self._state.unlisted(), names, self._parts.retention)
         self._step("retire")
         self._state.forget(plan.forget)

@@ -79,8 +79,11 @@ def test_a_key_that_is_not_its_own_is_told(site: Site, tmp_path: Path) -> None:
     assert "none of the given master keys" in ran.err
 
 
-def test_publishing_waits_for_them_and_names_follow_them(site: Site) -> None:
+@pytest.mark.parametrize("method", ["transaction", "ingest"])
+def test_publishing_waits_for_them_and_names_follow_them(site: Site, method: str) -> None:
     shell, image = site.shell, site.image
+    path = shell.cwd / "cvmfs-publish.yaml"
+    path.write_text(path.read_text().replace("    mount:", f"    method: {method}\n    mount:"))
     ran = shell.run("publish", image, "--name-after", "1", "--wait-timeout", "0s")
     assert ran.code == 3, ran
     assert ran.out.startswith("staged  ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -181,6 +182,30 @@ def test_a_writer_that_is_in_the_way_is_told_and_nothing_is_lost(region: Region)
     ):
         switch_ready(region.site.repository, survey, Wanted(), region.now)
     assert len(switch_ready(region.site.repository, survey, Wanted(), region.now)) == 1
+
+
+def test_a_writer_that_ends_in_time_is_waited_for(region: Region) -> None:
+    name = publish(region, "A", 1)
+    with ExitStack() as stack:
+        stack.enter_context(region.site.repository.transaction(int(region.now.timestamp())))
+
+        def sleep(seconds: float) -> None:
+            region.step(seconds)
+            stack.close()
+
+        waiting = Switching(
+            region.site.repository,
+            region.look,
+            Wanted(),
+            now=lambda: region.now,
+            monotonic=lambda: region.seconds,
+            sleep=sleep,
+        )
+        region.step()
+        with pytest.raises(LockedError):
+            waiting.wait([name], timedelta())
+        waited = waiting.wait([name], MINUTE)
+    assert [record.reference for record in waited.switched] == [NAME]
 
 
 def test_ctrl_c_while_waiting_loses_nothing(region: Region) -> None:

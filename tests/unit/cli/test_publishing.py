@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 # interface.md, "publish --json"
 DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images", "registries"}
 IMAGE_KEYS = {
-    *("source", "signature", "signed_by"),
+    *("source", "signature", "signed_by", "staged"),
     *("reference", "status", "digest", "image_id", "platform", "path", "sandbox", "entries"),
     *("bytes", "stored_bytes", "layers", "roots_added", "findings", "fallback", "seconds", "error"),
 }

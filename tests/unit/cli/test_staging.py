@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -204,6 +207,45 @@ def test_a_dry_run_waits_for_nobody(sites: Staging) -> None:
     assert ran.code == 0
     assert ran.out.startswith("would publish")
     assert sites.home.json("info")["revision"] == 1
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_whoever_is_ended_while_waiting_is_continued_by_the_next(
+    sites: Staging, sign: signal.Signals
+) -> None:
+    home = sites.home
+    command = ("publish", sites.image, "--name-after", "2", "--wait-timeout", "1h")
+    with home.spawn(*command) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "0 of 2 replicas have revision 2" in line:
+                break
+        process.send_signal(sign)
+        process.communicate()
+    assert process.returncode == (130 if sign is signal.SIGINT else -sign)
+    assert len(sites.staged()) == 1
+    sites.fetch_all()
+    (switched,) = home.json("switch")["switched"]
+    assert sites.leads_to() == switched["digest"]
+
+
+def test_what_somebody_decides_meanwhile_is_told(sites: Staging) -> None:
+    home = sites.home
+    home.json("publish", sites.image)
+    first = sites.leads_to()
+    sites.push(b"2")
+    command = ("--json", "publish", sites.image, "--name-after", "2", "--wait-timeout", "1h")
+    with home.spawn(*command) as process:
+        while not sites.staged():
+            time.sleep(0.1)
+        assert home.run("rollback", sites.image, "--to", str(first)).code == 0
+        sites.fetch_all()
+        out, _ = process.communicate()
+    assert process.returncode == 3
+    (image,) = json.loads(out)["images"]
+    assert image["status"] == "failed"
+    assert "waits no longer to lead to" in image["error"]["message"]
+    assert sites.leads_to() == first
 
 
 # the watcher
