@@ -187,7 +187,7 @@ def publish(
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
     naming = Naming() if dry_run else name_images(session, result, plan.naming)
-    if naming.switched:
+    if naming.switched or naming.waiting is not None:  # by us, or by others meanwhile
         head = open_repository(session.config).revision()
         result = replace(result, revision=head.number, root_hash=head.root_hash)
     repository = session.config.repository.name
