@@ -1314,6 +1314,34 @@ class ReplicaConfig:
 
 
 @dataclass(frozen=True)
+class NamingConfig:
+    """When the name of a new image leads there."""
+
+    after_replicas: int = field(
+        default=0,
+        metadata=about(
+            "only when so many of `replicas` have the image; 0: at once, in the revision of the"
+            " image itself"
+        ),
+    )
+    timeout: timedelta = field(
+        default=timedelta(minutes=10),
+        metadata=about(
+            "how long `publish` waits for them; after that the name waits for the next `publish`,"
+            " `switch` or `watch`"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.after_replicas < 0:
+            raise RefusedKeyError(
+                ("after_replicas",),
+                f"{self.after_replicas} is no number of replicas",
+                hint="0 lets names lead to new images at once",
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything `cvmfs-publish.yaml` says."""
 
@@ -1383,6 +1411,9 @@ class Config:
         default=(),
         metadata=about("replicas (Stratum 1) of the repository: their URLs, or more about each"),
     )
+    naming: NamingConfig = field(
+        default_factory=NamingConfig, metadata=about("when the names of new images lead there")
+    )
 
     @property
     def known_replicas(self) -> tuple[ReplicaConfig, ...]:
@@ -1411,6 +1442,12 @@ class Config:
                     hint="remove one: each replica counts once",
                 )
             urls.add(replica.url)
+        if self.naming.after_replicas > len(self.replicas):
+            raise RefusedKeyError(
+                ("naming", "after_replicas"),
+                f"is {self.naming.after_replicas}, but `replicas` names {len(self.replicas)}",
+                hint="name the replicas, or wait for fewer of them",
+            )
         self._check_backend()
 
     def _check_backend(self) -> None:
@@ -1814,4 +1851,11 @@ web:
   #- url: http://s1.example.net/cvmfs/$name
     #proxy: http://squid.example.net:3128
     #compare: true
+
+# When the name of a new image leads there.
+#naming:
+  # When so many of the replicas have the image; 0: at once.
+  #after_replicas: 0
+  # How long `publish` waits for them.
+  #timeout: 10m
 """)

@@ -70,6 +70,10 @@ class Commands(LazyGroup):
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "replicas": Lazy("cvmfs_publish.cli.replicas", "Show how far every configured replica is."),
+        "switch": Lazy(
+            "cvmfs_publish.cli.staging",
+            "Let names lead to new images that enough replicas have.",
+        ),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
         "serve": Lazy(
             "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,7 @@ from cvmfs_publish.cli.replicas import (
     tell_lagging,
     wait_for,
 )
+from cvmfs_publish.cli.staging import Naming, name_images
 from cvmfs_publish.config import (
     Config,
     LimitsConfig,
@@ -117,6 +119,16 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    name_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Let names lead to new images only when N replicas have these, and wait for it;"
+            " 0: at once. Else as `naming.after_replicas` says.",
+            show_default=False,
+        ),
+    ] = None,
     wait_replicas: Annotated[
         int | None,
         typer.Option(
@@ -130,7 +142,8 @@ def publish(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="With --wait-replicas: how long, such as 45s, 15m or 2h; else 10m.",
+            help="With --wait-replicas or --name-after: how long, such as 45s, 15m or 2h; else"
+            " 10m.",
             show_default=False,
         ),
     ] = None,
@@ -140,7 +153,8 @@ def publish(
     Fetches, verifies, unpacks and prepares the images, from registries, archives, SIF files, object
     stores or the web, and makes all of them visible in one new revision.  An unchanged image costs
     one request and no revision.  An image that fails does not hold back the others; exit code 6
-    says that some failed and others did not.
+    says that some failed and others did not.  With --name-after images come first and names follow
+    in a second revision; exit code 3 says that names still wait.
 
     Example: cvmfs-publish publish ghcr.io/a/b:1 docker.io/library/debian:12
     """
@@ -150,7 +164,7 @@ def publish(
             f"--as {name} names one image, and {len(images)} are to be published",
             hint="publish them in calls of their own",
         )
-    span = _wait_span(session.config, wait_replicas, wait_timeout, dry_run=dry_run)
+    plan = _plan_wait(session.config, name_after, wait_replicas, wait_timeout, dry_run=dry_run)
     chosen = [Platform.parse(each) for each in platform or ()]
     budgets = open_budgets(session.config, datetime.now(UTC))
     with open_packer(session.config, session.environ, wanted=fallback) as packer:
@@ -171,19 +185,29 @@ def publish(
                 names=dict.fromkeys(images, name) if name is not None else {},
                 now=datetime.now(UTC),
                 platform=chosen,
+                after_replicas=plan.name_after,
                 force=force,
                 dry_run=dry_run,
             )
         if packer is not None and not dry_run:
             tell_copy(session, open_repository(session.config), packer.store)
+    naming = Naming() if dry_run else name_images(session, result, plan.naming)
+    if naming.switched or naming.waiting is not None:  # by us, or by others meanwhile
+        head = open_repository(session.config).revision()
+        result = replace(result, revision=head.number, root_hash=head.root_hash)
     repository = session.config.repository.name
     due = dry_run and packer is not None
     text = "\n".join(_line(image, dry_run, due) for image in result.images if image.error is None)
     used = budgets.snapshots(datetime.now(UTC))
     document = publish_document(repository, result, used, dry_run=dry_run)
-    lag = None
-    if wait_replicas is not None and any(image.error is None for image in result.images):
-        goal = Goal(result.revision, wait_replicas, span)
+    document |= naming.document
+    lag = naming.lag
+    if (
+        lag is None
+        and wait_replicas is not None
+        and any(image.error is None for image in result.images)
+    ):
+        goal = Goal(result.revision, wait_replicas, plan.replicas)
         document["replicas"], lag = _wait(session, goal)
     session.out.result(document, text)
     if not session.out.as_json:
@@ -200,18 +224,38 @@ def publish(
     return result.exit_code or late
 
 
-def _wait_span(
-    config: Config, count: int | None, timeout: str | None, *, dry_run: bool
-) -> timedelta:
-    """Return how long replicas are waited for; nothing is published if the options are wrong."""
-    if count is None:
-        if timeout is not None:
-            raise InputError("--wait-timeout without --wait-replicas has no meaning")
-        return timedelta()
-    if dry_run:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What replicas are waited for, and how long."""
+
+    name_after: int  # how many are to have an image before its name leads there
+    naming: timedelta  # for that
+    replicas: timedelta  # for --wait-replicas
+
+
+def _plan_wait(
+    config: Config,
+    name_after: int | None,
+    count: int | None,
+    timeout: str | None,
+    *,
+    dry_run: bool,
+) -> _Plan:
+    """Say what is waited for; nothing is published if the options are wrong."""
+    after = config.naming.after_replicas if name_after is None else name_after
+    if count is None and not after and timeout is not None:
+        raise InputError("--wait-timeout without --wait-replicas or --name-after has no meaning")
+    if count is not None and dry_run:
         raise InputError("--wait-replicas with --dry-run has no meaning: nothing is published")
-    check_count(config, count, "--wait-replicas")
-    return parse_duration(timeout or DEFAULT_WAIT)
+    if after:
+        check_count(config, after, "--name-after")
+    if count is not None:
+        check_count(config, count, "--wait-replicas")
+    return _Plan(
+        after,
+        config.naming.timeout if timeout is None else parse_duration(timeout),
+        parse_duration(timeout or DEFAULT_WAIT),
+    )
 
 
 def _wait(session: Session, goal: Goal) -> tuple[dict[str, object], LaggingError | None]:
@@ -577,6 +621,9 @@ def _image_document(image: ImageResult) -> dict[str, object]:
         "digest": record and record.digest,
         "image_id": record and record.image_id,
         "platform": image.platform,
+        "staged": None
+        if image.status != "staged" or record is None
+        else {"revision": record.revision, "replicas": image.waits_for},
         "signature": record and record.signature,
         "signed_by": list(record.signed_by) if record else [],
         "path": record and record.path,
@@ -608,8 +655,11 @@ def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
             f"would publish  {_name(image)}  {layers}, {format_bytes(image.fetched_bytes)} to fetch"
         )
     findings = f", {plural(len(record.findings), 'finding')}" if record.findings else ""
+    where = record.path
+    if image.status == "staged":
+        where = f"{record.sandbox}, where {record.path} will lead"
     return (
-        f"published  {_name(image)}  {record.path}  "
+        f"{image.status}  {_name(image)}  {where}  "
         f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
         f"{layers}{findings}{_fallback(image)}; {image.seconds:.1f} s"
     )

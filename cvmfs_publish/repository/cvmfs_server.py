@@ -46,7 +46,7 @@ from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME, MAX_BYTES, Manifest, parse_manifest
 from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
 from cvmfs_publish.repository.native.origin import Origin, read
-from cvmfs_publish.repository.native.reader import browse_snapshot
+from cvmfs_publish.repository.native.reader import browse_snapshot, open_snapshot
 from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
 from cvmfs_publish.repository.native.whitelist import FILE_NAME as WHITELIST_NAME
 from cvmfs_publish.repository.native.whitelist import MAX_BYTES as WHITELIST_BYTES
@@ -202,6 +202,19 @@ class ServerRepository:
             ) from error
         finally:
             origin.close()
+
+    def read_verified(self, public_keys: Iterable[Path]) -> Manifest:
+        """Return the published manifest, its signatures verified as clients do.
+
+        That the whitelist has expired is for clients to refuse.
+
+        Raises:
+            RepositoryError: there is none, or it cannot be read.
+            IntegrityError: it was not signed for these keys.
+        """
+        self.manifest()  # a clear error if there is none
+        with open_snapshot(self._origin(), public_keys, now=None, name=self.name) as snapshot:
+            return snapshot.manifest
 
     def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
         return has_whole(self._spool, names, stored_bytes)

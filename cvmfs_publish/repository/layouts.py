@@ -22,9 +22,11 @@ FLAT = ".flat"
 METADATA = ".metadata"
 MULTIARCH = ".multiarch"
 IMAGES = f"{METADATA}/.images"  # what was done to each sandbox, whatever names it has
+STAGED = f"{METADATA}/.staged"  # below it, of each name that waits for replicas, its new records
 MANIFEST_FILE = "manifest.json"
 PUBLICATION_FILE = "publication.json"
 UNPUBLISHED_FILE = "unpublished.json"  # the history of a name that leads nowhere at present
+STAGED_FILE = "staged.json"
 REPLACED = ".replaced"  # below the records of a name: those of what it led to before
 CATALOG_MARKER = ".cvmfscatalog"  # stands where a catalog of its own begins
 # What a client puts in place of the variable decides which platform a public name leads to.
@@ -54,6 +56,11 @@ class NamePlacement:
     @property
     def unpublished(self) -> RepoPath:
         return f"{self.metadata}/{UNPUBLISHED_FILE}"
+
+    @property
+    def staged(self) -> RepoPath:
+        """The directory of the records that the name will have when replicas are far enough."""
+        return f"{STAGED}/{self.metadata.removeprefix(METADATA + '/')}"
 
     def replaced(self, manifest: Digest) -> RepoPath:
         """Return the directory of the records of a manifest the name led to before."""

@@ -33,6 +33,7 @@ FLOW = (
     "verify",
     "state",
     "replicas",
+    "naming",
     "sites",
     "watch",
     "web",
