@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_backends import configure, layer
+from tests.e2e.test_backends import layer
 from tests.fakes.registry import FakeRegistry
-from tests.stock_host import StockHost
+from tests.stock_host import StockHost, configure
 from tests.stratum1 import stranger
 from tests.support import NAME
 from tests.unit.cli.support import Shell
@@ -29,7 +29,7 @@ class Site:
         (self.host.base / "clock").unlink()
         (base / "home").mkdir()
         self.shell = Shell(base / "home")
-        configure(self.shell, self.host)
+        configure(self.shell.cwd, self.host)
         self.replica = base / "replica"
         self.fetch()
         self.url = stack.enter_context(served(self.replica))
