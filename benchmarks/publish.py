@@ -38,6 +38,8 @@ from benchmarks.report import (
     COLD,
     DIRECTORY,
     DIRECTORY_UPDATE,
+    DUCC,
+    DUCC_UPDATE,
     SERVER,
     SERVER_UPDATE,
     SKOPEO,
@@ -171,6 +173,28 @@ def run_cvmfs_server(bench: Bench) -> Iterator[Run]:
         raise CommandError(str(error)) from error
 
 
+def run_ducc(bench: Bench) -> Iterator[Run]:
+    """Let DUCC do the same with `cvmfs_server`, podman's store left out: image, one more layer."""
+    program, ducc = find_real(), shutil.which("cvmfs_ducc")
+    if program is None or ducc is None:
+        raise FileNotFoundError("cvmfs_ducc and a cvmfs_server that can be used are not both here")
+    try:
+        with real_host(program) as real:
+            before = 0
+            for step, tag in ((DUCC, "base"), (DUCC_UPDATE, "update")):
+                wish = f"http://{bench.reference(tag)}"
+                done = bench.measure(
+                    [ducc, "convert-single-image", "-p", "-t", str(bench.work), wish, real.name]
+                )
+                if not any(real.mount.glob(f"*:*/**/bench:{tag}/etc")):
+                    raise CommandError(f"cvmfs_ducc: there is no {bench.reference(tag)}")
+                total = measure_tree(Path("/srv/cvmfs") / real.name)
+                yield Run(step, done.cost, done.requests, total - before)
+                before = total
+    except pytest.fail.Exception as error:
+        raise CommandError(str(error)) from error
+
+
 def _run_backend(bench: Bench, cold: str, update: str, storage: Path) -> Iterator[Run]:
     before = 0
     for step, tag in ((cold, "base"), (update, "update")):
@@ -232,6 +256,7 @@ PROGRAMS: dict[str, Callable[[Bench], Iterator[Run]]] = {
     "cvmfs": run_cvmfs_publish,
     "directory": run_directory,
     "cvmfs_server": run_cvmfs_server,
+    "ducc": run_ducc,
     "umoci": run_umoci,
     "skopeo": run_skopeo,
     "apptainer": run_apptainer,

@@ -25,16 +25,18 @@ STAND_IN_NOTE = (
     "the stand-in for cvmfs_server is that of the tests, as the real one is not here or cannot be"
     " used: it mounts nothing, and its factor is no factor of cvmfs_server"
 )
+DUCC = "DUCC and cvmfs_server, cold"
+DUCC_UPDATE = "DUCC and cvmfs_server, one more layer"
 UMOCI = "umoci unpack"
 SKOPEO = "skopeo copy"
 APPTAINER = "apptainer build --sandbox"
 STEPS = (
     COLD, UPDATE, UNCHANGED, DIRECTORY, DIRECTORY_UPDATE, SERVER, SERVER_UPDATE,
-    STAND_IN, STAND_IN_UPDATE, UMOCI, SKOPEO, APPTAINER,
+    STAND_IN, STAND_IN_UPDATE, DUCC, DUCC_UPDATE, UMOCI, SKOPEO, APPTAINER,
 )  # fmt: skip
 BACKENDS = (
     (DIRECTORY, COLD), (DIRECTORY_UPDATE, UPDATE), (SERVER, COLD), (SERVER_UPDATE, UPDATE),
-    (STAND_IN, COLD), (STAND_IN_UPDATE, UPDATE),
+    (STAND_IN, COLD), (STAND_IN_UPDATE, UPDATE), (DUCC, COLD), (DUCC_UPDATE, UPDATE),
 )  # fmt: skip
 NOTHING = "—"  # a cell without a value
 
