@@ -20,10 +20,13 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from benchmarks.coldstart import Access, Want, measure_splitting
 from benchmarks.make_image import DEFAULT_DIRECTORY, TAGS, Image, format_image, make_image
@@ -35,9 +38,13 @@ from benchmarks.report import (
     COLD,
     DIRECTORY,
     DIRECTORY_UPDATE,
+    DUCC,
+    DUCC_UPDATE,
     SERVER,
     SERVER_UPDATE,
     SKOPEO,
+    STAND_IN,
+    STAND_IN_UPDATE,
     UMOCI,
     UNCHANGED,
     UPDATE,
@@ -48,12 +55,14 @@ from benchmarks.report import (
     format_report,
 )
 from cvmfs_publish.layers.tree import Directory, Tree
+from tests.stock_host import StockHost, configure, find_real, real_host
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NAME = "bench.example.org"
 _COMMAND = Path(sys.executable).with_name("cvmfs-publish")
 OUR_PROGRAM = [str(_COMMAND)] if _COMMAND.exists() else [sys.executable, "-m", "cvmfs_publish"]
 TEST_USER = "cvmfstest"  # runs what refuses to run as root
+SECONDS_AGO = 60  # that a new repository was made
 READ_BYTES = 4 * 1024 * 1024
 # What a job reads in the made image, which has no program that could be traced: as many libraries
 # and modules as `python3 -c 'import numpy'` in a Debian image (benchmarks/README.md).
@@ -147,17 +156,43 @@ def run_directory(bench: Bench) -> Iterator[Run]:
 def run_cvmfs_server(bench: Bench) -> Iterator[Run]:
     """Publish into a new repository of `cvmfs_server`, then publish one more layer.
 
-    Only where the real program is: what a stand-in needs says nothing.
+    Where the real program cannot be used its stand-in takes its place, and its name.
     """
-    server = shutil.which("cvmfs_server")
-    if server is None:
-        raise FileNotFoundError("cvmfs_server is not installed")
-    bench.measure([server, "mkfs", "-o", pwd.getpwuid(os.geteuid()).pw_name, NAME])
+    program = find_real()
+    if program is None:
+        host = StockHost(bench.work / "host", int(time.time()) - SECONDS_AGO)
+        (host.base / "clock").unlink()
+        configure(bench.work, host)
+        yield from _run_backend(bench, STAND_IN, STAND_IN_UPDATE, host.base / "srv")
+        return
     try:
-        bench.measure([*OUR_PROGRAM, "init", NAME, "--backend", "cvmfs_server"])
-        yield from _run_backend(bench, SERVER, SERVER_UPDATE, Path("/srv/cvmfs") / NAME)
-    finally:
-        subprocess.run([server, "rmfs", "-f", NAME], check=True, capture_output=True)
+        with real_host(program) as real:
+            bench.measure([*OUR_PROGRAM, "init", real.name, "--backend", "cvmfs_server"])
+            yield from _run_backend(bench, SERVER, SERVER_UPDATE, Path("/srv/cvmfs") / real.name)
+    except pytest.fail.Exception as error:
+        raise CommandError(str(error)) from error
+
+
+def run_ducc(bench: Bench) -> Iterator[Run]:
+    """Let DUCC do the same with `cvmfs_server`, podman's store left out: image, one more layer."""
+    program, ducc = find_real(), shutil.which("cvmfs_ducc")
+    if program is None or ducc is None:
+        raise FileNotFoundError("cvmfs_ducc and a cvmfs_server that can be used are not both here")
+    try:
+        with real_host(program) as real:
+            before = 0
+            for step, tag in ((DUCC, "base"), (DUCC_UPDATE, "update")):
+                wish = f"http://{bench.reference(tag)}"
+                done = bench.measure(
+                    [ducc, "convert-single-image", "-p", "-t", str(bench.work), wish, real.name]
+                )
+                if not any(real.mount.glob(f"*:*/**/bench:{tag}/etc")):
+                    raise CommandError(f"cvmfs_ducc: there is no {bench.reference(tag)}")
+                total = measure_tree(Path("/srv/cvmfs") / real.name)
+                yield Run(step, done.cost, done.requests, total - before)
+                before = total
+    except pytest.fail.Exception as error:
+        raise CommandError(str(error)) from error
 
 
 def _run_backend(bench: Bench, cold: str, update: str, storage: Path) -> Iterator[Run]:
@@ -221,6 +256,7 @@ PROGRAMS: dict[str, Callable[[Bench], Iterator[Run]]] = {
     "cvmfs": run_cvmfs_publish,
     "directory": run_directory,
     "cvmfs_server": run_cvmfs_server,
+    "ducc": run_ducc,
     "umoci": run_umoci,
     "skopeo": run_skopeo,
     "apptainer": run_apptainer,

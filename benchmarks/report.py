@@ -19,14 +19,25 @@ DIRECTORY = "cvmfs-publish, plain tree, cold"
 DIRECTORY_UPDATE = "cvmfs-publish, plain tree, one more layer"
 SERVER = "cvmfs-publish, cvmfs_server, cold"
 SERVER_UPDATE = "cvmfs-publish, cvmfs_server, one more layer"
+STAND_IN = "cvmfs-publish, stand-in for cvmfs_server, cold"
+STAND_IN_UPDATE = "cvmfs-publish, stand-in for cvmfs_server, one more layer"
+STAND_IN_NOTE = (
+    "the stand-in for cvmfs_server is that of the tests, as the real one is not here or cannot be"
+    " used: it mounts nothing, and its factor is no factor of cvmfs_server"
+)
+DUCC = "DUCC and cvmfs_server, cold"
+DUCC_UPDATE = "DUCC and cvmfs_server, one more layer"
 UMOCI = "umoci unpack"
 SKOPEO = "skopeo copy"
 APPTAINER = "apptainer build --sandbox"
 STEPS = (
     COLD, UPDATE, UNCHANGED, DIRECTORY, DIRECTORY_UPDATE, SERVER, SERVER_UPDATE,
-    UMOCI, SKOPEO, APPTAINER,
+    STAND_IN, STAND_IN_UPDATE, DUCC, DUCC_UPDATE, UMOCI, SKOPEO, APPTAINER,
 )  # fmt: skip
-BACKENDS = ((DIRECTORY, COLD), (DIRECTORY_UPDATE, UPDATE), (SERVER, COLD), (SERVER_UPDATE, UPDATE))
+BACKENDS = (
+    (DIRECTORY, COLD), (DIRECTORY_UPDATE, UPDATE), (SERVER, COLD), (SERVER_UPDATE, UPDATE),
+    (STAND_IN, COLD), (STAND_IN_UPDATE, UPDATE), (DUCC, COLD), (DUCC_UPDATE, UPDATE),
+)  # fmt: skip
 NOTHING = "—"  # a cell without a value
 
 RATIO_TARGET = 0.6  # of the wall time of umoci unpack
@@ -305,5 +316,7 @@ def format_report(report: Report) -> str:
         parts.append(format_splitting(report.splitting))
     parts.append(format_rows(verdicts, (0, 1, 2)))
     notes = [*report.notes, *find_disturbances(report)]
+    if report.of(STAND_IN):
+        notes.insert(0, STAND_IN_NOTE)
     parts += [f"note: {note}" for note in notes]
     return "\n\n".join(parts)

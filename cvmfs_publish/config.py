@@ -409,10 +409,13 @@ class S3Config(S3Keys):
 class DirectoryConfig:
     """How a plain tree of files is written."""
 
-    share: bool = field(
-        default=True,
+    share: Literal["auto", "hardlink", "reflink"] | bool = field(
+        default="auto",
         metadata=about(
-            "files that are the same in content, mode, owner and time are hard links of one file"
+            "how equal files take space once: `hardlink`, those that are the same in content, mode,"
+            " owner and time are one file; `reflink`, those with the same content share its blocks,"
+            " on file systems that can (btrfs, XFS); `auto`, both where possible; `false`, not at"
+            " all"
         ),
     )
     lock_wait: timedelta = field(
@@ -430,6 +433,13 @@ class DirectoryConfig:
     def __post_init__(self) -> None:
         if not timedelta(seconds=30) <= self.lease <= timedelta(hours=1):
             raise InputError(f"lease: wants 30s to 1h, found {self.lease.total_seconds():.0f}s")
+
+    @property
+    def how_to_share(self) -> Literal["auto", "hardlink", "reflink"] | None:
+        """What `share` says, `true` meaning `auto`; None: not at all."""
+        if isinstance(self.share, bool):
+            return "auto" if self.share else None
+        return self.share
 
 
 @dataclass(frozen=True)
@@ -553,10 +563,12 @@ class RepositoryConfig:
             " the master key may be kept elsewhere and offline"
         ),
     )
-    layout: Literal["unpacked"] = field(
+    layout: Literal["unpacked", "osg"] = field(
         default="unpacked",
         metadata=about(
-            "how images are named in the repository: `unpacked` as on unpacked.cern.ch", later="osg"
+            "how images are named in the repository: `unpacked` as on unpacked.cern.ch,"
+            " REGISTRY/REPOSITORY:TAG; `osg`: REPOSITORY:TAG as well, as on"
+            " singularity.opensciencegrid.org"
         ),
     )
     hash: Literal["sha1", "shake128", "rmd160"] = field(
@@ -1364,6 +1376,34 @@ class ReplicaConfig:
 
 
 @dataclass(frozen=True)
+class NamingConfig:
+    """When the name of a new image leads there."""
+
+    after_replicas: int = field(
+        default=0,
+        metadata=about(
+            "only when so many of `replicas` have the image; 0: at once, in the revision of the"
+            " image itself"
+        ),
+    )
+    timeout: timedelta = field(
+        default=timedelta(minutes=10),
+        metadata=about(
+            "how long `publish` waits for them; after that the name waits for the next `publish`,"
+            " `switch` or `watch`"
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.after_replicas < 0:
+            raise RefusedKeyError(
+                ("after_replicas",),
+                f"{self.after_replicas} is no number of replicas",
+                hint="0 lets names lead to new images at once",
+            )
+
+
+@dataclass(frozen=True)
 class CommonConfig:
     """What is said of all repositories together."""
 
@@ -1430,6 +1470,9 @@ class CommonConfig:
         default=(),
         metadata=about("replicas (Stratum 1) of the repository: their URLs, or more about each"),
     )
+    naming: NamingConfig = field(
+        default_factory=NamingConfig, metadata=about("when the names of new images lead there")
+    )
 
 
 @dataclass(frozen=True)
@@ -1486,6 +1529,12 @@ class Config(CommonConfig):
                     hint="remove one: each replica counts once",
                 )
             urls.add(replica.url)
+        if self.naming.after_replicas > len(self.replicas):
+            raise RefusedKeyError(
+                ("naming", "after_replicas"),
+                f"is {self.naming.after_replicas}, but `replicas` names {len(self.replicas)}",
+                hint="name the replicas, or wait for fewer of them",
+            )
         self._check_backend()
 
     def _check_backend(self) -> None:
@@ -1538,6 +1587,10 @@ class MemberConfig(RepositoryConfig):
     history: HistoryConfig | None = field(
         default=None,
         metadata=about("which revisions get a name here, in place of what is said for all"),
+    )
+    naming: NamingConfig | None = field(
+        default=None,
+        metadata=about("when names lead to new images here, in place of what is said for all"),
     )
     web: WebConfig | None = field(
         default=None,
@@ -1631,7 +1684,7 @@ class ConfigFile(CommonConfig):
         }
         special = {
             key: getattr(member, key)
-            for key in ("wishlists", "retention", "history", "web")
+            for key in ("wishlists", "retention", "history", "naming", "web")
             if getattr(member, key) is not None
         }
         sites = tuple(dict.fromkeys((*self.sandbox.sites, *member.sites)))
@@ -1803,8 +1856,8 @@ _DEFAULT_FILE = Template("""\
 
 # Several repositories are written from one file with `repositories:` in place of `repository:`:
 # by full name the keys that follow here, without `name:`, and `sites:`, `replicas:`, `fallback:`,
-# `wishlists:`, `retention:`, `history:`, `web:` and `listen:` of its own.  docs/regions.md has an
-# example.
+# `wishlists:`, `retention:`, `history:`, `naming:`, `web:` and `listen:` of its own.
+# docs/regions.md has an example.
 repository:
   # The full name, as below /cvmfs on every client.
   name: $name
@@ -1833,7 +1886,8 @@ repository:
   # The folder of NAME.pub, NAME.crt, NAME.key and NAME.masterkey.  Keep it private.  The master
   # key is needed only to renew the whitelist and may be kept offline.
   keys: $keys
-  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.
+  # How images are named: `unpacked`, as on unpacked.cern.ch: /REGISTRY/REPOSITORY:TAG.  `osg`:
+  # /REPOSITORY:TAG as well, as on singularity.opensciencegrid.org.
   #layout: unpacked
   # The content hash of new objects: sha1 (understood by every client), shake128, rmd160.
   hash: $hash
@@ -1847,8 +1901,10 @@ repository:
   $spool
   # Only for `backend: directory`.
   directory:
-    # Files that are the same in content, mode, owner and time are hard links of one file.
-    #share: true
+    # How equal files take space once.  `hardlink`: those that are the same in content, mode, owner
+    # and time are one file.  `reflink`: those with the same content share its blocks; btrfs, XFS.
+    # `auto`: both where possible.  `false`: not at all.
+    #share: auto
     # How long to wait for another publisher to end before giving up: 10m, 1h.
     #lock_wait: 0s
     # The lock of a publisher that died on another host is free a minute after this time.
@@ -2097,4 +2153,11 @@ web:
   #- url: http://s1.example.net/cvmfs/$name
     #proxy: http://squid.example.net:3128
     #compare: true
+
+# When the name of a new image leads there.
+#naming:
+  # When so many of the replicas have the image; 0: at once.
+  #after_replicas: 0
+  # How long `publish` waits for them.
+  #timeout: 10m
 """)

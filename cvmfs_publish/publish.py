@@ -5,6 +5,9 @@ costs one HEAD request; one whose layers are known costs its manifest, its confi
 metadata work.  An image that fails is reported and leaves the others alone; what fails in the
 repository itself stops everything.
 
+Where replicas are to have an image before its name leads there (`repository/staging.py`), a publish
+ends with a sandbox and a name that waits.
+
 Where images are published as single files too (`fallback`), the file comes first: no name leads to
 an image whose promised file could not be written.
 """
@@ -44,22 +47,32 @@ from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
 from cvmfs_publish.repository.base import Repository, Transaction, View, Walkable
 from cvmfs_publish.repository.compliance import check_record
-from cvmfs_publish.repository.fallback import point_names
+from cvmfs_publish.repository.fallback import point_immutable_names, point_names
 from cvmfs_publish.repository.layouts import (
     DEFAULT_PLATFORM,
+    Layout,
     Placement,
     image_record_of,
     place,
     place_name,
+    short_name_of,
 )
-from cvmfs_publish.repository.names import publish_name, put_sandbox, put_sandbox_record
+from cvmfs_publish.repository.names import (
+    check_short_name,
+    publish_name,
+    put_sandbox,
+    put_sandbox_record,
+)
 from cvmfs_publish.repository.records import (
     Artefact,
     Publication,
     SandboxRecord,
+    Staged,
     read_publication,
     read_sandbox,
+    read_staged,
 )
+from cvmfs_publish.repository.staging import is_to_wait, settle, stage_name
 from cvmfs_publish.sandbox.policy import SandboxPolicy, summarise
 from cvmfs_publish.sandbox.prepare import RECIPE, Prepared, prepare
 from cvmfs_publish.sources.base import (
@@ -72,7 +85,7 @@ from cvmfs_publish.sources.base import (
 from cvmfs_publish.sources.compliance import Compliance, ComplianceError
 from cvmfs_publish.sources.trust import Approval, Trust
 
-Status = Literal["published", "unchanged", "refused", "failed"]
+Status = Literal["published", "staged", "unchanged", "refused", "failed"]  # staged: its name waits
 CHANGES = 10  # how many times the entries of an image its layers may have together
 METADATA = 1 << 30  # bytes of names, link targets and attributes of all layers, kept in memory
 OWN_ENTRIES = 2  # of every catalog: its directory and its marker
@@ -105,6 +118,12 @@ class PublishSettings:
     policy: SandboxPolicy = field(default_factory=SandboxPolicy)
     limits: LayerLimits = field(default_factory=LayerLimits)
     image_bytes: int = 256 * 1024**3  # unpacked bytes of one image
+    layout: Layout = "unpacked"  # `osg`: names without registry, too
+
+    def short_name(self, reference: Reference) -> str:
+        """Return the second name of an image, as records have it; "" if it has none."""
+        name = short_name_of(reference) if self.layout == "osg" else ""
+        return f"/{name}" if name else ""
 
     def with_policy(self, changes: Mapping[str, Any]) -> PublishSettings:
         """Return these with other fields of the policy."""
@@ -124,7 +143,8 @@ class ImageResult:
     reference: str
     status: Status
     platform: str
-    publication: Publication | None = None
+    publication: Publication | None = None  # of a staged one, the record its name will have
+    waits_for: int = 0  # of a staged one: how many replicas are to have it
     fallback: Artefact | None = None  # the image as one file
     layers_total: int = 0
     layers_reused: int = 0
@@ -159,10 +179,11 @@ class _Wish:
 
     result: ImageResult
     platform: Platform
+    replicas: int  # that are to have it before its name leads there
     reference: Reference | None = None
     digest: Digest | None = None
     state: str = ""  # of what it comes from; see `Locator.state`
-    present: Publication | None = None  # all that is missing is its artefact
+    present: Publication | None = None  # all that is missing is its artefact, or its name
     started: float = 0.0
 
     def fail(self, error: PublishError) -> None:
@@ -216,6 +237,7 @@ class Publisher:
         names: Mapping[str, str] | None = None,
         now: datetime,
         platform: Platform | Sequence[Platform] | None = None,
+        after_replicas: int = 0,
         force: bool = False,
         dry_run: bool = False,
     ) -> PublishResult:
@@ -226,6 +248,8 @@ class Publisher:
             names: under which some of them are published, if not under their own.
             now: time of the new revision.
             platform: of all images; linux/amd64 by default.  Several are published side by side.
+            after_replicas: names lead to new images only when so many replicas have these; 0 at
+                once.  Nothing is waited for here.
             force: prepare and publish again what is unchanged.  Layers are still not read again.
             dry_run: resolve images and say what would happen; nothing is fetched or written.
 
@@ -237,7 +261,7 @@ class Publisher:
         platforms = [chosen] if isinstance(chosen, Platform) else dict.fromkeys(chosen)
         called = names or {}
         wishes = [
-            self._wish(text, called.get(text, ""), each)
+            self._wish(text, called.get(text, ""), each, after_replicas)
             for text in dict.fromkeys(references)
             for each in platforms
         ]
@@ -257,9 +281,9 @@ class Publisher:
 
     # before the transaction
 
-    def _wish(self, text: str, name: str, platform: Platform) -> _Wish:
+    def _wish(self, text: str, name: str, platform: Platform, replicas: int) -> _Wish:
         result = ImageResult(text, "failed", str(platform))
-        wish = _Wish(result, platform, started=time.monotonic())
+        wish = _Wish(result, platform, replicas, started=time.monotonic())
         try:
             if isinstance(self._source, Locator):
                 wish.reference = self._source.locate(text, name)
@@ -279,31 +303,52 @@ class Publisher:
             return False
         wish.start()
         self._reporter.phase(wish.result.reference, "asking")
-        found = read_publication(view, place_name(wish.reference, wish.platform).publication)
+        names = place_name(wish.reference, wish.platform)
+        current, staged = read_publication(view, names.publication), read_staged(view, names.staged)
+        newest = staged.publication if staged is not None else current
         try:
             self._compliance.admit(wish.reference, wish.platform)
             self._trust.admit(wish.reference)
-            wish.digest = self._ask(wish, wish.reference, asked, None if force else found)
+            wish.digest = self._ask(wish, wish.reference, asked, None if force else newest)
         except PublishError as error:
             wish.fail(error)
             return False
+        if staged is not None and self._is_as_wanted(wish, view, staged.publication, force=force):
+            try:
+                check_record(view, self._compliance, staged.publication, is_staged=True)
+            except ComplianceError as error:
+                wish.fail(error)
+                return False
+            if staged.replicas != wish.replicas:
+                wish.present = staged.publication
+            return self._lacks_artefact(wish, view, staged.publication, "staged")
         if (
-            force
-            or found is None
-            or found.digest != str(wish.digest)
-            or found.recipe != self._recipe
-            or self._is_to_be_asked(wish.reference, found)
-            or not view.is_directory(found.sandbox.lstrip("/"))
-            or view.read_symlink(found.path.lstrip("/")) is None
+            current is not None
+            and view.read_symlink(current.path.lstrip("/")) is not None
+            and self._is_as_wanted(wish, view, current, force=force)
         ):
-            wish.stop()
-            return True
-        try:
-            check_record(view, self._compliance, found)
-        except ComplianceError as error:
-            wish.fail(error)
-            return False
-        return self._lacks_artefact(wish, view, found)
+            try:
+                check_record(view, self._compliance, current)
+            except ComplianceError as error:
+                wish.fail(error)
+                return False
+            if staged is not None:
+                wish.present = current
+            return self._lacks_artefact(wish, view, current, "unchanged")
+        wish.stop()
+        return True
+
+    def _is_as_wanted(self, wish: _Wish, view: View, found: Publication, *, force: bool) -> bool:
+        """Whether what was published is what would be published now."""
+        return (
+            not force
+            and wish.reference is not None
+            and found.digest == str(wish.digest)
+            and found.recipe == self._recipe
+            and found.short_name == self._settings.short_name(wish.reference)
+            and not self._is_to_be_asked(wish.reference, found)
+            and view.is_directory(found.sandbox.lstrip("/"))
+        )
 
     def _is_to_be_asked(self, reference: Reference, found: Publication) -> bool:
         """Whether an image was published under a rule that asked something else than today's."""
@@ -327,9 +372,10 @@ class Publisher:
             asked[wish.result.reference] = self._source.head(reference)
         return asked[wish.result.reference]
 
-    def _lacks_artefact(self, wish: _Wish, view: View, found: Publication) -> bool:
-        """Whether all that is missing of an image that is published is its artefact."""
-        wish.result.status = "unchanged"
+    def _lacks_artefact(self, wish: _Wish, view: View, found: Publication, status: Status) -> bool:
+        """Whether anything is missing of an image whose sandbox is there."""
+        wish.result.status = status
+        wish.result.waits_for = wish.replicas if status == "staged" else 0
         wish.result.publication = found
         wish.result.layers_total = wish.result.layers_reused = len(found.layers)
         try:
@@ -384,6 +430,7 @@ class Publisher:
                 try:
                     if wish.present is not None:
                         self._complete(wish, wish.present, transaction)
+                        self._settle(wish, wish.present, transaction, now)
                     else:
                         self._publish_one(wish, transaction, ingestor, now, force=force)
                 except ArtefactError as error:
@@ -392,18 +439,33 @@ class Publisher:
                     raise
                 except PublishError as error:
                     wish.fail(error)
-            done = [wish.result for wish in due if wish.result.error is None]
+            done = [
+                wish.result
+                for wish in due
+                if wish.result.error is None and wish.result.status != "staged"
+            ]
             point_names(
                 transaction, [image.publication for image in done if image.publication is not None]
             )
+
+    def _settle(
+        self, wish: _Wish, found: Publication, transaction: Transaction, now: datetime
+    ) -> None:
+        """Let the name of an image whose sandbox is there wait, or wait no longer."""
+        settled = settle(transaction, found, wish.replicas, now)
+        if isinstance(settled, Publication) and settled != found:
+            wish.result.publication, wish.result.status = settled, "published"
+            wish.result.waits_for = 0
+        elif isinstance(settled, Staged):
+            point_immutable_names(transaction, [settled.publication])
 
     def _complete(self, wish: _Wish, found: Publication, transaction: Transaction) -> None:
         """Write the artefact of an image that is published; nothing is asked of the registry."""
         wish.start()
         known = self._known_artefact(transaction, found)
-        if known is None:  # no other image of the call has it
+        if known is None and self._packer is not None:  # no other image of the call has it
             with self._repository.open() as view:
-                if self._packer is None or not isinstance(view, Walkable):
+                if not isinstance(view, Walkable):
                     raise TypeError("artefacts are wanted, but of this repository none are made")
                 self._reporter.phase(wish.result.reference, "fallback")
                 path = found.sandbox.lstrip("/")
@@ -471,13 +533,23 @@ class Publisher:
             publication = replace(
                 publication, source=str(image.reference.origin), source_state=wish.state
             )
+        publication = replace(publication, short_name=self._settings.short_name(wish.reference))
+        check_short_name(transaction, publication, force=force)
         wish.result.fallback = self._artefact(wish, publication, tree, transaction, force=force)
         self._reporter.phase(name, "committing")
         sandbox = SandboxRecord(publication.recipe, publication.tree_digest, wish.result.fallback)
-        wish.result.publication = self._apply(
-            transaction, image, placement, publication, sandbox, tree, force=force
-        )
-        wish.result.status = "published"
+        wish.result.publication = publication
+        self._apply(transaction, image, placement, publication, sandbox, tree, force=force)
+        if wish.replicas and is_to_wait(transaction, image.reference, publication):
+            staged = Staged(publication, wish.replicas)
+            stage_name(transaction, image.reference, staged, image.manifest)
+            wish.result.status = "staged"
+            wish.result.waits_for = wish.replicas
+        else:
+            wish.result.publication = publish_name(
+                transaction, image.reference, publication, image.manifest
+            )
+            wish.result.status = "published"
         wish.stop()
 
     def _artefact(
@@ -563,8 +635,8 @@ class Publisher:
         tree: Tree,
         *,
         force: bool,
-    ) -> Publication:
-        """Write sandbox, records and names; the sandbox is left alone if it is the same."""
+    ) -> None:
+        """Write a sandbox and its record; it is left alone if it is the same."""
         is_new = put_sandbox(transaction, placement, sandbox, tree, force=force)
         digest = Digest.parse(publication.tree_digest)
         difference = transaction.tree_difference(placement.sandbox, tree, digest)
@@ -577,7 +649,6 @@ class Publisher:
                 f"{difference}",
                 hint="nothing was published; look at the storage and its disk, then try again",
             )
-        return publish_name(transaction, image.reference, publication, image.manifest)
 
     # layers
 

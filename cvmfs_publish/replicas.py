@@ -7,6 +7,7 @@ new it says it is.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
+from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.errors import IntegrityError, PublishError, RemoteError
 from cvmfs_publish.repository.native.http_origin import HttpOrigin, Route
 from cvmfs_publish.repository.native.manifest import Manifest
-from cvmfs_publish.repository.native.origin import MissingError, Origin
+from cvmfs_publish.repository.native.origin import MissingError, Origin, read
 from cvmfs_publish.repository.native.reader import open_snapshot
 from cvmfs_publish.repository.native.signing import (
     ForeignError,
@@ -46,10 +49,13 @@ Health: TypeAlias = Literal[
 ]
 SERVING: frozenset[Health] = frozenset({"ok", "behind", "stale-proxy"})  # clients can mount these
 
+GEO_ATTEMPTS = 3  # as many replicas are asked by clients: cvmfs/network/download.cc
+GEO_BYTES = 4096  # a longer answer is none
 LOOK_SECONDS = 20.0  # for all replicas together
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 WAIT_SECONDS = 10.0  # between two looks
+_ORDER = re.compile(rb"[0-9]{1,4}(?:,[0-9]{1,4})*\s*")
 _SHOWN = 200  # characters of what a server made up
 
 
@@ -59,6 +65,7 @@ class Target:
 
     url: str
     open: Callable[[], Origin]
+    proxy: str | None = None  # through which clients read it
     open_fresh: Callable[[], Origin] | None = None  # past caches; None: not to be compared
 
 
@@ -69,6 +76,8 @@ class Source:
     name: str
     read: Callable[[], Manifest]  # the published one, verified
     public_keys: tuple[Path, ...]
+    # the root catalog of an earlier revision than this one; None: not known any more
+    find_root: Callable[[Manifest, int], ContentHash | None] = lambda _, __: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,54 @@ class Survey:
         return sum(standing.has(revision) for standing in self.replicas)
 
 
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """In which order clients near here use the replicas, as one of these says (Geo API)."""
+
+    urls: tuple[str, ...] = ()  # the nearest first; empty: no replica tells
+    told_by: str = ""
+    problem: str = ""  # why nobody does
+
+    def rank(self, url: str) -> int | None:
+        """Return the place of a replica, from 1."""
+        return self.urls.index(url) + 1 if url in self.urls else None
+
+
+def ask_order(target: Target, urls: Sequence[str]) -> tuple[str, ...]:
+    """Let a replica sort replicas as it does for clients: the nearest first.
+
+    It goes by the address of the proxy, if there is one, and else of whoever asks.
+
+    Raises:
+        RemoteError: it does not answer, or has no such service.
+        IntegrityError: what it answers is no order of these.
+    """
+    caller = urlsplit(target.proxy).hostname if target.proxy is not None else None
+    hosts = ",".join(urlsplit(url).hostname or url for url in urls)
+    name = f"api/v1.0/geo/{caller or 'x'}/{hosts}"
+    origin = target.open()
+    try:
+        data = read(origin, name, GEO_BYTES)
+    except MissingError as error:
+        raise RemoteError(f"{target.url} does not sort replicas (Geo API)") from error
+    finally:
+        origin.close()
+    numbers = parse_order(data, len(urls))
+    if numbers is None:
+        raise IntegrityError(
+            f"{target.url} answers {data[:60]!r} instead of an order of {len(urls)} replicas"
+        )
+    return tuple(urls[number - 1] for number in numbers)
+
+
+def parse_order(data: bytes, count: int) -> tuple[int, ...] | None:
+    """Return the numbers of `2,1,3`, each from 1 to `count` once; None if it is anything else."""
+    if not _ORDER.fullmatch(data):
+        return None
+    numbers = tuple(int(text) for text in data.split(b","))
+    return numbers if sorted(numbers) == list(range(1, count + 1)) else None
+
+
 class LaggingError(RemoteError):
     """Fewer replicas than asked for have a revision; it is published all the same."""
 
@@ -129,6 +186,7 @@ def http_target(url: str, *, proxy: str | None = None, compare: bool = False) ->
     return Target(
         url,
         lambda: HttpOrigin(url, route),
+        proxy,
         (lambda: HttpOrigin(url, fresh)) if compare else None,
     )
 
@@ -148,6 +206,7 @@ class Observer:
         self.targets = tuple(targets)
         self._seconds = seconds
         self._busy: dict[str, threading.Thread] = {}
+        self._roots: dict[tuple[ContentHash, int], ContentHash | None] = {}
 
     def look(self, now: datetime) -> Survey:
         """Return how far all replicas are.
@@ -160,8 +219,58 @@ class Observer:
         newest = max((m.revision for m in found.values() if isinstance(m, Manifest)), default=0)
         if newest > own.revision:  # published in the meantime, perhaps
             own = self.source.read()
-        standings = (_judge(target.url, found[target.url], own) for target in self.targets)
+        standings = (self._judge(target.url, found[target.url], own) for target in self.targets)
         return Survey(own.revision, _time(own), now, tuple(standings))
+
+    def _judge(self, url: str, found: _Found, own: Manifest) -> Standing:
+        manifest = _manifest_of(found)
+        root = None
+        if manifest is not None and manifest.revision <= own.revision:
+            root = self._find_root(own, manifest.revision)
+        return _judge(url, found, own, root)
+
+    def _find_root(self, own: Manifest, revision: int) -> ContentHash | None:
+        """Return the root catalog that a revision has here, looked up once as long as we stay."""
+        if revision == own.revision:
+            return own.root_hash
+        key = own.root_hash, revision
+        if key not in self._roots:
+            self._roots = {each: root for each, root in self._roots.items() if each[0] == key[0]}
+            self._roots[key] = self.source.find_root(own, revision)
+        return self._roots[key]
+
+    def sort(self, survey: Survey) -> Nearness:
+        """Ask replicas in which order a client here would use them.
+
+        Only those are asked that can be mounted, one after the other, as clients do.
+        """
+        usable = [
+            target
+            for target, standing in zip(self.targets, survey.replicas, strict=True)
+            if standing.health in SERVING
+        ]
+        problems: list[str] = []
+        found: list[Nearness] = []
+
+        def ask() -> None:
+            for target in usable[:GEO_ATTEMPTS]:
+                try:
+                    order = ask_order(target, [each.url for each in self.targets])
+                except PublishError as error:
+                    problems.append(_shorten(error))
+                else:
+                    found.append(Nearness(order, target.url))
+                    return
+
+        # daemon: a server may send a byte now and then for hours
+        thread = threading.Thread(target=ask, name="order of replicas", daemon=True)
+        thread.start()
+        thread.join(self._seconds)
+        if found:
+            return found[0]
+        if thread.is_alive():
+            problems.append(f"no whole answer within {self._seconds:.0f} seconds")
+        return Nearness(problem="; ".join(problems) or "no replica can be mounted")
 
     def _read_all(self, now: datetime) -> dict[str, _Found]:
         found: dict[str, _Found] = {}
@@ -207,10 +316,17 @@ class Observer:
         name, keys = self.source.name, self.source.public_keys
         try:
             with open_snapshot(origin, keys, now=now, name=name) as snapshot:
+                _check_root(origin, snapshot.manifest)
                 return snapshot.manifest
         except ExpiredError as error:
             with open_snapshot(origin, keys, now=None, name=name) as snapshot:
                 return _Expired(snapshot.manifest, error)
+
+
+def _check_root(origin: Origin, manifest: Manifest) -> None:
+    """A copy that was interrupted may have the manifest, but not what it names."""
+    # its first piece is asked for: HEAD is refused by some servers in between
+    next(origin.pieces(manifest.root_hash.path(Suffix.CATALOG)), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +344,17 @@ class _Stale:
 _Found: TypeAlias = Manifest | _Expired | _Stale | PublishError
 
 
-def _judge(url: str, found: _Found, own: Manifest) -> Standing:
-    """Compare what was read at a replica with what is published."""
+def _manifest_of(found: _Found) -> Manifest | None:
+    if isinstance(found, Manifest):
+        return found
+    return None if isinstance(found, PublishError) else found.manifest
+
+
+def _judge(url: str, found: _Found, own: Manifest, root: ContentHash | None) -> Standing:
+    """Compare what was read at a replica with what is published.
+
+    `root`: of the revision of the replica, as it was published here.
+    """
     if isinstance(found, PublishError):
         return Standing(url, _health_of(found), message=_shorten(found), hint=found.hint)
     manifest = found if isinstance(found, Manifest) else found.manifest
@@ -243,12 +368,12 @@ def _judge(url: str, found: _Found, own: Manifest) -> Standing:
             message=f"has revision {revision}; the newest one published here is {own.revision}",
             hint="was the repository restored from a backup, or does another host publish it?",
         )
-    if not behind and manifest.root_hash != own.root_hash:
+    if root is not None and manifest.root_hash != root:
         return replace(
             standing,
             health="forked",
             message=f"revision {revision} has the root catalog {manifest.root_hash}, here it has"
-            f" {own.root_hash}",
+            f" {root}",
             hint="was the repository restored from a backup, or does another host publish it?",
         )
     if isinstance(found, _Expired):
@@ -362,16 +487,21 @@ class Waiting:
 def lagging(survey: Survey, goal: Goal, *, waited: bool) -> LaggingError:
     """Return the error that says which replicas do not have a revision."""
     having = survey.having(goal.revision)
-    whose = (f"{s.url}: {_reason(s)}" for s in survey.replicas if not s.has(goal.revision))
     after = f" after {goal.timeout.total_seconds():.0f} seconds" if waited else ""
     return LaggingError(
         f"{having} of {plural(len(survey.replicas), 'replica')} have revision {goal.revision}"
-        f"{after}, {goal.count} are wanted; missing: {'; '.join(whose)}",
+        f"{after}, {goal.count} are wanted; missing: {reasons(survey, goal.revision)}",
         hint=f"the revision is published; `cvmfs-publish replicas --wait {goal.revision}` waits"
         " again"
         if goal.revision <= survey.revision
         else f"the newest revision published here is {survey.revision}",
     )
+
+
+def reasons(survey: Survey, revision: int) -> str:
+    """Say of every replica that does not have a revision why it does not count."""
+    missing = [standing for standing in survey.replicas if not standing.has(revision)]
+    return "; ".join(f"{standing.url}: {_reason(standing)}" for standing in missing)
 
 
 def _reason(standing: Standing) -> str:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,14 +58,41 @@ def run(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def judge(storage: Path, name: str, key: Path, scratch: Path) -> None:
-    """Have a repository checked by stock's own check, objects included."""
+def judge(storage: Path, name: str, key: Path, scratch: Path, checksum: Path | None = None) -> None:
+    """Have a repository checked by stock's own check; `checksum` is a replica's, of its reflog."""
     scratch.mkdir(exist_ok=True)
+    reflog = [] if checksum is None else ["-R", str(checksum)]
     said = run(
         *(JUDGE, "check", "-c", "-r", str(storage), "-t", str(scratch)),
-        *("-N", name, "-k", str(key), "-l", "2"),
+        *("-N", name, "-k", str(key), "-l", "2", *reflog),
     )
     assert "no problems found" in said, said
+
+
+class Replica:
+    """A Stratum 1 as stock tools fill it."""
+
+    def __init__(self, folder: Path, name: str, source: str, key: Path) -> None:
+        self.storage = folder / "storage"
+        self._scratch = folder / "scratch"
+        self.checksum = folder / "reflog.chksum"
+        self._name, self._source, self._key = name, source, key
+        (self.storage / "data/txn").mkdir(parents=True)
+        for number in range(256):
+            (self.storage / f"data/{number:02x}").mkdir()
+        self._scratch.mkdir()
+
+    def pull(self, url: str) -> None:
+        """Take the newest revision, as `cvmfs_server snapshot` does; it is served at `url`."""
+        again = ["-p"] if self.checksum.exists() else ["-i"]
+        upstream = f"local,{self.storage / 'data/txn'},{self.storage}"
+        run(
+            *(JUDGE, "pull", "-m", self._name, "-u", self._source, "-w", url, "-r", upstream),
+            *("-x", str(self._scratch), "-k", str(self._key), "-n", "2", "-t", "10", "-a", "2"),
+            *("-R", str(self.checksum), *again),
+        )
+        now = datetime.now(UTC).strftime("%a %b %d %H:%M:%S UTC %Y")
+        (self.storage / ".cvmfs_last_snapshot").write_text(f"{now}\n")
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -73,17 +101,28 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def mounted(storage: Path, name: str, key: Path, folder: Path) -> Iterator[Mount]:
-    """Mount the repository whose files are in `storage`; `folder` must be reachable for all."""
+def served(storage: Path) -> Iterator[str]:
+    """Serve a folder over HTTP; yield the URL."""
     handler = partial(_Quiet, directory=str(storage))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@contextmanager
+def mounted(storage: Path, name: str, key: Path, folder: Path) -> Iterator[Mount]:
+    """Mount the repository whose files are in `storage`; `folder` must be reachable for all."""
+    with served(storage) as url:
         root, cache = folder / "mount", folder / "cache"
         for each in (root, cache):
             each.mkdir()
         configuration = folder / "client.conf"
         configuration.write_text(
-            f"CVMFS_SERVER_URL=http://127.0.0.1:{server.server_port}\n"
+            f"CVMFS_SERVER_URL={url}\n"
             f"CVMFS_PUBLIC_KEY={key}\n"
             "CVMFS_HTTP_PROXY=DIRECT\n"
             f"CVMFS_CACHE_BASE={cache}\n"
@@ -98,4 +137,3 @@ def mounted(storage: Path, name: str, key: Path, folder: Path) -> Iterator[Mount
             yield Mount(root, sockets, name)
         finally:
             subprocess.run(["umount", "--lazy", str(root)], check=True)
-            server.shutdown()

@@ -153,18 +153,23 @@ def _digest(data: bytes) -> Digest:
 def make_repository(base: Path) -> Path:
     """Publish three images, one of them twice."""
     site = Site(base).create()
-    source = Images()
-
-    def publish(*names: str) -> None:
-        records = RecordStore(site.state / "layers", site.algorithm)
-        publisher = Publisher(site.repository, source, records, PublishSettings())
-        result = publisher.publish(names, now=datetime.now(UTC))
-        assert result.exit_code == 0
-
-    publish(DEBIAN, ROOT, TRAIN)
-    source.version = "2"
-    publish(ROOT)
+    _publish_images(site, "1", DEBIAN, ROOT, TRAIN)
+    _publish_images(site, "2", ROOT)
     return base
+
+
+def stage_newer(base: Path) -> None:
+    """Publish a newer image by hand; its name waits for two replicas."""
+    _publish_images(Site(base), "3", TRAIN, after_replicas=2)
+
+
+def _publish_images(site: Site, version: str, *names: str, after_replicas: int = 0) -> None:
+    source = Images()
+    source.version = version
+    records = RecordStore(site.state / "layers", site.algorithm)
+    publisher = Publisher(site.repository, source, records, PublishSettings())
+    result = publisher.publish(names, now=datetime.now(UTC), after_replicas=after_replicas)
+    assert result.exit_code == 0
 
 
 def fill_state(folder: Path, now: datetime) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cvmfs_publish.content.hashes import HashAlgorithm
+from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.replicas import Observer, Source, Survey, Target
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import Origin
+from cvmfs_publish.repository.native.reachability import find_root
 from cvmfs_publish.repository.native.reader import open_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
@@ -45,7 +46,7 @@ class Stratum1:
         def open_fresh() -> Origin:
             return self.reach(self.folder)
 
-        return Target(self.url, open_served, open_fresh if self.cache is not None else None)
+        return Target(self.url, open_served, None, open_fresh if self.cache is not None else None)
 
 
 @dataclass
@@ -111,8 +112,11 @@ class World:
             with open_snapshot(self.site.storage, keys, now=None, name=NAME) as snapshot:
                 return snapshot.manifest
 
+        def find(own: Manifest, revision: int) -> ContentHash | None:
+            return find_root(LocalStore(self.site.storage), own.root_hash, revision)
+
         targets = [stratum.target() for stratum in self.strata]
-        return Observer(Source(NAME, read, keys), targets, seconds=seconds)
+        return Observer(Source(NAME, read, keys, find), targets, seconds=seconds)
 
     def look(self) -> Survey:
         self.looks += 1

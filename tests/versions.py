@@ -13,7 +13,8 @@ from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Transaction, View
 from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, place
 from cvmfs_publish.repository.names import format_at, publish_name, put_sandbox
-from cvmfs_publish.repository.records import Publication, SandboxRecord
+from cvmfs_publish.repository.records import Publication, SandboxRecord, Staged
+from cvmfs_publish.repository.staging import stage_name
 from cvmfs_publish.sources.base import Platform
 
 ARM64 = Platform.parse("linux/arm64")
@@ -54,6 +55,36 @@ def put(
     force: bool = False,
 ) -> Publication:
     """Publish a version, some text, under a name; `digest` is that of an index, if it is in one."""
+    record = _put_sandbox(transaction, name, version, now, platform, digest, force=force)
+    return publish_name(transaction, Reference.parse(name), record, manifest(version))
+
+
+def stage(
+    transaction: Transaction,
+    name: str,
+    version: str,
+    now: datetime,
+    replicas: int,
+    *,
+    platform: Platform = DEFAULT_PLATFORM,
+) -> Staged:
+    """Publish a version, but for its name, which waits until so many replicas have it."""
+    record = _put_sandbox(transaction, name, version, now, platform, None)
+    staged = Staged(record, replicas)
+    stage_name(transaction, Reference.parse(name), staged, manifest(version))
+    return staged
+
+
+def _put_sandbox(
+    transaction: Transaction,
+    name: str,
+    version: str,
+    now: datetime,
+    platform: Platform,
+    digest: Digest | None,
+    *,
+    force: bool = False,
+) -> Publication:
     reference = Reference.parse(name)
     placement = place(reference, platform, image_id(version), manifest_digest(version))
     text = version.partition("-")[0].encode()
@@ -82,7 +113,7 @@ def put(
     )
     made = SandboxRecord(record.recipe, record.tree_digest)
     put_sandbox(transaction, placement, made, tree, force=force)
-    return publish_name(transaction, reference, record, manifest(version))
+    return record
 
 
 def leads_to(view: View, path: str, variant: str = "amd64") -> str | None:

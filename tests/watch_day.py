@@ -108,6 +108,7 @@ class InlineRunner:
             return Ended(self._publish(order))
         if isinstance(order, Unpublish):
             return Ended(self._unpublish(order))
+        assert isinstance(order, Collect)  # names wait for replicas only where there are some
         return Ended(self._collect(order))
 
     def phase(self, reference: str, phase: str) -> None:

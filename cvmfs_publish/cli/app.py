@@ -70,6 +70,10 @@ class Commands(LazyGroup):
         "tag": Lazy("cvmfs_publish.cli.tags", "Name a revision, or list the names."),
         "resign": Lazy("cvmfs_publish.cli.resigning", "Renew the whitelist before it expires."),
         "replicas": Lazy("cvmfs_publish.cli.replicas", "Show how far every configured replica is."),
+        "switch": Lazy(
+            "cvmfs_publish.cli.staging",
+            "Let names lead to new images that enough replicas have.",
+        ),
         "watch": Lazy("cvmfs_publish.cli.watching", "Publish what wishlists wish, for ever."),
         "serve": Lazy(
             "cvmfs_publish.cli.serving", "Serve the repository and its status site over HTTP."
@@ -78,6 +82,9 @@ class Commands(LazyGroup):
             "cvmfs_publish.cli.wishlists",
             "Check wishlists, show their images, convert other lists.",
             True,
+        ),
+        "doctor": Lazy(
+            "cvmfs_publish.cli.doctor", "Show what this machine lacks, with the remedy for each."
         ),
         "bench": Lazy("cvmfs_publish.cli.bench", "Measure how long a job takes to start here."),
         "site": Lazy(

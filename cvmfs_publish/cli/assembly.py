@@ -82,7 +82,9 @@ def open_directory(config: Config) -> DirectoryRepository:
         repository.storage,
         LocalStore(config.state / "spool"),
         module.DirectoryOptions(
-            repository.directory.share, repository.directory.lock_wait, repository.directory.lease
+            repository.directory.how_to_share,
+            repository.directory.lock_wait,
+            repository.directory.lease,
         ),
     )
     return opened

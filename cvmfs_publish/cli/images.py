@@ -22,13 +22,21 @@ from cvmfs_publish.cli.output import (
 )
 from cvmfs_publish.cli.reading import open_published, open_reading
 from cvmfs_publish.cli.several import in_each
+from cvmfs_publish.cli.waiting import staged_document, staged_line
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
 from cvmfs_publish.repository.fallback import names_of, read_lines
 from cvmfs_publish.repository.names import get_publication
 from cvmfs_publish.repository.native.repository import SnapshotView
-from cvmfs_publish.repository.records import Artefact, Publication, iter_publications
+from cvmfs_publish.repository.records import (
+    Artefact,
+    Publication,
+    iter_publications,
+    iter_staged,
+    read_staged,
+)
+from cvmfs_publish.repository.staging import placement_of
 from cvmfs_publish.sources.base import Platform
 
 SHOWN_DIGITS = 12  # of a digest in a table, as Docker shows them
@@ -57,18 +65,22 @@ def list_images(context: typer.Context, location: FromOption = None, keys: KeyOp
 def _list(session: Session, location: str | None, keys: list[Path] | None) -> None:
     with open_published(session, location, keys) as published:
         records = list(iter_publications(published.view))
+        staged = list(iter_staged(published.view))
     name = published.name
     session.out.result(
         {
             "repository": name,
             "revision": published.revision,
             "images": [record_document(record) for record in records],
+            "staged": [staged_document(each) for each in staged],
         }
         if session.out.as_json
         else {},
         "" if session.out.as_json else _list_text(records),
     )
-    if not records:
+    for each in staged:
+        session.out.note(staged_line(each))
+    if not records and not staged:
         session.out.note(f"{name} has no images yet")
 
 
@@ -111,9 +123,16 @@ def show(
         view = published.view
         record = find_publication(view, image, platform)
         line = read_lines(view).get(names_of(record)[0])
+        staged = read_staged(view, placement_of(record).staged)
     artefact = line.artefact if line is not None else None
-    document = {**record_document(record), "fallback": artefact_document(artefact)}
+    document = {
+        **record_document(record),
+        "fallback": artefact_document(artefact),
+        "staged": staged_document(staged),
+    }
     session.out.result(document, _show_text(record, artefact))
+    if staged is not None:
+        session.out.note(staged_line(staged))
 
 
 @app.command()

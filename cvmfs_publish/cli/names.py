@@ -14,6 +14,7 @@ from cvmfs_publish.cli.images import SHOWN_DIGITS, minute
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import ImageArgument, PlatformOption
 from cvmfs_publish.cli.output import error_document, format_table
+from cvmfs_publish.cli.waiting import staged_document, staged_line
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository import names
 from cvmfs_publish.repository.base import Repository
@@ -161,6 +162,7 @@ def history(context: typer.Context, image: ImageArgument, platform: PlatformOpti
             "platform": found.platform,
             "published": found.current is not None,
             "pinned_at": found.current.pinned_at if found.current is not None else "",
+            "staged": staged_document(found.staged),
             "events": [
                 {
                     **version.event._asdict(),
@@ -187,7 +189,10 @@ def _history_text(found: History) -> str:
         )
         for version in reversed(found.versions)
     ]
-    return format_table(header, rows)
+    lines = [format_table(header, rows)] if rows else []
+    if found.staged is not None:
+        lines.append(staged_line(found.staged))
+    return "\n".join(lines)
 
 
 def _state(version: Version) -> str:

@@ -33,8 +33,8 @@ from cvmfs_publish.repository.native.gc import Collector
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Failure
 from cvmfs_publish.watch.child import format_end, parse_order
-from cvmfs_publish.watch.runs import Collect, Publish, RunEnd, Unpublish
-from cvmfs_publish.watch.work import collect, collect_tree, end_of_publish, unpublish
+from cvmfs_publish.watch.runs import Collect, Order, Publish, RunEnd, Switch, Unpublish
+from cvmfs_publish.watch.work import collect, collect_tree, end_of_publish, switch, unpublish
 
 STDIN = 0
 PIECE = 65536  # bytes read at a time
@@ -77,13 +77,15 @@ class Teller:
             print(json.dumps(message), file=self._stream, flush=True)
 
 
-def carry_out(session: Session, order: Publish | Unpublish | Collect) -> RunEnd:
+def carry_out(session: Session, order: Order) -> RunEnd:
     """Do what is ordered; failures are part of the result."""
     try:
         if isinstance(order, Publish):
             return _publish(session, order)
         if isinstance(order, Unpublish):
             return _unpublish(session, order)
+        if isinstance(order, Switch):
+            return _switch(session, order)
         return _collect(session, order)
     except PublishError as error:
         return RunEnd(failure=Failure.of(error), exit_code=error.exit_code)
@@ -114,6 +116,7 @@ def _publish(session: Session, order: Publish) -> RunEnd:
                 names=placed,
                 now=datetime.now(UTC),
                 platform=Platform.parse(order.platform),
+                after_replicas=config.naming.after_replicas,
             )
         teller.end_phase()
         if packer is not None:
@@ -124,6 +127,13 @@ def _publish(session: Session, order: Publish) -> RunEnd:
 def _unpublish(session: Session, order: Unpublish) -> RunEnd:
     repository = open_repository(session.config)
     end = unpublish(repository, order, datetime.now(UTC))
+    refresh(session, repository)
+    return end
+
+
+def _switch(session: Session, order: Switch) -> RunEnd:
+    repository = open_repository(session.config)
+    end = switch(repository, order, datetime.now(UTC))
     refresh(session, repository)
     return end
 
@@ -139,7 +149,7 @@ def _collect(session: Session, order: Collect) -> RunEnd:
     return end
 
 
-def _read_order() -> Publish | Unpublish | Collect:
+def _read_order() -> Order:
     """Read the one line of the input; not by a buffer, which another thread will wait in."""
     line = b""
     while not line.endswith(b"\n") and (piece := os.read(STDIN, PIECE)):

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ from cvmfs_publish.cli.replicas import (
     wait_for,
 )
 from cvmfs_publish.cli.several import Several
+from cvmfs_publish.cli.staging import Naming, name_images
 from cvmfs_publish.config import (
     Config,
     LimitsConfig,
@@ -64,7 +65,12 @@ from cvmfs_publish.sources.objectstore import S3Access, SwiftAccess
 from cvmfs_publish.sources.registry.auth import Credential
 from cvmfs_publish.sources.registry.budget import Allowance, Budgets, Snapshot
 from cvmfs_publish.sources.registry.budget_file import add_spent, read_spent
-from cvmfs_publish.sources.registry.client import ATTEMPTS, RegistryClient
+from cvmfs_publish.sources.registry.client import (
+    ATTEMPTS,
+    CONNECT_TIMEOUT,
+    READ_TIMEOUT,
+    RegistryClient,
+)
 from cvmfs_publish.sources.registry.credentials import read_docker_credentials
 from cvmfs_publish.sources.registry.mirrors import MirrorSettings
 from cvmfs_publish.sources.registry.signatures import RegistrySignatures
@@ -116,6 +122,16 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    name_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Let names lead to new images only when N replicas have these, and wait for it;"
+            " 0: at once. Else as `naming.after_replicas` says.",
+            show_default=False,
+        ),
+    ] = None,
     wait_replicas: Annotated[
         int | None,
         typer.Option(
@@ -129,7 +145,8 @@ def publish(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="With --wait-replicas: how long, such as 45s, 15m or 2h; else 10m.",
+            help="With --wait-replicas or --name-after: how long, such as 45s, 15m or 2h; else"
+            " 10m.",
             show_default=False,
         ),
     ] = None,
@@ -139,7 +156,8 @@ def publish(
     Fetches, verifies, unpacks and prepares the images, from registries, archives, SIF files, object
     stores or the web, and makes all of them visible in one new revision.  An unchanged image costs
     one request and no revision.  An image that fails does not hold back the others; exit code 6
-    says that some failed and others did not.
+    says that some failed and others did not.  With --name-after images come first and names follow
+    in a second revision; exit code 3 says that names still wait.
 
     Example: cvmfs-publish publish ghcr.io/a/b:1 docker.io/library/debian:12
     """
@@ -158,21 +176,23 @@ def publish(
         fallback,
         wait_replicas,
     )
-    spans = [
-        _wait_span(config, wait_replicas, wait_timeout, dry_run=dry_run)
+    plans = {
+        str(config.repository.name): _plan_wait(
+            config, name_after, wait_replicas, wait_timeout, dry_run=dry_run
+        )
         for config in session.configs
-    ]  # of all, before anything is published
+    }  # of all, before anything is published
     budgets = open_budgets(session.configs[0], datetime.now(UTC))
     with open_shared_source(
         session.configs[0], session.environ, images, session.cwd, budgets
     ) as source:
         if len(session.configs) > 1:
-            outcomes = _publish_in_each(session, wanted, source)
+            outcomes = _publish_in_each(session, wanted, plans, source)
         else:
-            result = _publish(session, wanted, source)
+            result = _publish(session, wanted, plans, source)
     if len(session.configs) > 1:
-        return _tell_each(session, wanted, spans[0], outcomes, budgets)
-    late = _tell(session, wanted, spans[0], result, budgets)
+        return _tell_each(session, wanted, plans, outcomes, budgets)
+    late = _tell(session, wanted, plans, result, budgets)
     return result.exit_code or late
 
 
@@ -190,14 +210,14 @@ class _Wanted:
 
 
 def _publish_in_each(
-    session: Session, wanted: _Wanted, source: Source
+    session: Session, wanted: _Wanted, plans: Mapping[str, _Plan], source: Source
 ) -> dict[str, PublishResult | PublishError]:
     """Publish into every repository whose rules accept an image; none holds back the others."""
     outcomes: dict[str, PublishResult | PublishError] = {}
     for config in session.configs:
         name = config.repository.name
         try:
-            outcomes[name] = _publish(session.of(config, session.out), wanted, source)
+            outcomes[name] = _publish(session.of(config, session.out), wanted, plans, source)
         except PublishError as error:
             outcomes[name] = error
     return outcomes
@@ -206,7 +226,7 @@ def _publish_in_each(
 def _tell_each(
     session: Session,
     wanted: _Wanted,
-    span: timedelta,
+    plans: Mapping[str, _Plan],
     outcomes: Mapping[str, PublishResult | PublishError],
     budgets: Budgets,
 ) -> int:
@@ -228,7 +248,7 @@ def _tell_each(
         outcome = outcomes[one.config.repository.name]
         if isinstance(outcome, PublishError):
             raise outcome
-        return _tell(one, wanted, span, outcome, budgets, somewhere)
+        return _tell(one, wanted, plans, outcome, budgets, somewhere)
 
     several = Several(session)
     for config in session.configs:
@@ -245,7 +265,9 @@ def _is_elsewhere(image: ImageResult, somewhere: Collection[tuple[str, str]]) ->
     return image.status == "refused" and image.key in somewhere
 
 
-def _publish(session: Session, wanted: _Wanted, source: Source) -> PublishResult:
+def _publish(
+    session: Session, wanted: _Wanted, plans: Mapping[str, _Plan], source: Source
+) -> PublishResult:
     """Publish into one repository."""
     with open_packer(session.config, session.environ, wanted=wanted.fallback) as packer:
         with (
@@ -265,6 +287,7 @@ def _publish(session: Session, wanted: _Wanted, source: Source) -> PublishResult
                 names=wanted.names,
                 now=datetime.now(UTC),
                 platform=wanted.platforms,
+                after_replicas=plans[session.config.repository.name].name_after,
                 force=wanted.force,
                 dry_run=wanted.dry_run,
             )
@@ -276,7 +299,7 @@ def _publish(session: Session, wanted: _Wanted, source: Source) -> PublishResult
 def _tell(
     session: Session,
     wanted: _Wanted,
-    span: timedelta,
+    plans: Mapping[str, _Plan],
     result: PublishResult,
     budgets: Budgets,
     somewhere: Collection[tuple[str, str]] = (),
@@ -286,6 +309,11 @@ def _tell(
     An image that is refused here is no error if it is wanted in another repository.
     """
     repository, dry_run = session.config.repository.name, wanted.dry_run
+    plan = plans[repository]
+    naming = Naming() if dry_run else name_images(session, result, plan.naming)
+    if naming.switched:
+        head = open_repository(session.config).revision()
+        result = replace(result, revision=head.number, root_hash=head.root_hash)
     due = dry_run and session.config.fallback is not None and wanted.fallback is not False
     errors = [
         image
@@ -295,9 +323,14 @@ def _tell(
     text = "\n".join(_line(image, dry_run, due) for image in result.images if image not in errors)
     used = budgets.snapshots(datetime.now(UTC))
     document = publish_document(repository, result, used, dry_run=dry_run)
-    lag = None
-    if wanted.wait_replicas is not None and any(image.error is None for image in result.images):
-        goal = Goal(result.revision, wanted.wait_replicas, span)
+    document |= naming.document
+    lag = naming.lag
+    if (
+        lag is None
+        and wanted.wait_replicas is not None
+        and any(image.error is None for image in result.images)
+    ):
+        goal = Goal(result.revision, wanted.wait_replicas, plan.replicas)
         document["replicas"], lag = _wait(session, goal)
     session.out.result(document, text)
     if not session.out.as_json:
@@ -313,18 +346,38 @@ def _tell(
     return tell_lagging(session, lag)
 
 
-def _wait_span(
-    config: Config, count: int | None, timeout: str | None, *, dry_run: bool
-) -> timedelta:
-    """Return how long replicas are waited for; nothing is published if the options are wrong."""
-    if count is None:
-        if timeout is not None:
-            raise InputError("--wait-timeout without --wait-replicas has no meaning")
-        return timedelta()
-    if dry_run:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What replicas are waited for, and how long."""
+
+    name_after: int  # how many are to have an image before its name leads there
+    naming: timedelta  # for that
+    replicas: timedelta  # for --wait-replicas
+
+
+def _plan_wait(
+    config: Config,
+    name_after: int | None,
+    count: int | None,
+    timeout: str | None,
+    *,
+    dry_run: bool,
+) -> _Plan:
+    """Say what is waited for; nothing is published if the options are wrong."""
+    after = config.naming.after_replicas if name_after is None else name_after
+    if count is None and not after and timeout is not None:
+        raise InputError("--wait-timeout without --wait-replicas or --name-after has no meaning")
+    if count is not None and dry_run:
         raise InputError("--wait-replicas with --dry-run has no meaning: nothing is published")
-    check_count(config, count, "--wait-replicas")
-    return parse_duration(timeout or DEFAULT_WAIT)
+    if after:
+        check_count(config, after, "--name-after")
+    if count is not None:
+        check_count(config, count, "--wait-replicas")
+    return _Plan(
+        after,
+        config.naming.timeout if timeout is None else parse_duration(timeout),
+        parse_duration(timeout or DEFAULT_WAIT),
+    )
 
 
 def _wait(session: Session, goal: Goal) -> tuple[dict[str, object], LaggingError | None]:
@@ -540,8 +593,12 @@ def open_registries(
     budgets: Budgets,
     *,
     attempts: int = ATTEMPTS,
+    patience: timedelta | None = None,
 ) -> Iterator[RegistrySource]:
-    """Open registries as they are configured; what they were asked is kept at the end."""
+    """Open registries as they are configured; what they were asked is kept at the end.
+
+    `patience`: with one that does not answer, where it is not to be as long as usual.
+    """
     registries = config.registries if config is not None else {}
     limits = config.limits if config is not None else LimitsConfig()
     with RegistryClient(
@@ -554,6 +611,8 @@ def open_registries(
         },
         budgets=budgets,
         attempts=attempts,
+        connect_timeout=patience or CONNECT_TIMEOUT,
+        read_timeout=patience or READ_TIMEOUT,
     ) as client:
         try:
             yield RegistrySource(
@@ -622,6 +681,7 @@ def publish_settings(config: Config) -> PublishSettings:
         ),
         limits=layer_limits(config.limits),
         image_bytes=config.limits.image_bytes,
+        layout=config.repository.layout,
     )
 
 
@@ -727,6 +787,9 @@ def _image_document(image: ImageResult) -> dict[str, object]:
         "digest": record and record.digest,
         "image_id": record and record.image_id,
         "platform": image.platform,
+        "staged": None
+        if image.status != "staged" or record is None
+        else {"revision": record.revision, "replicas": image.waits_for},
         "signature": record and record.signature,
         "signed_by": list(record.signed_by) if record else [],
         "path": record and record.path,
@@ -760,8 +823,11 @@ def _line(image: ImageResult, dry_run: bool, file_is_due: bool) -> str:
             f"would publish  {_name(image)}  {layers}, {format_bytes(image.fetched_bytes)} to fetch"
         )
     findings = f", {plural(len(record.findings), 'finding')}" if record.findings else ""
+    where = record.path
+    if image.status == "staged":
+        where = f"{record.sandbox}, where {record.path} will lead"
     return (
-        f"published  {_name(image)}  {record.path}  "
+        f"{image.status}  {_name(image)}  {where}  "
         f"{plural(record.entries, 'entry', 'entries')}, {format_bytes(record.content_bytes)}; "
         f"{layers}{findings}{_fallback(image)}; {image.seconds:.1f} s"
     )

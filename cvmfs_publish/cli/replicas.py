@@ -7,17 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from cvmfs_publish.cli.assembly import open_native
+from cvmfs_publish.cli.assembly import open_native, open_server
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.output import error_document, format_table, format_time
 from cvmfs_publish.cli.reading import open_own
 from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.config import Config
+from cvmfs_publish.content.hashes import ContentHash
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.replicas import (
     Goal,
     LaggingError,
+    Nearness,
     Observer,
     Source,
     Standing,
@@ -27,6 +29,7 @@ from cvmfs_publish.replicas import (
     lagging,
 )
 from cvmfs_publish.repository.native.manifest import Manifest
+from cvmfs_publish.repository.native.reachability import find_root
 from cvmfs_publish.repository.native.signing import public_key_files
 from cvmfs_publish.settings import parse_duration
 
@@ -65,7 +68,8 @@ def replicas(
     """Show how far every configured replica is.
 
     Reads each as clients do, signatures verified: its revision, how far that is behind, and what is
-    wrong with it.  Exit code 3 if fewer than asked for have the revision.
+    wrong with it.  `near` is the order in which clients here use them, if a replica tells (Geo
+    API).  Exit code 3 if fewer than asked for have the revision.
 
     Example: cvmfs-publish replicas --wait 12 --count 2 --timeout 15m
     """
@@ -93,17 +97,21 @@ def _replicas(session: Session, wait: int | None, timeout: str | None, count: in
         survey = observer.look(datetime.now(UTC))
         goal = Goal(survey.revision, count or 0, timedelta())
         error = None if goal.is_reached(survey) else lagging(survey, goal, waited=False)
+    nearness = observer.sort(survey)
     document = {
         "repository": session.config.repository.name,
-        **replicas_document(survey, goal, error),
+        **replicas_document(survey, goal, error, nearness),
+        "sorted_by": nearness.told_by or None,
+        "not_sorted": nearness.problem or None,
     }
-    session.out.result(document, _table(survey))
+    session.out.result(document, _table(survey, nearness))
     return tell_lagging(session, error)
 
 
 def check_count(config: Config, count: int | None, option: str) -> None:
     """Raise `InputError` if there are fewer replicas than are to have a revision."""
-    open_native(config, "replicas are")
+    if config.repository.backend != "cvmfs_server":
+        open_native(config, "replicas are")
     known = len(config.replicas)
     if not known:
         raise InputError(
@@ -119,19 +127,36 @@ def check_count(config: Config, count: int | None, option: str) -> None:
 
 def open_observer(config: Config) -> Observer:
     """Return what looks at the configured replicas; nothing is read yet."""
+    is_stock = config.repository.backend == "cvmfs_server"
+    source = _server_source(config) if is_stock else _native_source(config)
+    targets = [
+        http_target(each.url, proxy=each.proxy, compare=each.compare)
+        for each in config.known_replicas
+    ]
+    return Observer(source, targets)
+
+
+def _native_source(config: Config) -> Source:
     repository = open_native(config, "replicas are")
 
     def read() -> Manifest:
         with open_own(repository, config.repository.keys) as snapshot:
             return snapshot.manifest
 
+    def find(own: Manifest, revision: int) -> ContentHash | None:
+        return find_root(repository.store, own.root_hash, revision)
+
     name = config.repository.name
-    source = Source(name, read, tuple(public_key_files(config.repository.keys, name)))
-    targets = [
-        http_target(each.url, proxy=each.proxy, compare=each.compare)
-        for each in config.known_replicas
-    ]
-    return Observer(source, targets)
+    return Source(name, read, tuple(public_key_files(config.repository.keys, name)), find)
+
+
+def _server_source(config: Config) -> Source:
+    """Return a repository that `cvmfs_server` writes; its public key is where that keeps it."""
+    repository, name = open_server(config), config.repository.name
+    keys = public_key_files(config.repository.keys, name)
+    if not keys[0].exists():
+        keys = public_key_files(repository.conf.keys, name)
+    return Source(name, lambda: repository.read_verified(keys), tuple(keys))
 
 
 def wait_for(session: Session, observer: Observer, goal: Goal) -> Survey:
@@ -149,7 +174,12 @@ def tell_lagging(session: Session, error: LaggingError | None) -> int:
     return error.exit_code
 
 
-def replicas_document(survey: Survey, goal: Goal, error: LaggingError | None) -> dict[str, Any]:
+def replicas_document(
+    survey: Survey,
+    goal: Goal,
+    error: LaggingError | None,
+    nearness: Nearness = Nearness(),
+) -> dict[str, Any]:
     """Return what JSON documents say about replicas."""
     return {
         "revision": survey.revision,
@@ -157,12 +187,12 @@ def replicas_document(survey: Survey, goal: Goal, error: LaggingError | None) ->
         "wanted_revision": goal.revision,
         "wanted": goal.count,
         "having": survey.having(goal.revision),
-        "replicas": [_standing_document(standing) for standing in survey.replicas],
+        "replicas": [_standing_document(standing, nearness) for standing in survey.replicas],
         "error": error_document(error) if error is not None else None,
     }
 
 
-def _standing_document(standing: Standing) -> dict[str, Any]:
+def _standing_document(standing: Standing, nearness: Nearness) -> dict[str, Any]:
     return {
         "url": standing.url,
         "health": standing.health,
@@ -170,13 +200,14 @@ def _standing_document(standing: Standing) -> dict[str, Any]:
         "published_at": standing.published_at and format_time(standing.published_at),
         "behind": standing.behind,
         "behind_seconds": None if standing.late is None else int(standing.late.total_seconds()),
+        "geo_order": nearness.rank(standing.url),
         "message": standing.message,
         "hint": standing.hint,
     }
 
 
-def _table(survey: Survey) -> str:
-    rows = [
+def _table(survey: Survey, nearness: Nearness) -> str:
+    rows: list[tuple[str, ...]] = [
         (
             standing.url,
             "-" if standing.revision is None else str(standing.revision),
@@ -188,5 +219,11 @@ def _table(survey: Survey) -> str:
         )
         for standing in survey.replicas
     ]
-    header = ("replica", "revision", "published", "behind", "late", "health", "")
+    header: tuple[str, ...] = ("replica", "revision", "published", "behind", "late", "health", "")
+    if nearness.urls:
+        header = ("near", *header)
+        rows = [
+            (str(nearness.rank(standing.url)), *row)
+            for standing, row in zip(survey.replicas, rows, strict=True)
+        ]
     return f"{format_table(header, rows)}\n{survey.revision} is the newest revision"

@@ -25,6 +25,7 @@ from cvmfs_publish.cli.publishing import open_source, publish_settings, shared_b
 from cvmfs_publish.cli.registries import Registries
 from cvmfs_publish.cli.replicas import open_observer
 from cvmfs_publish.cli.showing import open_service
+from cvmfs_publish.cli.staging import wanted_of
 from cvmfs_publish.config import Config
 from cvmfs_publish.errors import EXIT_PARTIAL, InputError
 from cvmfs_publish.reference import Reference
@@ -476,7 +477,9 @@ class _Service:
             notifier=Notifier(
                 open_subscriptions(config), StoredFeed(self._state, *session.repositories)
             ),
-            replication=Replication(self._state, open_observer(config))
+            replication=Replication(
+                self._state, open_observer(config), open_repository(config), wanted_of(config)
+            )
             if config.replicas
             else None,
             find_published=lambda: _find_published(config),

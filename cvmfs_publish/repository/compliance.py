@@ -10,8 +10,8 @@ from cvmfs_publish.errors import InputError
 from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
-from cvmfs_publish.repository.layouts import place_name
-from cvmfs_publish.repository.records import Publication, iter_publications
+from cvmfs_publish.repository.layouts import MANIFEST_FILE, place_name
+from cvmfs_publish.repository.records import Publication, iter_publications, iter_staged
 from cvmfs_publish.sandbox.runtime_files import BASE
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.sources.compliance import Compliance, ComplianceError, Labels, read_kept_labels
@@ -34,15 +34,24 @@ def find_strays(view: View, compliance: Compliance) -> Iterator[Stray]:
             check_record(view, compliance, record)
         except ComplianceError as error:
             yield Stray(record, error)
+    for staged in iter_staged(view):
+        try:
+            check_record(view, compliance, staged.publication, is_staged=True)
+        except ComplianceError as error:
+            yield Stray(staged.publication, error)
 
 
-def check_record(view: View, compliance: Compliance, record: Publication) -> None:
-    """Raise `ComplianceError` if a published image may not be there."""
+def check_record(
+    view: View, compliance: Compliance, record: Publication, *, is_staged: bool = False
+) -> None:
+    """Raise `ComplianceError` if a published image, or one whose name waits, may not be there."""
     platform = Platform.parse(record.platform)
     labels: Labels = {}
     if compliance.needs_labels:
         reference = Reference.parse(record.reference)
-        manifest = view.read_file(place_name(reference, platform).manifest) or b""
+        names = place_name(reference, platform)
+        path = f"{names.staged}/{MANIFEST_FILE}" if is_staged else names.manifest
+        manifest = view.read_file(path) or b""
         sandbox = record.sandbox.lstrip("/")
         labels = read_kept_labels(manifest, view.read_file(f"{sandbox}/{BASE}/labels.json") or b"")
     compliance.check_labels(reference_of(record), platform, labels)

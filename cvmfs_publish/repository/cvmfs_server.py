@@ -13,6 +13,7 @@ Source: facts/cvmfs-format.md section 11, facts/publishers.md a.11 and (e).
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import pwd
@@ -45,8 +46,11 @@ from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME, MAX_BYTES, Manifest, parse_manifest
 from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
 from cvmfs_publish.repository.native.origin import Origin, read
-from cvmfs_publish.repository.native.reader import browse_snapshot
+from cvmfs_publish.repository.native.reader import browse_snapshot, open_snapshot
 from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
+from cvmfs_publish.repository.native.whitelist import FILE_NAME as WHITELIST_NAME
+from cvmfs_publish.repository.native.whitelist import MAX_BYTES as WHITELIST_BYTES
+from cvmfs_publish.repository.native.whitelist import Whitelist, parse_whitelist
 from cvmfs_publish.repository.records import renumbered
 from cvmfs_publish.repository.removal import (
     NO_GRACES,
@@ -140,6 +144,28 @@ class ServerRepository:
     def _origin(self) -> Origin:
         return open_origin(self._place())
 
+    def whitelist(self) -> Whitelist:
+        """Return what the whitelist says, its signature unverified: `cvmfs_server` sees to that.
+
+        Raises:
+            RepositoryError: there is none, or it cannot be read.
+        """
+        origin = self._origin()
+        try:
+            return parse_whitelist(read(origin, WHITELIST_NAME, WHITELIST_BYTES))[0]
+        except PublishError as error:
+            raise RepositoryError(
+                f"the whitelist in {self._place()} cannot be read: {error}",
+                hint=f"`cvmfs_server resign {self.name}` makes one",
+            ) from error
+        finally:
+            origin.close()
+
+    @property
+    def server(self) -> Server:
+        """The program, for those who want to know about it."""
+        return self._server
+
     def revision(self) -> Revision:
         manifest = self.manifest()
         return Revision(manifest.revision, str(manifest.root_hash), manifest.timestamp)
@@ -177,6 +203,19 @@ class ServerRepository:
         finally:
             origin.close()
 
+    def read_verified(self, public_keys: Iterable[Path]) -> Manifest:
+        """Return the published manifest, its signatures verified as clients do.
+
+        That the whitelist has expired is for clients to refuse.
+
+        Raises:
+            RepositoryError: there is none, or it cannot be read.
+            IntegrityError: it was not signed for these keys.
+        """
+        self.manifest()  # a clear error if there is none
+        with open_snapshot(self._origin(), public_keys, now=None, name=self.name) as snapshot:
+            return snapshot.manifest
+
     def has_objects(self, names: Iterable[str], stored_bytes: int | None = None) -> bool:
         return has_whole(self._spool, names, stored_bytes)
 
@@ -195,6 +234,8 @@ class ServerRepository:
         """
         self._check_mount()
         self._check_owner()
+        self._server.check_version()
+        _check_writable(self.conf)
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
@@ -303,6 +344,7 @@ class ServerRepository:
                 self.folder.stat(posixpath.dirname(path)) is None,
                 "its directory is new, and `ingest` would make it as it likes",
             ),
+            (not self._server.keeps_owners, "this `ingest` is too old to keep owners"),
             (any(node.xattrs for node in nodes), "`ingest` drops extended attributes"),
             (
                 any(node.size > _LARGE for node in nodes) and conf.chunking,
@@ -570,6 +612,17 @@ def remove_entry(folder: Folder, path: RepoPath) -> None:
     for directory in reversed(directories):
         with folder.parent(directory) as (above, name):
             os.rmdir(name, dir_fd=above)
+
+
+def _check_writable(conf: ServerConf) -> None:
+    """Refuse what `cvmfs_server` would fail over in the middle, with words of its own."""
+    places = [conf.spool]
+    if isinstance(conf.upstream, LocalUpstream):
+        places.append(conf.upstream.directory)
+    for place in places:
+        with storage_errors("looking at the repository"), suppress(FileNotFoundError):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
 
 
 def _check_clock(base: Manifest, now: int) -> None:

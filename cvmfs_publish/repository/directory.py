@@ -27,7 +27,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -46,9 +46,10 @@ from cvmfs_publish.repository.export import remove_tree
 from cvmfs_publish.repository.folder import WORK, Folder, FolderView
 from cvmfs_publish.repository.folder_listing import Listing, Traits, read_back
 from cvmfs_publish.repository.folder_lock import LEASE, hold_folder
-from cvmfs_publish.repository.folder_write import FilePool, TreeWriter, finish_directory
+from cvmfs_publish.repository.folder_write import FilePool, Share, TreeWriter, finish_directory
 from cvmfs_publish.repository.layouts import FLAT
 from cvmfs_publish.repository.native.commit import ignore_step
+from cvmfs_publish.repository.reflink import clone
 from cvmfs_publish.repository.removal import (
     NO_GRACES,
     Collection,
@@ -73,9 +74,19 @@ _AT_ONCE = 0  # stands for the time of what no job can have been running in
 class DirectoryOptions:
     """How a plain tree is written."""
 
-    share: bool = True  # equal files are hard links of one
+    share: Share | None = "auto"  # how equal files are one, see `FilePool`; None: not at all
     lock_wait: timedelta = timedelta()  # for another publisher to end
     lease: timedelta = timedelta(seconds=LEASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the file system of a plain tree can do, found out by trying."""
+
+    traits: Traits
+    hard_links: bool
+    reflinks: bool
+    clock: float  # Unix seconds that it gives a new file
 
 
 class DirectoryRepository:
@@ -91,6 +102,7 @@ class DirectoryRepository:
         self._folder = Folder(root)
         self._spool = spool
         self._options = options or DirectoryOptions()
+        self._reflinks: bool | None = None  # None: not tried yet
 
     # creating
 
@@ -538,7 +550,8 @@ class DirectoryRepository:
 
     def stage(self, place: str, tree: Tree, contents: Spooled) -> Listing:
         """Write a sandbox where nobody looks."""
-        pool = FilePool(self._folder, _FILES) if self._options.share else None
+        share = self._share()
+        pool = FilePool(self._folder, _FILES, share) if share is not None else None
         writer = TreeWriter(self._folder, contents.iter_content, self._traits(), pool)
         listing = writer.write(f"{_TXN}/{place}", tree)
         self._write(f"{_TXN}/{place}.zst", listing.pack())
@@ -559,6 +572,61 @@ class DirectoryRepository:
             found = os.stat(name, dir_fd=above, follow_symlinks=False)
             os.unlink(name, dir_fd=above)
         return Traits(owners and found.st_uid == 1, found.st_mtime_ns == _PROBE_NS)
+
+    def abilities(self) -> Abilities:
+        """Find out what this file system can do, with the lock held.
+
+        Raises:
+            LockedError: somebody is writing.
+            RepositoryError: files cannot be written, or locked.
+        """
+        with storage_errors("trying what the file system can do"), self._lock():
+            self._make_folders()
+            path = f"{_TXN}/{secrets.token_hex(8)}"
+            self._write(path, b"probe")
+            try:
+                found = self._folder.stat(path)
+                clock = found.st_mtime if found is not None else time.time()
+                with self._folder.parent(path) as (above, name):
+                    has_xattrs = _keeps_xattrs(above, name)
+            finally:
+                self._unlink(path)
+            # the lock itself has appeared by a hard link
+            traits = replace(self._traits(), xattrs=has_xattrs)
+            return Abilities(traits, True, self._has_reflinks(), clock)
+
+    def _share(self) -> Share | None:
+        """Return how files are shared here: without reflinks nobody looks for equal contents."""
+        share = self._options.share
+        if share not in ("auto", "reflink"):
+            return share
+        if self._reflinks is None:
+            self._reflinks = self._has_reflinks()
+        if share == "reflink" and not self._reflinks:
+            raise RepositoryError(
+                f"the file system of {self.location} has no reflinks",
+                hint="write `repository.directory.share: auto`, which takes hard links there",
+            )
+        return share if self._reflinks else "hardlink"
+
+    def _has_reflinks(self) -> bool:
+        """Try to share the blocks of a file, within the directory of transactions."""
+        places = [f"{_TXN}/{secrets.token_hex(8)}" for _ in range(2)]
+        try:
+            self._write(places[0], b"probe")
+            self._write(places[1], b"")
+            with (
+                self._folder.open(places[0]) as source,
+                self._folder.parent(places[1]) as (above, name),
+            ):
+                target = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+                try:
+                    return clone(source, target)
+                finally:
+                    os.close(target)
+        finally:
+            for place in places:
+                self._unlink(place)
 
     def staged(self, place: str) -> FolderView:
         """Show a sandbox that is staged."""
@@ -666,6 +734,17 @@ def _dispose(path: Path) -> None:
             remove_tree(path)
         else:
             path.unlink()
+
+
+def _keeps_xattrs(above: int, name: bytes) -> bool:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        os.setxattr(descriptor, "user.cvmfs-publish", b"1")
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _check_clock(state: State, now: int) -> None:

@@ -108,7 +108,15 @@ def point_names(transaction: Transaction, records: Iterable[Publication]) -> Non
     To be called after the names and the records of their sandboxes were written.  A name whose
     image has no artefact is not listed.
     """
-    moved = {name: record for record in records for name in names_of(record)}
+    _point(transaction, {name: record for record in records for name in names_of(record)})
+
+
+def point_immutable_names(transaction: Transaction, records: Iterable[Publication]) -> None:
+    """Do as `point_names` for images that only their names by digest lead to as yet."""
+    _point(transaction, {names_of(record)[1]: record for record in records})
+
+
+def _point(transaction: Transaction, moved: Mapping[RepoPath, Publication]) -> None:
     lines = read_lines(transaction)
     before = dict(lines)
     artefacts = {

@@ -74,6 +74,8 @@ def _is_ours(view: View, path: RepoPath, text: str) -> bool:
     if "$(" in text:
         return True  # by way of the platform, which only we write
     target = resolve_link(path, text)
+    if view.read_file(f"{METADATA}/{target}/publication.json") is not None:
+        return True  # a second name, which leads to the first
     parts = target.split("/")
     record = f"{METADATA}/.images/{parts[1]}/{parts[2]}.json" if len(parts) == 3 else ""
     return "@sha" in path and target.startswith(FLAT) and view.read_file(record) is not None

@@ -1,26 +1,32 @@
 """Decide where in a repository an image, its names and its records go.  Pure.
 
 `unpacked` is the convention of unpacked.cern.ch (facts/cvmfs-format.md section 10.1), so existing
-consumers find images where they look for them.
+consumers find images where they look for them.  `osg` is the same, and each name has a second one
+without its registry, as cvmfs-singularity-sync makes them (section 10.2): a link to the first, so
+that both always lead to the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from posixpath import normpath, relpath
+from typing import Literal
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.sources.base import Platform
 
+Layout = Literal["unpacked", "osg"]
 FLAT = ".flat"
 METADATA = ".metadata"
 MULTIARCH = ".multiarch"
 IMAGES = f"{METADATA}/.images"  # what was done to each sandbox, whatever names it has
+STAGED = f"{METADATA}/.staged"  # below it, of each name that waits for replicas, its new records
 MANIFEST_FILE = "manifest.json"
 PUBLICATION_FILE = "publication.json"
 UNPUBLISHED_FILE = "unpublished.json"  # the history of a name that leads nowhere at present
+STAGED_FILE = "staged.json"
 REPLACED = ".replaced"  # below the records of a name: those of what it led to before
 CATALOG_MARKER = ".cvmfscatalog"  # stands where a catalog of its own begins
 # What a client puts in place of the variable decides which platform a public name leads to.
@@ -50,6 +56,11 @@ class NamePlacement:
     @property
     def unpublished(self) -> RepoPath:
         return f"{self.metadata}/{UNPUBLISHED_FILE}"
+
+    @property
+    def staged(self) -> RepoPath:
+        """The directory of the records that the name will have when replicas are far enough."""
+        return f"{STAGED}/{self.metadata.removeprefix(METADATA + '/')}"
 
     def replaced(self, manifest: Digest) -> RepoPath:
         """Return the directory of the records of a manifest the name led to before."""
@@ -83,6 +94,11 @@ def place(
         immutable_name=immutable_name_of(reference, manifest),
         metadata=names.metadata,
     )
+
+
+def short_name_of(reference: Reference) -> RepoPath:
+    """Return the name without the registry; "" where only a digest names the image."""
+    return f"{reference.repository}:{reference.tag}" if reference.tag else ""
 
 
 def immutable_name_of(reference: Reference, manifest: Digest) -> RepoPath:

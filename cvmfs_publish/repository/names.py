@@ -3,6 +3,7 @@
 A name is a symbolic link and a directory of records.  What it led to before is kept below its
 records (`.replaced/<manifest digest>/`) as long as the sandbox is, so that going back needs no
 registry: one small commit.  A name that was unpublished leaves `unpublished.json`, its history.
+What a name is to lead to when replicas have it (`staging.py`) ends with whatever is decided here.
 Nothing here removes a sandbox or a name by digest: jobs may be using them (`removal.py`).
 
 Every function that changes something checks everything first: an `InputError` leaves the
@@ -28,6 +29,7 @@ from cvmfs_publish.repository.layouts import (
     CATALOG_MARKER,
     DEFAULT_PLATFORM,
     MANIFEST_FILE,
+    METADATA,
     MULTIARCH,
     PUBLICATION_FILE,
     NamePlacement,
@@ -47,14 +49,17 @@ from cvmfs_publish.repository.records import (
     Event,
     Publication,
     SandboxRecord,
+    Staged,
     Unpublished,
     iter_publications,
     read_publication,
     read_sandbox,
+    read_staged,
     read_unpublished,
 )
 from cvmfs_publish.settings import nearest
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.words import plural
 
 MIN_PREFIX = 6  # hexadecimal digits of a shortened digest
 SHOWN_VERSIONS = 10  # in the hint of an error
@@ -78,7 +83,8 @@ class History:
     reference: str
     platform: str
     versions: tuple[Version, ...]  # oldest first
-    current: Publication | None  # None: the name is unpublished
+    current: Publication | None  # None: the name is unpublished, or leads nowhere yet
+    staged: Staged | None = None  # what it is to lead to when replicas have it
 
 
 # publishing
@@ -108,7 +114,7 @@ def put_sandbox(
 
 def put_sandbox_record(transaction: Transaction, path: RepoPath, record: SandboxRecord) -> None:
     """Write how a sandbox was made."""
-    _put_file(transaction, path, record.to_json())
+    put_record(transaction, path, record.to_json())
 
 
 def publish_name(
@@ -127,6 +133,7 @@ def publish_name(
     """
     platform = Platform.parse(publication.platform)
     names = place_name(reference, platform)
+    check_short_name(transaction, publication, force=True)
     outgoing = read_publication(transaction, names.publication)
     record = _continued(transaction, names, publication, outgoing)
     new = Digest.parse(record.manifest_digest)
@@ -138,15 +145,70 @@ def publish_name(
     ):
         _keep_replaced(transaction, names, outgoing)
     transaction.remove(names.unpublished)
+    drop_staged(transaction, names)
     _remove_tidily(transaction, names.replaced(new), names.metadata)
-    _put_file(transaction, names.manifest, manifest)
-    _put_file(transaction, names.publication, record.to_json())
+    put_record(transaction, names.manifest, manifest)
+    put_record(transaction, names.publication, record.to_json())
     sandbox = record.sandbox.lstrip("/")
-    immutable = immutable_name_of(reference, new)
-    if names.name != immutable:
+    if names.name != immutable_name_of(reference, new):
         _point_name(transaction, reference, platform, sandbox)
-    _link(transaction, immutable, sandbox)
+    link_immutable(transaction, reference, record)
+    if outgoing is not None and outgoing.short_name != record.short_name:
+        _remove_short_name(transaction, outgoing)
+    if record.short_name:
+        _link(transaction, record.short_name.lstrip("/"), names.name)
     return record
+
+
+def check_short_name(view: View, record: Publication, *, force: bool = False) -> None:
+    """Raise `InputError` if the second name of an image is taken.
+
+    `force`: what another program made is no reason; what a name of ours leads to always is.
+    """
+    path, name = record.short_name.lstrip("/"), record.path.lstrip("/")
+    text = view.read_symlink(path) if path else None
+    target = resolve_link(path, text) if text is not None else name
+    if target == name:
+        return
+    other = next((each for each in (target, path) if _is_published(view, each)), None)
+    if other is not None:
+        raise InputError(
+            f"{record.reference}: /{path}, its name in the layout osg, is that of {other}",
+            hint="leave one of the two out, or let `repository.layout` be unpacked: there the"
+            " registry is part of the name",
+        )
+    if not force:
+        raise InputError(
+            f"{record.reference}: /{path}, its name in the layout osg, leads to {text}, which was"
+            " not published here",
+            hint=f"`cvmfs-publish publish --force {record.reference}` takes the name over; what it"
+            " led to stays",
+        )
+
+
+def _is_published(view: View, name: RepoPath) -> bool:
+    return view.read_file(f"{METADATA}/{name}/{PUBLICATION_FILE}") is not None
+
+
+def _remove_short_name(transaction: Transaction, record: Publication) -> None:
+    """Remove the second name, if it leads to the first."""
+    path = record.short_name.lstrip("/")
+    text = transaction.read_symlink(path) if path else None
+    if text is not None and resolve_link(path, text) == record.path.lstrip("/"):
+        _remove_tidily(transaction, path, "")
+
+
+def link_immutable(
+    transaction: Transaction, reference: Reference, publication: Publication
+) -> None:
+    """Make the name by digest, which can lead nowhere else."""
+    digest = Digest.parse(publication.manifest_digest)
+    _link(transaction, immutable_name_of(reference, digest), publication.sandbox.lstrip("/"))
+
+
+def drop_staged(transaction: Transaction, names: NamePlacement) -> None:
+    """Forget what a name was to lead to; no error if there is nothing."""
+    _remove_tidily(transaction, names.staged, METADATA)
 
 
 def _continued(
@@ -175,8 +237,8 @@ def _keep_replaced(transaction: Transaction, names: NamePlacement, outgoing: Pub
     manifest = transaction.read_file(names.manifest)
     data = transaction.read_file(names.publication)
     if manifest is not None and data is not None:
-        _put_file(transaction, f"{folder}/{MANIFEST_FILE}", manifest)
-        _put_file(transaction, f"{folder}/{PUBLICATION_FILE}", data)
+        put_record(transaction, f"{folder}/{MANIFEST_FILE}", manifest)
+        put_record(transaction, f"{folder}/{PUBLICATION_FILE}", data)
 
 
 # unpublishing
@@ -251,12 +313,15 @@ def unpublish_images(
 def unpublish(
     transaction: Transaction, reference: Reference, platform: Platform, now: datetime
 ) -> Publication:
-    """Remove a name, and return the record it had.
+    """Remove a name, and return the record it had, or was to have.
 
     The sandbox and the name by digest stay, for jobs that run; so do its records, for `rollback`.
     Raises `InputError` if there is no such name, or if it is pinned.
     """
     names = place_name(reference, platform)
+    staged = read_staged(transaction, names.staged)
+    if staged is not None and read_publication(transaction, names.publication) is None:
+        return _unpublish_staged(transaction, names, staged.publication, now)
     record = get_publication(transaction, reference, platform)
     if record.pinned_at:
         raise InputError(
@@ -267,12 +332,35 @@ def unpublish(
     event = record.event._replace(at=at, revision=transaction.revision, what=UNPUBLISHED)
     _keep_replaced(transaction, names, record)
     history = Unpublished((*record.events, event)[-MAX_EVENTS:])
-    _put_file(transaction, names.unpublished, history.to_json())
+    put_record(transaction, names.unpublished, history.to_json())
     transaction.remove(names.publication)
     transaction.remove(names.manifest)
+    drop_staged(transaction, names)
     immutable = immutable_name_of(reference, Digest.parse(record.manifest_digest))
     if names.name != immutable:
         _remove_name(transaction, reference, platform)
+        if transaction.read_symlink(names.name) is None:
+            _remove_short_name(transaction, record)
+    return record
+
+
+def _unpublish_staged(
+    transaction: Transaction, names: NamePlacement, record: Publication, now: datetime
+) -> Publication:
+    """Let nobody wait for a name that leads nowhere yet; `rollback` makes it lead there."""
+    left = read_unpublished(transaction, names.unpublished)
+    event = record.event._replace(
+        at=format_at(now), revision=transaction.revision, what=UNPUBLISHED
+    )
+    folder = names.replaced(Digest.parse(record.manifest_digest))
+    manifest = transaction.read_file(f"{names.staged}/{MANIFEST_FILE}")
+    if manifest is not None:
+        put_record(transaction, f"{folder}/{MANIFEST_FILE}", manifest)
+        put_record(transaction, f"{folder}/{PUBLICATION_FILE}", record.to_json())
+    past = left.history if left is not None else ()
+    history = Unpublished((*past, event)[-MAX_EVENTS:])
+    put_record(transaction, names.unpublished, history.to_json())
+    drop_staged(transaction, names)
     return record
 
 
@@ -296,6 +384,8 @@ def rollback(
 ) -> Rollback:
     """Point a name at what it led to before: one small commit, nothing is fetched.
 
+    What it waits to lead to is forgotten, or the rollback would not last.
+
     Args:
         transaction: in which it happens.
         reference: the name; it may be unpublished.
@@ -318,6 +408,7 @@ def rollback(
     past = read_history(transaction, reference, platform)
     target = _choose(past, to)
     if past.current is not None and past.current.manifest_digest == target.manifest_digest:
+        drop_staged(transaction, names)
         return Rollback(past.current, is_changed=False)
     folder = names.replaced(Digest.parse(target.manifest_digest))
     record = _find_replaced(transaction, names, target)
@@ -326,6 +417,7 @@ def rollback(
         raise _gone(reference, target)
     record = _as_it_is_now(transaction, record)
     _check_sandbox(transaction, record)
+    check_short_name(transaction, record)
     publication = replace(
         record,
         published_at=format_at(now),
@@ -483,7 +575,7 @@ def unpin(transaction: Transaction, reference: Reference, platform: Platform) ->
 
 
 def _rewrite(transaction: Transaction, names: NamePlacement, record: Publication) -> Publication:
-    _put_file(transaction, names.publication, record.to_json())
+    put_record(transaction, names.publication, record.to_json())
     return record
 
 
@@ -505,6 +597,14 @@ def get_publication(view: View, reference: Reference, platform: Platform) -> Pub
     return record
 
 
+def is_known(view: View, names: NamePlacement) -> bool:
+    """Whether a name leads somewhere, or waits to."""
+    return (
+        read_publication(view, names.publication) is not None
+        or read_staged(view, names.staged) is not None
+    )
+
+
 def _option(platform: str) -> str:
     """Return what a command about a platform is to be called with."""
     return "" if platform == str(DEFAULT_PLATFORM) else f" --platform {platform}"
@@ -518,7 +618,15 @@ def _not_published(view: View, reference: Reference, platform: Platform) -> Inpu
                 f"{reference} is published for {other.platform}, not for {platform}",
                 hint=f"add --platform {other.platform}",
             )
-    left = read_unpublished(view, place_name(reference, platform).unpublished)
+    names = place_name(reference, platform)
+    if (staged := read_staged(view, names.staged)) is not None:
+        return InputError(
+            f"{reference} is not published yet: its name waits until"
+            f" {plural(staged.replicas, 'replica')} have revision {staged.revision}",
+            hint=f"`cvmfs-publish switch {reference.name}{_option(str(platform))} --now` does not"
+            " wait",
+        )
+    left = read_unpublished(view, names.unpublished)
     if left is not None and left.history:
         command = f"cvmfs-publish rollback {reference.name}{_option(str(platform))}"
         return InputError(
@@ -539,13 +647,14 @@ def read_history(view: View, reference: Reference, platform: Platform) -> Histor
     """
     names = place_name(reference, platform)
     current = read_publication(view, names.publication)
+    staged = read_staged(view, names.staged)
+    events: tuple[Event, ...] = ()
     if current is not None:
         events = current.events
-    else:
-        left = read_unpublished(view, names.unpublished)
-        if left is None:
-            raise _not_published(view, reference, platform)
+    elif (left := read_unpublished(view, names.unpublished)) is not None:
         events = left.history
+    elif staged is None:
+        raise _not_published(view, reference, platform)
     pinned = set(current.pinned) if current is not None else set()
     kept: dict[str, bool] = {}
     versions = []
@@ -562,7 +671,7 @@ def read_history(view: View, reference: Reference, platform: Platform) -> Histor
                 is_pinned=f"/{sandbox_of(Digest.parse(event.image_id))}" in pinned,
             )
         )
-    return History(str(reference), str(platform), tuple(versions), current)
+    return History(str(reference), str(platform), tuple(versions), current, staged)
 
 
 def format_at(at: datetime) -> str:
@@ -642,7 +751,7 @@ def _make_parents(transaction: Transaction, path: RepoPath) -> None:
     transaction.make_directories(posixpath.dirname(path), catalog_roots(path))
 
 
-def _put_file(transaction: Transaction, path: RepoPath, data: bytes) -> None:
+def put_record(transaction: Transaction, path: RepoPath, data: bytes) -> None:
     _make_parents(transaction, path)
     transaction.put_file(path, data)
 

@@ -20,6 +20,8 @@ from cvmfs_publish.repository.layouts import (
     METADATA,
     PUBLICATION_FILE,
     REPLACED,
+    STAGED,
+    STAGED_FILE,
     UNPUBLISHED_FILE,
 )
 
@@ -78,6 +80,7 @@ class Publication:
     trust: str = ""  # digest of all that the policy asked
     source: str = ""  # where it came from; "": the registry of its name
     source_state: str = ""  # of the file it came from, as long as that is not known to change
+    short_name: str = ""  # the second name, of the layout `osg`, absolute like `path`
 
     @property
     def event(self) -> Event:
@@ -100,7 +103,7 @@ class Publication:
         document: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         document["findings"] = [finding._asdict() for finding in self.findings]
         document["history"] = [event._asdict() for event in self.history]
-        for name in _ONLY_ELSEWHERE:
+        for name in _OFTEN_EMPTY:
             if not document[name]:
                 del document[name]
         return (json.dumps(document, indent=2) + "\n").encode("ascii")
@@ -144,8 +147,9 @@ _DEFAULTS: dict[str, Any] = {
     "trust": "",
     "source": "",
     "source_state": "",
+    "short_name": "",
 }
-_ONLY_ELSEWHERE = ("source", "source_state")  # of images that are in no registry
+_OFTEN_EMPTY = ("source", "source_state", "short_name")  # left out where they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,35 @@ class Unpublished:
             raise IntegrityError(f"malformed {UNPUBLISHED_FILE}: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A published image that a name does not lead to yet, as `staged.json`."""
+
+    publication: Publication  # the record the name will have; time and revision are the sandbox's
+    replicas: int  # how many are to have that revision before the name leads there
+
+    @property
+    def revision(self) -> int:
+        """In which the sandbox became visible."""
+        return self.publication.revision
+
+    def to_json(self) -> bytes:
+        publication = json.loads(self.publication.to_json())
+        document = {"format": FORMAT, "replicas": self.replicas, "publication": publication}
+        return (json.dumps(document, indent=2) + "\n").encode("ascii")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Staged:
+        """Raise `IntegrityError` unless `data` is such a record."""
+        try:
+            document = _load(data)
+            replicas, publication = document["replicas"], document["publication"]
+            _check_types({"replicas": "int"}, {"replicas": replicas})
+            return cls(Publication.from_json(json.dumps(publication).encode()), replicas)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise IntegrityError(f"malformed {STAGED_FILE}: {error}") from error
+
+
 def _load(data: bytes) -> Any:  # noqa: ANN401 - JSON
     document = json.loads(data.decode())
     if document["format"] > FORMAT:
@@ -292,6 +325,14 @@ def read_unpublished(view: View, path: RepoPath) -> Unpublished | None:
     return _read(view, path, Unpublished.from_json)
 
 
+def read_staged(view: View, folder: RepoPath) -> Staged | None:
+    """Return the record in directory `folder`; None if there is none.
+
+    Raises `RepositoryError` if the file is damaged.
+    """
+    return _read(view, f"{folder}/{STAGED_FILE}", Staged.from_json)
+
+
 def read_sandbox(view: View, path: RepoPath) -> SandboxRecord | None:
     """Return the record in file `path`; None if there is none.
 
@@ -320,14 +361,14 @@ def _naming(path: RepoPath) -> Iterator[None]:
         ) from error
 
 
+NOT_NAMES = frozenset({REPLACED, *(path.rpartition("/")[2] for path in (IMAGES, STAGED))})
 _RECORDS = {MANIFEST_FILE, PUBLICATION_FILE, UNPUBLISHED_FILE, REPLACED}
 
 
 def iter_publications(view: View) -> Iterator[Publication]:
     """Yield the records of all published names, in the order of their paths."""
     if isinstance(view, Searchable):
-        excluded = {REPLACED, IMAGES.rpartition("/")[2]}
-        for path, data in view.find_files(METADATA, PUBLICATION_FILE, excluded):
+        for path, data in view.find_files(METADATA, PUBLICATION_FILE, NOT_NAMES):
             try:
                 found = Publication.from_json(data)
             except IntegrityError:
@@ -355,11 +396,22 @@ def iter_records(view: View) -> Iterator[tuple[RepoPath, set[str]]]:
             path = f"{directory}/{name}"
             if not is_directory or name == REPLACED:
                 files.add(name)
-            elif path != IMAGES:
+            elif path not in (IMAGES, STAGED):
                 below.append(path)
         if files & _RECORDS:
             yield directory, files
         stack.extend(reversed(below))
+
+
+def iter_staged(view: View) -> Iterator[Staged]:
+    """Yield the records of all names that wait for replicas, in the order of their paths."""
+    stack = [STAGED]
+    while stack:
+        directory = stack.pop()
+        names = view.list_names(directory)
+        if (STAGED_FILE, False) in names and (record := read_staged(view, directory)) is not None:
+            yield record
+        stack += [f"{directory}/{name}" for name, is_directory in reversed(names) if is_directory]
 
 
 def renumbered(data: bytes, old: int, new: int) -> bytes:
@@ -373,11 +425,22 @@ def renumbered(data: bytes, old: int, new: int) -> bytes:
         try:
             left = Unpublished.from_json(data)
         except IntegrityError:
-            return data
+            return _renumbered_staged(data, old, new)
         return Unpublished(_renumbered(left.history, old, new)).to_json()
-    history = _renumbered(record.history, old, new)
+    return _renumbered_record(record, old, new).to_json()
+
+
+def _renumbered_record(record: Publication, old: int, new: int) -> Publication:
     revision = new if record.revision == old else record.revision
-    return replace(record, history=history, revision=revision).to_json()
+    return replace(record, history=_renumbered(record.history, old, new), revision=revision)
+
+
+def _renumbered_staged(data: bytes, old: int, new: int) -> bytes:
+    try:
+        staged = Staged.from_json(data)
+    except IntegrityError:
+        return data
+    return replace(staged, publication=_renumbered_record(staged.publication, old, new)).to_json()
 
 
 def _renumbered(history: tuple[Event, ...], old: int, new: int) -> tuple[Event, ...]:

@@ -1,9 +1,10 @@
 """Decide which sandboxes nobody needs any more, and remove them from the tree.
 
-A sandbox is needed while a public name leads to it, whoever made that name, while a pin keeps it,
-and for a grace after the last name left it, because jobs that began before may still run in it.
-Only what this program made is ever removed: a sandbox without its record in `.metadata/.images` is
-not ours.  Where the time at which a sandbox was left is unknown, it stays.
+A sandbox is needed while a public name leads to it, whoever made that name, while a name waits to
+lead to it, while a pin keeps it, and for a grace after the last name left it, because jobs that
+began before may still run in it.  Only what this program made is ever removed: a sandbox without
+its record in `.metadata/.images` is not ours.  Where the time at which a sandbox was left is
+unknown, it stays.
 
 What a removed sandbox consists of is still stored then; `gc` removes objects afterwards.
 """
@@ -19,6 +20,7 @@ from itertools import zip_longest
 
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.layers.tree import MAX_LINKS, RepoPath
+from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Dated, Transaction, View
 from cvmfs_publish.repository.fallback import drop_names
 from cvmfs_publish.repository.layouts import (
@@ -37,7 +39,9 @@ from cvmfs_publish.repository.names import remove_empty
 from cvmfs_publish.repository.records import (
     UNPUBLISHED,
     Event,
+    Staged,
     iter_records,
+    iter_staged,
     read_publication,
     read_unpublished,
 )
@@ -90,6 +94,8 @@ def plan_removals(
     survey = _Survey(grace, graces)
     for directory, files in iter_records(view):
         survey.add_name(view, directory, files)
+    for staged in iter_staged(view):
+        survey.add_staged(staged)
     links = dict(_iter_links(view, survey.registries))
     leads = {link: _sandbox_behind(link, links) for link in links}
     immutable = {link for link in links if _is_immutable(link) and link not in survey.asked}
@@ -159,6 +165,11 @@ class _Survey:
         grace = self.graces.get(name, self.grace)
         for sandbox in mentioned:
             self.longest[sandbox] = max(grace, self.longest.get(sandbox, grace))
+
+    def add_staged(self, staged: Staged) -> None:
+        """A name is to lead there."""
+        self.registries.add(Reference.parse(staged.publication.reference).registry)
+        self.used.add(staged.publication.sandbox.lstrip("/"))
 
     def grace_of(self, sandbox: RepoPath) -> timedelta:
         return self.longest.get(sandbox, self.grace)

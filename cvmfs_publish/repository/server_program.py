@@ -34,7 +34,12 @@ PUBLISHING = "is_publishing.lock"  # flock(2)
 COLLECTING = "is_collecting.lock"  # the same, of gc and check
 SCRATCH = "scratch/current"  # what an open transaction has changed
 PATIENCE = 300.0  # seconds for what a killed publisher had started
+# Older ones end `transaction` with the same code whatever happened (ChangeLog of 2.8.0, CVM-1873).
+OLDEST = (2, 8, 0)
+OLDEST_INGEST = (2, 12, 0)  # older ones have no `ingest -k`, which keeps owners (ChangeLog, 3362)
 _EXISTS, _BUSY, _INVALID = 17, 16, 22  # exit codes of `transaction`: errno values
+_VERSION = re.compile(r"CernVM-FS Server Tool\s+([0-9]{1,6}(?:\.[0-9]{1,6}){1,3})")
+_VERSION_TIME = 60.0  # seconds for a word about itself
 _SHOWN = 10  # last lines of what a command said
 _PAUSE = 0.02  # seconds between two looks at a program that runs
 _PULSE = 1.0  # seconds; so often the note is touched while a command runs
@@ -109,6 +114,61 @@ class Server:
         self._program = program
         self._timeout = timeout
         self._present: Note | None = None
+        self._version: tuple[int, ...] | None = None
+
+    # the program
+
+    def check_version(self) -> tuple[int, ...] | None:
+        """Return the program's version, None if it does not say one.  It is asked once.
+
+        Raises:
+            ServerError: it cannot be run, or is too old.
+        """
+        if self._version is None:
+            self._version = self._ask_version()
+        if self._version is not None and self._version < OLDEST:
+            raise ServerError(
+                f"{self._program} is of version {format_version(self._version)}, too old:"
+                f" {format_version(OLDEST)} or newer is needed",
+                hint="update cvmfs-server; older ones do not tell whether somebody else is in a"
+                " transaction",
+            )
+        return self._version
+
+    @property
+    def keeps_owners(self) -> bool:
+        """Whether `ingest` does; so it is taken to where the version is not known."""
+        return self._version is None or self._version >= OLDEST_INGEST
+
+    def _ask_version(self) -> tuple[int, ...] | None:
+        """Run the program without a command, to which it answers with what it is and can."""
+        try:
+            said = sh.Command(self._program)(
+                _in=b"",
+                _err_to_out=True,
+                _tty_out=False,
+                _ok_code=list(range(256)),
+                _timeout=_VERSION_TIME,
+            )
+        except (sh.CommandNotFound, OSError) as error:
+            raise self._absent(error) from error
+        except (sh.ErrorReturnCode, sh.TimeoutException):
+            return None
+        found = _VERSION.search(said)
+        return parse_version(found[1]) if found is not None else None
+
+    def _absent(self, error: Exception) -> ServerError:
+        return ServerError(
+            f"{self._program} cannot be run: {getattr(error, 'strerror', '') or 'not found'}",
+            hint="install cvmfs-server, or correct `repository.cvmfs_server.program`",
+        )
+
+    def unfinished(self) -> tuple[str, bool] | None:
+        """Return what of ours is not at its end, and whether it was killed; None: nothing."""
+        note = self._read()
+        if note is None:
+            return None
+        return f"{note.command}, by {note.holder}", note.holder.is_gone()
 
     # the flag
 
@@ -298,10 +358,7 @@ class Server:
             )
         except (sh.CommandNotFound, OSError) as error:
             self._forget()
-            raise ServerError(
-                f"{self._program} cannot be run: {getattr(error, 'strerror', '') or 'not found'}",
-                hint="install cvmfs-server, or correct `repository.cvmfs_server.program`",
-            ) from error
+            raise self._absent(error) from error
         try:
             self._watch(process, shown)
             process.wait()
@@ -366,6 +423,16 @@ class Server:
     def _forget(self) -> None:
         self._present = None
         self._note.unlink(missing_ok=True)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the three numbers of a version, `2.8` as 2.8.0."""
+    numbers = [int(part) for part in text.split(".")]
+    return tuple([*numbers, 0, 0][:3])
+
+
+def format_version(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 class _Feeder:

@@ -74,6 +74,10 @@ def _check_names(view: View, record: Publication, report: Report) -> None:
             report.error(f"/{link}", "is no link, but its record says that it is published")
         elif resolve_link(link, text) != expected:
             report.error(f"/{link}", f"leads to {text}, its record says {record.sandbox}")
+    short = record.short_name.lstrip("/")
+    text = view.read_symlink(short) if short else None
+    if short and (text is None or resolve_link(short, text) != names.name):
+        report.error(f"/{short}", f"does not lead to /{names.name}, as its record says")
 
 
 def _check_sandbox(repository: SeenAsFiles, record: Publication, report: Report) -> None:

@@ -15,10 +15,19 @@ from typing import Literal, NamedTuple, get_args
 from cvmfs_publish.errors import PublishError
 
 # waiting: wished, the registry was not asked yet.  queued: its turn comes.  unchanged: published,
-# as the last look found it.  failed: tried again at `next_attempt_at`.  quarantined: not tried
-# again until its digest changes or somebody releases it.  gone: the registry has it no more.
+# as the last look found it.  staged: in the repository, but its name waits for replicas.  failed:
+# tried again at `next_attempt_at`.  quarantined: not tried again until its digest changes or
+# somebody releases it.  gone: the registry has it no more.
 Status = Literal[
-    "waiting", "queued", "publishing", "published", "unchanged", "failed", "quarantined", "gone"
+    "waiting",
+    "queued",
+    "publishing",
+    "staged",
+    "published",
+    "unchanged",
+    "failed",
+    "quarantined",
+    "gone",
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 Order = Literal["name", "changed", "requested", "line"]
@@ -212,7 +221,7 @@ class Result:
     """How the publish of one image ended."""
 
     key: ImageKey
-    status: Status  # published, unchanged, failed or quarantined
+    status: Status  # published, staged, unchanged, failed or quarantined
     facts: Facts | None = None
     failure: Failure | None = None
     next_attempt_at: datetime | None = None  # of one that failed

@@ -549,12 +549,18 @@ class State(Reader):
             changes["facts"] = json.dumps(asdict(facts))
             changes["digest_published"] = facts.digest
             changes["attempts"] = 0
-            if image.digest_published != facts.digest or image.published_at is None:
+            is_new = image.digest_published != facts.digest
+            if result.status == "staged":
+                changes |= {"revision": 0, "replicated_at": None}  # until the name leads there
+            elif is_new or image.published_at is None or self._was_staged(job.key):
                 changes |= {"published_at": time, "replicated_at": None}
                 changes["revision"] = facts.revision
             if image.digest_seen != facts.digest:
                 changes |= {"digest_seen": facts.digest, "seen_at": time}
-            if image.digest_published != facts.digest:
+            if is_new:
+                word = "staged" if result.status == "staged" else "published"
+                self._log_image(f"image-{word}", image, now, f"{word}, {facts.digest}")
+            elif result.status == "published" and self._was_staged(job.key):
                 self._log_image("image-published", image, now, f"published, {facts.digest}")
         elif result.failure is not None:
             kind = "image-quarantined" if result.status == "quarantined" else "image-failed"
@@ -571,6 +577,15 @@ class State(Reader):
         self._database.change("DELETE FROM job WHERE id = ?", [job.id])
         if again is not None and (facts is None or again != facts.digest):
             self._enqueue(job.key, again, now, job.reason)  # pushed again in the meantime
+
+    def _was_staged(self, key: ImageKey) -> bool:
+        """Whether an image is known to be in the repository, without a name that leads there."""
+        rows = self._database.rows(
+            "SELECT 1 FROM image WHERE name = ? AND platform = ? AND revision = 0"
+            " AND digest_published != ''",
+            [key.name, key.platform],
+        )
+        return bool(rows)
 
     def _requeue(self, job: Job, now: datetime, *, is_counted: bool, alone: bool = False) -> None:
         """Put a job back where it was; `is_counted`: what happened may be the image's fault."""
@@ -667,6 +682,58 @@ class State(Reader):
                 self._update(key, digest_published="", facts=None, revision=0, replicated_at=None)
                 self._log_image("image-missing", image, now, "it is wished, but not published")
                 self._enqueue(key, image.digest_seen, now, "poll")
+
+    def staged(self) -> tuple[Image, ...]:
+        """Return the images whose names wait for replicas, wished or not."""
+        rows = self._database.rows(
+            f"SELECT {schema.IMAGE_COLUMNS} FROM image WHERE status = 'staged'"  # noqa: S608
+        )
+        return tuple(map(schema.image, rows))
+
+    def settle_staged(
+        self,
+        waiting: Mapping[ImageKey, Facts],
+        named: Mapping[ImageKey, Facts],
+        now: datetime,
+    ) -> None:
+        """Take over what the repository says of names that wait, whoever staged or switched them.
+
+        `waiting`: all that wait.  `named`: what the names of those `staged` that do not wait any
+        more lead to; one that is in neither leads nowhere.
+        """
+        with self._database.writing():
+            for image in self.staged():
+                if image.key in waiting:
+                    continue
+                if image.key not in named:
+                    self.note_unpublished([image.key], now)
+                    continue
+                self._settle_named(image, named[image.key], now)
+            for key, facts in waiting.items():
+                known = self.image(key)
+                if (
+                    known is not None
+                    and known.status in ("published", "unchanged")
+                    and known.digest_published == facts.digest
+                ):
+                    self._update(key, status="staged", revision=0, replicated_at=None)
+
+    def _settle_named(self, image: Image, facts: Facts, now: datetime) -> None:
+        """A name waits no more: it leads to what it waited for, or was rolled back."""
+        changes: dict[str, object] = {
+            "status": "published",
+            "changed_at": now.timestamp(),
+            "revision": facts.revision,
+            "replicated_at": None,
+        }
+        if facts.digest == image.digest_published:
+            known = image.facts
+            if known is not None:
+                facts = replace(known, revision=facts.revision, recipe=facts.recipe)
+            changes["published_at"] = now.timestamp()
+            self._log_image("image-published", image, now, f"published, {facts.digest}")
+        changes["facts"] = json.dumps(asdict(facts))
+        self._update(image.key, **changes)
 
     def troubled(self) -> tuple[Image, ...]:
         """Return the wished images that cannot be published, by name."""

@@ -31,13 +31,15 @@ from cvmfs_publish.watch.runs import (
     Order,
     Publish,
     RunEnd,
+    Switch,
     Tracker,
     Unpublish,
 )
 
-_KINDS: Mapping[str, type[Publish | Unpublish | Collect]] = {
+_KINDS: Mapping[str, type[Order]] = {
     "publish": Publish,
     "unpublish": Unpublish,
+    "switch": Switch,
     "collect": Collect,
 }
 
@@ -57,6 +59,8 @@ def parse_order(text: str) -> Order:
         fields["items"] = tuple(Item(**item) for item in fields["items"])
     if kind == "unpublish":
         fields["names"] = tuple(fields["names"])
+    if kind == "switch":
+        fields["names"] = tuple(map(tuple, fields["names"]))
     return _KINDS[kind](**fields)
 
 

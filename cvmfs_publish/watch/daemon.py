@@ -19,7 +19,17 @@ from cvmfs_publish.errors import PublishError
 from cvmfs_publish.sources.compliance import ComplianceError
 from cvmfs_publish.state import figures
 from cvmfs_publish.state.database import StateError
-from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Job, Progress, Push, Result
+from cvmfs_publish.state.model import (
+    Event,
+    Facts,
+    Failure,
+    ImageKey,
+    Job,
+    Progress,
+    Push,
+    Result,
+    Status,
+)
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.notify import Notifier
 from cvmfs_publish.watch.poller import Poller
@@ -44,6 +54,7 @@ from cvmfs_publish.watch.runs import (
     Run,
     RunEnd,
     Runner,
+    Switch,
     Unpublish,
 )
 from cvmfs_publish.watch.wanted import Wanted
@@ -55,6 +66,8 @@ JUMP = timedelta(minutes=1)  # by which the clock must have been set to be notic
 RETIRE_EVERY = timedelta(hours=1)
 PROGRESS_EVERY = 0.5  # seconds between two notes of how far an image is
 STOP_GRACE = timedelta(seconds=60)  # for a publish to end when the service is stopped
+# images of these, or their sandboxes, are there to be unpublished
+IN_REPOSITORY: tuple[Status, ...] = ("staged", "published", "unchanged", "gone")
 MAX_PUSHES = 1000  # looked at in one transaction
 
 log = logging.getLogger(__name__)
@@ -243,14 +256,9 @@ class Watcher:
             pass
         while self._look_at_files() == IDLE and not self._stopping.wait(IDLE.total_seconds()):
             pass
-        while not self._stopping.is_set():
-            self.tick(self._clock.now())
-            if self.is_idle():
-                break
-            self._wake.wait(IDLE.total_seconds())
-            self._wake.clear()
-        self._finish_or_abandon()
+        self._work_until_idle()
         self._guard("replicas", self._look_at_replicas)
+        self._work_until_idle()  # names whose images have arrived
         self._notify()
         problems = [each for each in self._state.problems() if each.failure.kind != "warning"]
         # what the repository's own rules keep out is no trouble
@@ -260,6 +268,15 @@ class Watcher:
             if image.failure is None or image.failure.kind != ComplianceError.kind
         ]
         return not (troubled or problems or self._refusals)
+
+    def _work_until_idle(self) -> None:
+        while not self._stopping.is_set():
+            self.tick(self._clock.now())
+            if self.is_idle():
+                break
+            self._wake.wait(IDLE.total_seconds())
+            self._wake.clear()
+        self._finish_or_abandon()
 
     def _repeat(self, name: str, work: Callable[[], timedelta], event: threading.Event) -> None:
         while not self._stopping.is_set():
@@ -338,7 +355,12 @@ class Watcher:
 
     def _look_at_replicas(self) -> timedelta:
         replication = self._parts.replication
-        return replication.step(self._clock.now()) if replication is not None else TICK
+        if replication is None:
+            return TICK
+        wait = replication.step(self._clock.now())
+        if replication.is_ready:
+            self._wake.set()
+        return wait
 
     def adopt(self) -> None:
         """What is published already need not be published again, unless it is made otherwise."""
@@ -354,6 +376,10 @@ class Watcher:
         ]
         if outdated:
             log.info("%d images are to be prepared otherwise than they are", len(outdated))
+        if self._parts.replication is not None:
+            self._parts.replication.settle(now)  # what was rolled back meanwhile stays so
+        # in case other replicas are waited for than those they wait for, or none
+        outdated += [image.key for image in self._state.staged()]
         self._state.enqueue(outdated, now, "poll")
         self._is_ready = True
 
@@ -423,12 +449,14 @@ class Watcher:
     def _can_start(self) -> bool:
         now = self._clock.now()
         paused = self._clock.monotonic() < self._paused_until
-        return not paused and bool(self._state.due_jobs(now, 1))
+        replication = self._parts.replication
+        is_ready = replication is not None and replication.is_ready
+        return not paused and (is_ready or bool(self._state.due_jobs(now, 1)))
 
     def _start_something(self, now: datetime) -> None:
         if self._clock.monotonic() < self._paused_until:
             return
-        order = self._housekeeping(now)
+        order = self._switch_order() or self._housekeeping(now)
         if order is not None:
             self._active = self._begin(order)
             return
@@ -452,6 +480,16 @@ class Watcher:
             raise
         active.number, active.jobs = number, batch.jobs
         self._active = active
+
+    def _switch_order(self) -> Order | None:
+        replication = self._parts.replication
+        ready = replication.take_ready() if replication is not None else ()
+        if not ready:
+            return None
+        self._step("switch")
+        return Switch(
+            tuple((each.reference, each.platform, each.manifest_digest) for each in ready)
+        )
 
     def _begin(self, order: Order) -> _Active:
         platform = order.platform if isinstance(order, Publish | Unpublish) else ""
@@ -485,6 +523,8 @@ class Watcher:
             self._end_publish(active, end, now)
         elif isinstance(active.order, Unpublish):
             self._end_unpublish(active.order, end, now)
+        elif isinstance(active.order, Switch):
+            self._end_switch(end, now)
         else:
             self._end_collect(end, now)
 
@@ -531,7 +571,7 @@ class Watcher:
                         self._jitter(),
                     )
                 )
-            elif item.status == "published" or item.status == "unchanged":
+            elif item.status == "published" or item.status in ("staged", "unchanged"):
                 results.append(Result(key, item.status, item.facts))
         self._step("finish run")
         self._state.finish_run(active.number, results, now)
@@ -590,6 +630,15 @@ class Watcher:
             self._wake.clear()
         self._guard("stop", lambda: self._look_after(active, self._clock.now()))
 
+    def _end_switch(self, end: RunEnd, now: datetime) -> None:
+        """What was not switched is found again by the next look."""
+        if end.crash or end.failure is not None:
+            self._refuse(end.failure or crash_failure(end.crash), now)
+            return
+        self._accept()
+        if self._parts.replication is not None:
+            self._parts.replication.settle(now)
+
     # housekeeping
 
     def _housekeeping(self, now: datetime) -> Order | None:
@@ -607,7 +656,7 @@ class Watcher:
 
     def _plan_retirement(self, now: datetime) -> Order | None:
         counts = self._state.counts()
-        names = sum(counts.get(status, 0) for status in ("published", "unchanged", "gone"))
+        names = sum(counts.get(status, 0) for status in IN_REPOSITORY)
         plan = plan_retirement(self._state.unlisted(), names, self._parts.retention)
         self._step("retire")
         self._state.forget(plan.forget)

@@ -1,6 +1,8 @@
 """What the watcher does about replicas: looks how far they are, and tells when one is in trouble.
 
-An image counts as replicated when clients of every configured replica can have its revision.
+An image counts as replicated when clients of every configured replica can have its revision.  Names
+that wait for replicas (`repository/staging.py`) are switched when a look says that these have the
+image: by an order like every other, so that nothing waits for replicas.
 """
 
 from __future__ import annotations
@@ -8,21 +10,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from cvmfs_publish.replicas import SERVING, Observer, Standing
-from cvmfs_publish.state.model import Event, Failure, Replica
+from cvmfs_publish.naming import Wanted
+from cvmfs_publish.reference import Reference
+from cvmfs_publish.replicas import SERVING, Observer, Standing, Survey
+from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.layouts import place_name
+from cvmfs_publish.repository.records import (
+    Publication,
+    Staged,
+    iter_staged,
+    read_publication,
+)
+from cvmfs_publish.repository.staging import StagedName
+from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Replica
 from cvmfs_publish.state.state import State
+from cvmfs_publish.watch.work import facts_of
 
 EVERY = timedelta(minutes=1)  # between two looks
 TOLD_AFTER = 3  # looks with the same fault in a row: a lost packet is no trouble
 
 
 class Replication:
-    """Looks at the replicas and writes down how far they are; for one thread."""
+    """Looks at the replicas and writes down how far they are; `step` is for one thread."""
 
-    def __init__(self, state: State, observer: Observer) -> None:
-        """Put it together; nothing is read yet."""
+    def __init__(
+        self,
+        state: State,
+        observer: Observer,
+        repository: Repository | None = None,
+        wanted: Wanted | None = None,
+    ) -> None:
+        """Put it together; nothing is read yet.
+
+        `repository`: whose names may wait for as many replicas as are `wanted`.
+        """
         self._state = state
         self._observer = observer
+        self._repository = repository
+        self._wanted = wanted or Wanted()
+        self._ready: tuple[StagedName, ...] = ()
         self._faults: dict[str, tuple[str, int]] = {}  # what is wrong, and in how many looks
         self._told: set[str] = set()  # the replicas whose trouble was told
 
@@ -36,12 +63,50 @@ class Replication:
         known = {replica.url: replica for replica in self._state.replicas()}
         events: list[Event] = []
         self._state.forget_replicas(expected)
-        for standing in self._observer.look(now).replicas:
+        survey = self._observer.look(now)
+        for standing in survey.replicas:
             found = _note(standing, known.get(standing.url), now)
             self._state.record_replica(found, expected, now)
             events += self._compare(found, now)
         self._state.log(events)
+        self._choose(survey, now)
         return EVERY
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether names may lead to what they wait for."""
+        return bool(self._ready)
+
+    def take_ready(self) -> tuple[StagedName, ...]:
+        """Return which names may, by the last look; once."""
+        ready, self._ready = self._ready, ()
+        return ready
+
+    def settle(self, now: datetime) -> tuple[Staged, ...]:
+        """Write down which names wait and which do not any more; return those that do.
+
+        Raises `RepositoryError` if the repository cannot be read.
+        """
+        if self._repository is None:
+            return ()
+        with self._repository.open() as view:
+            staged = tuple(iter_staged(view))
+            waiting = {_key(each.publication): facts_of(each.publication) for each in staged}
+            named: dict[ImageKey, Facts] = {}
+            for image in self._state.staged():
+                names = place_name(Reference.parse(image.name), Platform.parse(image.platform))
+                record = read_publication(view, names.publication)
+                if record is not None:
+                    named[image.key] = facts_of(record)
+        self._state.settle_staged(waiting, named, now)
+        return staged
+
+    def _choose(self, survey: Survey, now: datetime) -> None:
+        self._ready = tuple(
+            StagedName.of(staged)
+            for staged in self.settle(now)
+            if self._wanted.is_ready(staged, survey)
+        )
 
     def _compare(self, found: Replica, now: datetime) -> Sequence[Event]:
         """Return what is to be told: that a fault lasts, or that one that was told is over."""
@@ -59,6 +124,10 @@ class Replication:
         self._told.add(found.url)
         message = f"{found.url}: {found.failure.kind}: {found.failure.message}"
         return [Event(0, now, "replica-trouble", message)]
+
+
+def _key(record: Publication) -> ImageKey:
+    return ImageKey(Reference.parse(record.reference).name, record.platform)
 
 
 def _note(standing: Standing, before: Replica | None, now: datetime) -> Replica:

@@ -39,6 +39,14 @@ class Unpublish:
 
 
 @dataclass(frozen=True, slots=True)
+class Switch:
+    """Point names at what they wait for, in one transaction."""
+
+    # reference, platform and manifest digest of each: another image of that name is not meant
+    names: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Collect:
     """Remove what nothing names any more."""
 
@@ -48,7 +56,7 @@ class Collect:
     graces: Mapping[str, int] = field(default_factory=dict)
 
 
-Order = Publish | Unpublish | Collect
+Order = Publish | Unpublish | Switch | Collect
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ class ItemEnd:
     """What became of one image: either facts or a failure."""
 
     name: str
-    status: Literal["published", "unchanged", "unpublished", "failed"]
+    status: Literal["published", "staged", "unchanged", "unpublished", "failed"]
     facts: Facts | None = None
     failure: Failure | None = None
     exit_code: int = 0  # of the failure's family

@@ -10,17 +10,19 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from cvmfs_publish.naming import switch_now
 from cvmfs_publish.publish import ImageResult, PublishResult
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.layouts import place_name
-from cvmfs_publish.repository.names import unpublish_images
+from cvmfs_publish.repository.names import is_known, unpublish_images
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.gc import Collector, Retention
-from cvmfs_publish.repository.records import Publication, read_publication
+from cvmfs_publish.repository.records import Publication
+from cvmfs_publish.repository.staging import StagedName
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Facts, Failure
-from cvmfs_publish.watch.runs import Collect, ItemEnd, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import Collect, ItemEnd, RunEnd, Switch, Unpublish
 
 if TYPE_CHECKING:  # whoever has such a repository has loaded them
     from cvmfs_publish.repository.cvmfs_server import ServerRepository
@@ -42,11 +44,11 @@ def _item_end(image: ImageResult, names: Mapping[str, str], result: PublishResul
     if image.publication is None or image.status == "refused":
         raise TypeError(f"{name} is {image.status}, but there is no record of it")
     facts = facts_of(image.publication)
-    if image.status == "published":
+    if image.status in ("published", "staged"):
         facts = Facts(
             digest=facts.digest,
             image_id=facts.image_id,
-            revision=result.revision,
+            revision=result.revision if image.status == "published" else facts.revision,
             entries=facts.entries,
             content_bytes=facts.content_bytes,
             stored_bytes=facts.stored_bytes,
@@ -88,7 +90,7 @@ def unpublish(
         there = [
             name
             for name, reference in references.items()
-            if read_publication(view, place_name(reference, platform).publication) is not None
+            if is_known(view, place_name(reference, platform))
         ]
     items = [ItemEnd(name, "unpublished") for name in order.names if name not in there]
     result = unpublish_images(repository, there, now=now, platform=platform, step=step)
@@ -103,6 +105,18 @@ def unpublish(
             )
         )
     return RunEnd(tuple(items))
+
+
+def switch(repository: Repository, order: Switch, now: datetime) -> RunEnd:
+    """Point names at what they wait for; those that do not wait for it any more are left alone."""
+    names = [StagedName(*each) for each in order.names]
+    done = switch_now(repository, names, now)
+    return RunEnd(
+        tuple(
+            ItemEnd(Reference.parse(record.reference).name, "published", facts_of(record))
+            for record in done
+        )
+    )
 
 
 def collect_tree(

@@ -19,7 +19,15 @@ from cvmfs_publish.web.library import Shelf
 # As the watcher has it, with two differences: `published` is what the repository has, and
 # `removed` what the watcher published and the repository has no more.
 Condition: TypeAlias = Literal[
-    "published", "waiting", "queued", "publishing", "failed", "quarantined", "gone", "removed"
+    "published",
+    "waiting",
+    "queued",
+    "publishing",
+    "staged",
+    "failed",
+    "quarantined",
+    "gone",
+    "removed",
 ]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 Order: TypeAlias = Literal["name", "changed", "requested", "size"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from cvmfs_publish.repository.names import Version
 from cvmfs_publish.repository.native.repository import RepositoryInfo
-from cvmfs_publish.repository.records import Publication
+from cvmfs_publish.repository.records import Publication, Staged
 from cvmfs_publish.state.model import (
     Budget,
     Event,
@@ -94,7 +94,20 @@ def describe_image(
             describe_version(version, rollback)
             for version in (details.history.versions[::-1] if details is not None else ())
         ],
+        "staged": describe_staged(details.history.staged) if details is not None else None,
         "commands": [asdict(site) for site in sites],
+    }
+
+
+def describe_staged(staged: Staged | None) -> Document | None:
+    """Return what a name waits to lead to."""
+    if staged is None:
+        return None
+    return {
+        "digest": staged.publication.digest,
+        "staged_at": staged.publication.published_at,
+        "revision": staged.revision,
+        "replicas": staged.replicas,
     }
 
 

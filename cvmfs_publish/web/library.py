@@ -18,10 +18,8 @@ from functools import cached_property
 from cvmfs_publish.errors import PublishError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.layouts import (
-    IMAGES,
     METADATA,
     PUBLICATION_FILE,
-    REPLACED,
     place_name,
 )
 from cvmfs_publish.repository.names import History, read_history
@@ -34,12 +32,11 @@ from cvmfs_publish.repository.native.repository import (
     SnapshotView,
     damage,
 )
-from cvmfs_publish.repository.records import Publication
+from cvmfs_publish.repository.records import NOT_NAMES, Publication
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import ImageKey
 
 KEPT_SIZES = 256  # images whose sizes by directory are kept; a few kilobytes each
-_EXCLUDED = frozenset({REPLACED, IMAGES.rpartition("/")[2]})
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Library:
 
     def _read(self) -> Shelf:
         with damage(self._repository.location), self._repository.snapshot() as snapshot:
-            files = snapshot.list_small_files(METADATA, PUBLICATION_FILE, _EXCLUDED, self._catalogs)
+            files = snapshot.list_small_files(METADATA, PUBLICATION_FILE, NOT_NAMES, self._catalogs)
             new = [file for file in files if file not in self._records]
             for file, data in snapshot.read_small_files(new):
                 self._records[file] = _parse(file, data)

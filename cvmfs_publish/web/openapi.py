@@ -148,6 +148,7 @@ SCHEMAS: dict[str, Schema] = {
         is_pinned=FLAG,
         rollback=TEXT,
     ),
+    "Staged": closed(digest=TEXT, staged_at=TEXT, revision=NUMBER, replicas=NUMBER),
     "Command": closed(title=TEXT, text=TEXT),
     "SiteCommands": closed(site=TEXT, description=TEXT, commands=many("Command")),
     "Image": closed(
@@ -156,6 +157,7 @@ SCHEMAS: dict[str, Schema] = {
         publication=maybe(ref("Publication")),
         layers=many("Layer"),
         history=many("Version"),
+        staged=maybe(ref("Staged")),
         commands=many("SiteCommands"),
     ),
     "DirectorySize": closed(path=TEXT, entries=NUMBER, bytes=NUMBER),

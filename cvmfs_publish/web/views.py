@@ -21,6 +21,7 @@ MEANINGS: dict[Condition, str] = {
     "waiting": "Wished; the registry has not been asked yet.",
     "queued": "It is to be published; its turn comes.",
     "publishing": "It is being fetched and published.",
+    "staged": "Its sandbox is published; its name leads there when enough replicas have it.",
     "failed": "The last attempt failed; it is tried again by itself.",
     "quarantined": "It failed too often: not tried again until its digest changes or somebody"
     " releases it.",
@@ -107,8 +108,12 @@ def plan_steps(
             return ()
         note = f"in revision {record.revision}, not by the watcher"
         return (Step(record.what.capitalize(), "done", record.published_at, note),)
-    is_current = image.digest_seen in ("", image.digest_published) and record is not None
-    steps = [_requested(image), _seen(image), _fetched(image, is_current)]
+    is_staged = image.status == "staged"
+    is_there = image.digest_seen in ("", image.digest_published)
+    is_current = is_there and record is not None and not is_staged
+    steps = [_requested(image), _seen(image), _fetched(image, is_current or is_staged)]
+    if is_staged:
+        steps.append(_staged(image))
     steps.append(_published(image, record, is_current))
     if has_replicas:
         steps.append(_replicated(image, is_current))
@@ -146,6 +151,11 @@ def _fetched_note(image: Image) -> str:
         return ""
     layers = plural(facts.layers_total, "layer")
     return f"{layers}, {facts.layers_reused} reused, {format_bytes(facts.fetched_bytes)} fetched"
+
+
+def _staged(image: Image) -> Step:
+    revision = image.facts.revision if image.facts is not None else 0
+    return Step("Waiting for replicas", "now", None, f"they are to have revision {revision}")
 
 
 def _published(image: Image, record: Publication | None, is_current: bool) -> Step:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -30,7 +30,7 @@ from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.records import iter_publications, read_publication
 from cvmfs_publish.repository.removal import apply_removals, plan_removals
 from tests import versions
-from tests.stock_host import StockHost
+from tests.stock_host import RealHost, StockHost, find_real, real_host
 from tests.support import NAME, keys_of_this_run
 from tests.versions import at, image_id, leads_to, sandbox
 
@@ -78,8 +78,23 @@ KINDS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def real() -> Iterator[RealHost | None]:
+    """The real `cvmfs_server` where it can be used: one repository, emptied for each test."""
+    program = find_real()
+    if program is None:
+        yield None
+        return
+    with real_host(program) as made:
+        yield made
+
+
 @pytest.fixture(params=KINDS)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    if request.param == "cvmfs_server":
+        host: RealHost | None = request.getfixturevalue("real")
+        if host is not None:
+            return host.fresh(tmp_path / "state", START)
     return BACKENDS[request.param](tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
-from tests.stock_host import StockHost
+from tests.stock_host import RealHost, StockHost, configure, find_real, real_host
 from tests.support import NAME
 from tests.unit.cli.support import Shell
 from tests.versions import at
@@ -43,7 +42,15 @@ def host(tmp_path: Path) -> StockHost:
     return created
 
 
-REAL = shutil.which("cvmfs_server") if os.geteuid() == 0 else None
+@pytest.fixture(scope="module")
+def real() -> Iterator[RealHost | None]:
+    """The real `cvmfs_server` where it can be used: one repository, emptied for each test."""
+    program = find_real()
+    if program is None:
+        yield None
+        return
+    with real_host(program) as made:
+        yield made
 
 
 @pytest.fixture(params=["directory", "cvmfs_server"])
@@ -59,32 +66,15 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
         ran = made.run("init", NAME, "--backend", "directory")
         assert ran.code == 0, ran
         yield made
-    elif REAL is None:
-        configure(made, request.getfixturevalue("host"))
-        yield made
+        return
+    real = request.getfixturevalue("real")
+    if real is None:
+        configure(made.cwd, request.getfixturevalue("host"))
     else:
-        subprocess.run([REAL, "mkfs", "-o", "root", NAME], check=True)
-        try:
-            ran = made.run("init", NAME, "--backend", "cvmfs_server")
-            assert ran.code == 0, ran
-            yield made
-        finally:
-            subprocess.run([REAL, "rmfs", "-f", NAME], check=True)
-
-
-def configure(shell: Shell, host: StockHost) -> None:
-    """Write what `init` writes, for a host whose mount is not below /cvmfs."""
-    (shell.cwd / "cvmfs-publish.yaml").write_text(
-        f"""\
-repository:
-  name: {NAME}
-  backend: cvmfs_server
-  cvmfs_server:
-    server_conf: {host.base}/server.conf
-    mount: {host.base}/mount
-    program: {host.program}
-"""
-    )
+        real.empty()
+        ran = made.run("init", real.name, "--backend", "cvmfs_server")
+        assert ran.code == 0, ran
+    yield made
 
 
 def backend_of(shell: Shell) -> str:
@@ -179,7 +169,7 @@ def test_how_it_goes_in_is_told_with_v(
     host: StockHost, tmp_path: Path, registry: FakeRegistry
 ) -> None:
     shell = Shell(tmp_path)
-    configure(shell, host)
+    configure(shell.cwd, host)
     ran = shell.run("-v", "publish", registry.name("a/one", "1"))
     assert ran.code == 0
     assert "transaction, because its directory is new" in ran.err
@@ -234,7 +224,7 @@ def test_names_records_and_history_move_from_kind_to_kind(
     subprocess.run([host.program, "publish", NAME], check=True)
     second = Shell(tmp_path / "second")
     second.cwd.mkdir()
-    configure(second, host)
+    configure(second.cwd, host)
     third = Shell(tmp_path / "third")
     third.cwd.mkdir()
     shutil.copytree(mount.resolve(), third.cwd / "repository", symlinks=True)

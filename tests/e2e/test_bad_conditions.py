@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -27,6 +26,7 @@ from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import fingerprint, load_keys
 from cvmfs_publish.repository.native.whitelist import make_whitelist
 from tests import parts
+from tests.disks import fill, read_only, small_disk
 from tests.fakes.registry import FakeRegistry, cut, reset, stall, wrong_bytes
 from tests.images import Tar
 from tests.support import NAME, judged, keys_of_this_run
@@ -241,23 +241,6 @@ def test_a_revision_from_the_future(publisher: Publisher) -> None:
     recovers(publisher)
 
 
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    """Mount a small file system at `place`."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def fill(path: Path) -> None:
-    """Leave no byte free."""
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
 @pytest.mark.parts
 @pytest.mark.parametrize("folder", ["repository", "state"])
 def test_a_full_disk(publisher: Publisher, folder: str) -> None:
@@ -289,12 +272,8 @@ def test_a_storage_that_is_read_only(publisher: Publisher) -> None:
     if os.geteuid() != 0:
         parts.missing("root, to mount a file system read-only")
     storage = publisher.storage
-    subprocess.run(["mount", "--bind", storage, storage], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", storage], check=True)
+    with read_only(storage):
         fails(publisher, 5, "Read-only file system", "writable")
-    finally:
-        subprocess.run(["umount", "--lazy", storage], check=True)
     recovers(publisher)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.layers.record import RecordStore
 from cvmfs_publish.publish import Publisher, PublishSettings
 from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.cvmfs_server import ServerRepository
 from cvmfs_publish.repository.directory import DirectoryRepository
 from cvmfs_publish.sources.registry.source import RegistrySource
 from tests import images, parts
 from tests.e2e.test_compare_umoci import KINDS
-from tests.stock_host import StockHost
+from tests.stock_host import StockHost, find_real, real_host
 from tests.support import NAME, Site, site
 
 pytestmark = pytest.mark.parts
@@ -57,8 +59,19 @@ def test_every_backend_publishes_the_same_tree(
     start = datetime.now(UTC) - timedelta(minutes=1)
     plain = DirectoryRepository(NAME, tmp_path / "tree", LocalStore(tmp_path / "tree-spool"))
     plain.create(start)
-    host = StockHost(tmp_path / "host", int(start.timestamp()))
-    repositories: list[Repository] = [plain, host.repository()]
+    with ExitStack() as stack:
+        _compare(stack, plain, reference, start, tmp_path)
+
+
+def _compare(
+    stack: ExitStack, plain: DirectoryRepository, reference: str, start: datetime, tmp_path: Path
+) -> None:
+    program, now = find_real(), int(start.timestamp())
+    if program is None:
+        stock: ServerRepository = StockHost(tmp_path / "host", now).repository()
+    else:
+        stock = stack.enter_context(real_host(program)).fresh(tmp_path / "state", now)()
+    repositories: list[Repository] = [plain, stock]
     with site(tmp_path / "native") as target:
         publication = target.publish(reference).images[0].publication
         assert publication is not None
@@ -75,7 +88,7 @@ def test_every_backend_publishes_the_same_tree(
     sandbox = publication.sandbox.lstrip("/")
     assert len(native) > 100
     assert different(native, seen_as_files(plain.root / sandbox)) == {}
-    assert different(native, seen_as_files(host.base / "mount" / sandbox)) == {}
+    assert different(native, seen_as_files(stock.options.mount / sandbox)) == {}
 
 
 def different(expected: Seen, found: Seen) -> dict[bytes, tuple[object, object]]:

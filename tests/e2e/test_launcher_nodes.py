@@ -189,6 +189,47 @@ def test_an_older_revision_than_required_is_75(node: Node) -> None:
     shutil.rmtree(base)
 
 
+def test_a_name_that_an_older_revision_has_not_got_yet_is_75_not_66(node: Node) -> None:
+    base, text = repository(node, "late")
+    env = node.configure(text)
+    mount = base / "c.example.org"
+    stale = (75, "tempfail", "probe", "stale-revision")
+    missing = (66, "noimage", "resolve", "no-such-image")
+    os.setxattr(mount, "user.revision", b"6")
+    for name in ("debian:13", f"debian@{DIGEST}", f"{mount}/docker.io/library/debian:13"):
+        assert failure(node.run(name, "true", env=env)) == missing
+        assert failure(node.run("--min-revision", "6", name, "true", env=env)) == missing
+        assert failure(node.run("--min-revision", "7", name, "true", env=env)) == stale
+    result = node.run("--min-revision", "7", "debian:13", "true", env=env)
+    assert b"shows revision 6 on this node; the job needs 7" in result.stderr
+    required = node.configure(text.replace("c.example.org}", "c.example.org, min_revision: 7}"))
+    assert failure(node.run("debian:13", "true", env=required)) == stale
+    os.removexattr(mount, "user.revision")
+    result = node.run("--min-revision", "6", "debian:13", "true", env=env)
+    assert failure(result) == stale
+    assert b"debian:13 is not there, and getfattr cannot tell" in result.stderr
+    shutil.rmtree(base)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_environment_can_ask_for_a_revision(node: Node, shell: str) -> None:
+    base, text = repository(node, f"asked-{shell}")
+    env = node.configure(text)
+    os.setxattr(base / "c.example.org", "user.revision", b"6")
+
+    def run(wanted: str, *words: str) -> tuple[object, ...] | bytes:
+        asked = {**env, "CVMFS_RUN_MIN_REVISION": wanted}
+        result = node.run(*words, "debian:12", "cat", "/marker", env=asked, shell=SHELLS[shell])
+        return failure(result) if result.returncode else result.stdout
+
+    assert run("6") == run("") == b"inside\n"
+    assert run("7") == (75, "tempfail", "probe", "stale-revision")
+    assert run("7", "--min-revision", "5") == b"inside\n"  # the option counts
+    assert run("7", "--min-revision", "0") == b"inside\n"
+    assert run("six") == (64, "usage", "options", "bad-value")
+    shutil.rmtree(base)
+
+
 # ---------------------------------------------------------------- batch systems
 
 

@@ -145,6 +145,9 @@ def test_the_page_is_right_from_the_installation_to_the_last_trouble(
     assert said.startswith("active\n")
     assert '"ok": true' in said
     assert machine.image in said
+    (fit,) = machine.follow_all(page["What this machine lacks"])
+    assert f"registry {machine.image.partition('/')[0]}" in fit
+    assert "nothing is missing" in fit
     machine.follow(reload)
     machine.follow_all(["systemctl is-active cvmfs-publish-watch.service\n"])
     # back up, lose everything, restore
@@ -183,6 +186,7 @@ def test_the_page_is_right_from_the_installation_to_the_last_trouble(
 def test_every_block_of_the_page_is_followed() -> None:
     assert {title: len(blocks) for title, blocks in sections().items()} == {
         "Install as a service": 6,
+        "What this machine lacks": 1,
         "What the watcher does when": 0,
         "Back up": 1,
         "Restore": 2,

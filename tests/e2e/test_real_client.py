@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import images, parts
-from tests.real_cvmfs import Mount, judge, mounted, needed
+from tests.real_cvmfs import Mount, Replica, judge, mounted, needed, served
 from tests.support import NAME, keys_of_this_run
 from tests.unit.cli.support import Shell
 
@@ -139,3 +139,37 @@ def test_jobs_start_from_the_mount(publisher: Publisher, shared_tmp: Path) -> No
         ran = parts.run_as_test_user([*launcher, str(mount.root / reference), "--", *job])
         assert ran.returncode == 7, parts.describe(ran)
         assert ran.stdout.startswith(b"12"), parts.describe(ran)
+
+
+def test_a_stratum_1_takes_each_revision_and_clients_read_it(
+    publisher: Publisher, shared_tmp: Path
+) -> None:
+    publisher.create()
+    one, two = publisher.push("debian"), publisher.push("hostile")
+    publisher.run("publish", one)
+    key = publisher.folder / "keys" / f"{NAME}.pub"
+    with served(publisher.folder / "repository") as source:
+        replica = Replica(shared_tmp / "replica", NAME, source, key)
+        with served(replica.storage) as url:
+            configuration = publisher.folder / "cvmfs-publish.yaml"
+            configuration.write_text(f"{configuration.read_text()}\nreplicas: [{url}]\n")
+            replica.pull(url)
+            assert health(publisher) == "ok"
+            publisher.run("publish", two)
+            assert health(publisher) == "behind"
+            replica.pull(url)
+            publisher.run("publish", two, "--wait-replicas", "1")
+            publisher.run("unpublish", one)
+            publisher.run("gc", "--grace", "0s", "--keep-revisions", "1")
+            replica.pull(url)
+            assert health(publisher) == "ok"
+    publisher.run("check", "--from", str(replica.storage), "--key", str(key), "--scrub")
+    judge(replica.storage, NAME, key, shared_tmp / "judged", replica.checksum)
+    with mounted(replica.storage, NAME, key, shared_tmp) as mount:
+        assert (mount.root / two).is_dir()
+        assert not (mount.root / one).is_symlink()
+
+
+def health(publisher: Publisher) -> str:
+    found: str = publisher.shell.json("replicas")["replicas"][0]["health"]
+    return found

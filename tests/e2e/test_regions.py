@@ -397,3 +397,13 @@ def test_resign_and_replicas_are_about_the_repositories_that_have_such_things(
     ran = regions.run("resign", "--request", "file")
     assert ran.code == 2
     assert "this is done in one" in ran.err
+
+
+def test_doctor_looks_at_every_repository(regions: Shell) -> None:
+    ran = regions.run("--json", "doctor", "--offline")
+    assert [each["repository"] for each in ran.document["repositories"]] == [EUROPE, AMERICA, LAB]
+    assert all(each["checks"] for each in ran.document["repositories"])
+    (regions.cwd / "cvmfs-publish.yaml").write_text("repositories: {}\n")
+    wrong = regions.run("--json", "doctor", "--offline")
+    assert wrong.code == 2
+    assert "names no repository" in json.dumps(wrong.document["checks"])

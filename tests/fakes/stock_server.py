@@ -9,6 +9,7 @@ It keeps a real repository, written by our native writer, below a folder that st
     views/N            the tree of revision N; a write without a transaction is noticed
     work               that copy, standing for the overlay
     clock              the time of this host, if it has one of its own
+    version            what the program says of itself, if not 2.12.0-1
     faults.json        what is to go wrong: {"publish:before": "exit 1", "transaction:after": …}
     log                the commands, one a line
 
@@ -91,6 +92,11 @@ class Host:
         with suppress(FileNotFoundError):
             return int((self.base / "clock").read_text())
         return int(time.time())
+
+    def version(self) -> str:
+        with suppress(FileNotFoundError):
+            return (self.base / "version").read_text()
+        return "2.12.0-1"
 
     def fault(self, place: str) -> None:
         """Do what is to go wrong here, once."""
@@ -310,9 +316,11 @@ COMMANDS: dict[str, Callable[[Host, list[str]], None]] = {
 
 def main(base: str, words: list[str]) -> None:
     host = Host(Path(base))
+    if not words:
+        fail(f"CernVM-FS Server Tool {host.version()}\n\nUsage: cvmfs_server COMMAND", 2)
     with (host.base / "log").open("a") as log:
         log.write(" ".join(words) + "\n")
-    if not words or words[0] not in COMMANDS:
+    if words[0] not in COMMANDS:
         fail("unknown command", 2)
     host.fault(f"{words[0]}:before")
     COMMANDS[words[0]](host, words[1:])

@@ -164,6 +164,32 @@ def test_a_program_that_is_not_there_is_told(host: StockHost) -> None:
     assert "install cvmfs-server" in caught.value.hint
 
 
+def test_a_program_that_is_too_old_is_refused_before_anything_is_done(host: StockHost) -> None:
+    (host.base / "version").write_text("2.7.5-1")
+    with pytest.raises(ServerError, match=r"version 2\.7\.5, too old: 2\.8\.0 or newer") as caught:
+        publish(host.repository(), "A")
+    assert (caught.value.exit_code, host.commands()) == (5, [])
+    assert "update cvmfs-server" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("version", "commands"),
+    [
+        ("2.11.5", ["transaction", "publish"]),
+        ("2.12.0", ["ingest", "transaction", "publish"]),
+        ("not to be understood", ["ingest", "transaction", "publish"]),
+    ],
+)
+def test_an_ingest_that_cannot_keep_owners_is_not_used(
+    host: StockHost, version: str, commands: list[str]
+) -> None:
+    make_shards(host.repository(), "A")
+    (host.base / "version").write_text(version)
+    before = len(host.commands())
+    publish(host.repository("ingest"), "A")
+    assert host.commands()[before:] == commands
+
+
 # others
 
 

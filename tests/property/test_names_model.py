@@ -32,12 +32,13 @@ from cvmfs_publish.repository.names import (
     unpublish,
     unpublish_images,
 )
-from cvmfs_publish.repository.records import iter_publications
+from cvmfs_publish.repository.records import iter_publications, iter_staged
 from cvmfs_publish.repository.removal import apply_removals, plan_removals
+from cvmfs_publish.repository.staging import StagedName, is_to_wait, switch_names
 from cvmfs_publish.sources.base import Platform
 from tests.images import fast_directory
 from tests.support import JUDGE, Site, keys_of_this_run
-from tests.versions import ARM64, image_id, leads_to, manifest_digest, put, sandbox
+from tests.versions import ARM64, image_id, leads_to, manifest_digest, put, sandbox, stage
 
 VERSIONS = ["A", "A-2", "B", "C"]  # A and A-2 are one image with two manifests
 BY_DIGEST = f"ghcr.io/a/b@{manifest_digest('A')}"
@@ -56,6 +57,11 @@ class Name:
     past: list[tuple[str, str]] = field(default_factory=list)  # what happened, to which version
     kept: set[str] = field(default_factory=set)
     pinned: set[str] = field(default_factory=set)  # images
+    staged: str | None = None  # the version it waits to lead to
+
+    @property
+    def is_known(self) -> bool:
+        return self.current is not None or self.staged is not None
 
 
 class NamesModel(RuleBasedStateMachine):
@@ -69,6 +75,7 @@ class NamesModel(RuleBasedStateMachine):
         self.now = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=20)
         self.names: dict[Key, Name] = {key: Name() for key in KEYS}
         self.left: dict[str, datetime] = {}  # image → when a name last left it
+        self.made: dict[str, datetime] = {}  # image → when its sandbox was made last
         self.images: set[str] = set()  # whose sandboxes are there
         self.immutable: dict[str, str] = {}  # link → version
         self.revision = 1
@@ -98,13 +105,22 @@ class NamesModel(RuleBasedStateMachine):
         if name.current is not None:
             self.left[name.current[0]] = self.now
             name.kept.add(name.current)
-        name.past.append((what, version or name.current or ""))
-        name.current = version
+        elif version is None and name.staged is not None:
+            self.left[name.staged[0]] = self.now
+            name.kept.add(name.staged)
+        name.past.append((what, version or name.current or name.staged or ""))
+        name.current, name.staged = version, None
         if version is not None:
             name.kept.discard(version)
-            self.images.add(version[0])
-            repository = key[0].rpartition("@" if "@" in key[0] else ":")[0]
-            self.immutable[f"{repository}@{manifest_digest(version)}"] = version
+            self.make(key, version)
+
+    def make(self, key: Key, version: str) -> None:
+        """There is a sandbox, and a name by digest."""
+        if version[0] not in self.images:
+            self.made[version[0]] = self.now
+        self.images.add(version[0])
+        repository = key[0].rpartition("@" if "@" in key[0] else ":")[0]
+        self.immutable[f"{repository}@{manifest_digest(version)}"] = version
 
     @rule(key=st.sampled_from(KEYS), version=st.sampled_from(VERSIONS), force=st.booleans())
     def publish(self, key: Key, version: str, force: bool) -> None:
@@ -122,10 +138,39 @@ class NamesModel(RuleBasedStateMachine):
         for name in NAMES[:2]:
             self.go((name, DEFAULT_PLATFORM), version, "published")
 
+    @rule(key=st.sampled_from(KEYS[:-1]), version=st.sampled_from(VERSIONS))
+    def stage(self, key: Key, version: str) -> None:
+        name = self.names[key]
+        waits = name.current is None or name.current[0] != version[0]
+        with self.site.repository.transaction(self.tick()) as transaction:
+            if waits:
+                staged = stage(transaction, key[0], version, self.now, 2, platform=key[1])
+                assert is_to_wait(transaction, Reference.parse(key[0]), staged.publication)
+            else:
+                put(transaction, key[0], version, self.now, platform=key[1])
+        if not waits:
+            self.go(key, version, "published")
+            return
+        name.staged = version
+        self.make(key, version)
+
+    @rule()
+    def switch(self) -> None:
+        waiting = {key: name.staged for key, name in self.names.items() if name.staged}
+        with self.site.repository.open() as view:
+            staged = [StagedName.of(each) for each in iter_staged(view)]
+        assert sorted(each.manifest_digest for each in staged) == sorted(
+            str(manifest_digest(version)) for version in waiting.values()
+        )
+        with self.site.repository.transaction(self.tick(bool(waiting))) as transaction:
+            assert len(switch_names(transaction, staged, self.now)) == len(waiting)
+        for key, version in waiting.items():
+            self.go(key, version, "published")
+
     @rule(key=st.sampled_from(KEYS))
     def unpublish(self, key: Key) -> None:
         name = self.names[key]
-        allowed = name.current is not None and not name.pinned
+        allowed = name.is_known and not name.pinned
         now = self.tick(allowed)
         with self.site.repository.transaction(now) as transaction:
             if not allowed:
@@ -138,7 +183,7 @@ class NamesModel(RuleBasedStateMachine):
     @rule(names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=4))
     def unpublish_several(self, names: Sequence[str]) -> None:
         keys = [(name, DEFAULT_PLATFORM) for name in dict.fromkeys(names)]
-        gone = [k for k in keys if self.names[k].current is not None and not self.names[k].pinned]
+        gone = [k for k in keys if self.names[k].is_known and not self.names[k].pinned]
         self.tick(bool(gone))
         result = unpublish_images(self.site.repository, names, now=self.now)
         done = [image.reference for image in result.images if image.error is None]
@@ -164,7 +209,7 @@ class NamesModel(RuleBasedStateMachine):
     def _rollback(self, key: Key, to: str, version: str | None) -> None:
         name = self.names[key]
         changes = version is not None and version != name.current
-        now = self.tick(changes)
+        now = self.tick(changes or (version is not None and name.staged is not None))
         with self.site.repository.transaction(now) as transaction:
             if version is None:
                 with pytest.raises(InputError):
@@ -173,6 +218,7 @@ class NamesModel(RuleBasedStateMachine):
             done = rollback(transaction, Reference.parse(key[0]), key[1], self.now, to)
         assert done.publication.manifest_digest == str(manifest_digest(version))
         assert done.is_changed == changes
+        name.staged = None
         if changes:
             self.go(key, version, "rolled back")
 
@@ -202,8 +248,9 @@ class NamesModel(RuleBasedStateMachine):
         self.now += timedelta(minutes=minutes)
         used = {name.current[0] for name in self.names.values() if name.current is not None}
         used |= {image for name in self.names.values() for image in name.pinned}
+        used |= {name.staged[0] for name in self.names.values() if name.staged is not None}
         late = self.now + timedelta(minutes=1) - GRACE
-        gone = {i for i in self.images if i not in used and self.left[i] <= late}
+        gone = {i for i in self.images if i not in used and self.left.get(i, self.made[i]) <= late}
         now = self.tick(bool(gone))
         with self.site.repository.open() as view:
             foreseen = plan_removals(view, self.now, GRACE)
@@ -252,7 +299,7 @@ class NamesModel(RuleBasedStateMachine):
         with self.site.repository.open() as view:
             for key, name in self.names.items():
                 reference = Reference.parse(key[0])
-                if not name.past:
+                if not name.past and name.staged is None:
                     with pytest.raises(InputError):
                         read_history(view, reference, key[1])
                     continue

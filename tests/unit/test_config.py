@@ -126,10 +126,7 @@ def test_a_replica_named_twice_is_refused_where_it_stands(tmp_path: Path) -> Non
     assert error.endswith(f"{url} is named twice")
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["storage: swift://x/prefix", "layout: osg"],
-)
+@pytest.mark.parametrize("key", ["storage: swift://x/prefix"])
 def test_values_that_do_not_work_yet_are_refused(tmp_path: Path, key: str) -> None:
     error = str(refusal(tmp_path, f"repository:\n  name: a.example.org\n  {key}\n"))
     name, value = key.split(": ")

@@ -18,12 +18,14 @@ from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import IntegrityError, LockedError, RepositoryError
 from cvmfs_publish.layers.tree import Directory, Node, Tree, empty_tree
 from cvmfs_publish.layers.treedigest import summarise_tree
-from cvmfs_publish.repository import directory
+from cvmfs_publish.repository import directory, folder_write
 from cvmfs_publish.repository.base import Transaction
 from cvmfs_publish.repository.directory import DirectoryOptions, DirectoryRepository
 from cvmfs_publish.repository.folder import WORK
+from cvmfs_publish.repository.folder_write import Share
 from cvmfs_publish.repository.foreign import find_foreign
 from cvmfs_publish.repository.records import iter_publications
+from cvmfs_publish.repository.reflink import clone
 from cvmfs_publish.repository.tree_check import check_tree
 from tests import versions
 from tests.support import NAME
@@ -133,19 +135,136 @@ def test_where_links_are_not_possible_files_are_written(
     repository: DirectoryRepository, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     link = os.link
+    refused = []
 
     def refuse(source: object, target: object, **options: object) -> None:
-        if isinstance(source, bytes) and len(source) == 64:  # a shared file
+        if isinstance(source, bytes) and len(source) == 81:  # a shared file
+            refused.append(source)
             raise OSError(code, os.strerror(code))
         link(source, target, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "link", refuse)
     put_files(repository, "one", **nodes(repository, a=b"equal", b=b"equal"))
     assert (repository.root / "one" / "b").read_bytes() == b"equal"
+    assert refused
+
+
+class Clones:
+    """Stands for the one system call: a file system with reflinks, or one without."""
+
+    def __init__(self) -> None:
+        self.is_able = True
+        self.count = 0
+
+    def clone(self, source: int, target: int) -> bool:
+        if self.is_able:
+            self.count += 1
+            os.write(target, os.pread(source, 1000, 0))
+        return self.is_able
+
+
+@pytest.fixture
+def clones(monkeypatch: pytest.MonkeyPatch) -> Clones:
+    made = Clones()
+    monkeypatch.setattr(folder_write, "clone", made.clone)
+    monkeypatch.setattr(directory, "clone", made.clone)
+    return made
+
+
+def alike(repository: DirectoryRepository) -> dict[str, Node]:
+    """Return two files that are equal in everything, and one of another time and mode."""
+    node = nodes(repository, a=b"equal")["a"]
+    return {"a": node, "b": node, "c": node._replace(mtime=1, mode=stat.S_IFREG | 0o755)}
+
+
+@pytest.mark.parametrize(
+    ("share", "has_reflinks", "inodes", "cloned"),
+    [
+        ("auto", True, 2, 1),
+        ("auto", False, 2, 0),
+        ("hardlink", True, 2, 0),
+        ("reflink", True, 3, 2),
+        (None, True, 3, 0),
+    ],
+)
+def test_contents_are_shared_as_the_configuration_says(
+    tmp_path: Path,
+    clones: Clones,
+    share: Share | None,
+    has_reflinks: bool,
+    inodes: int,
+    cloned: int,
+) -> None:
+    clones.is_able = has_reflinks
+    repository = open_at(tmp_path, DirectoryOptions(share=share))
+    repository.create(at(0))
+    wanted = alike(repository)
+    put_files(repository, "none")  # with the first sandbox it is tried what is possible
+    clones.count = 0
+    put_files(repository, "one", **wanted)
+    found = {name: (repository.root / "one" / name).stat() for name in wanted}
+    assert len({each.st_ino for each in found.values()}) == inodes
+    assert clones.count == cloned
+    for name, node in wanted.items():
+        assert (repository.root / "one" / name).read_bytes() == b"equal"
+        assert (found[name].st_mode, int(found[name].st_mtime)) == (node.mode, node.mtime)
+    with repository.transaction(int(at(2).timestamp())) as transaction:
+        assert transaction.tree_digest("one") is not None
+
+
+def test_nothing_is_cloned_from_a_file_that_somebody_has_changed(
+    tmp_path: Path, clones: Clones
+) -> None:
+    repository = open_at(tmp_path, DirectoryOptions(share="reflink"))
+    repository.create(at(0))
+    wanted = alike(repository)
+    put_files(repository, "one", a=wanted["a"])
+    (repository.root / "one" / "a").write_bytes(b"other")
+    put_files(repository, "two", a=wanted["a"])
+    put_files(repository, "three", c=wanted["c"])
+    assert (repository.root / "two" / "a").read_bytes() == b"equal"
+    assert (repository.root / "three" / "c").read_bytes() == b"equal"
+    assert (repository.root / "one" / "a").read_bytes() == b"other"
+
+
+def test_what_files_were_cloned_from_goes_with_its_sandbox(tmp_path: Path, clones: Clones) -> None:
+    repository = open_at(tmp_path, DirectoryOptions(share="reflink"))
+    repository.create(at(0))
+    publish(repository, "A", day=1)
+    publish(repository, "B", day=2)
+    kept = list((repository.root / WORK / "files").rglob("*-*"))
+    repository.collect(at(20), timedelta(days=5))
+    left = list((repository.root / WORK / "files").rglob("*-*"))
+    assert 0 < len(left) < len(kept)
+    assert all(path.stat().st_nlink == 2 for path in left)
+
+
+def test_reflinks_that_are_asked_for_and_impossible_are_refused(
+    tmp_path: Path, clones: Clones
+) -> None:
+    clones.is_able = False
+    repository = open_at(tmp_path, DirectoryOptions(share="reflink"))
+    repository.create(at(0))
+    with pytest.raises(RepositoryError, match="has no reflinks") as caught:
+        put_files(repository, "one", **nodes(repository, a=b"equal"))
+    assert "share: auto" in caught.value.hint
+    assert repository.abilities().reflinks is False
+
+
+def test_the_system_call_tells_what_cannot_be_shared_from_what_is_wrong(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", Path("/dev/shm") / f"cvmfs-publish-{os.getpid()}"
+    source.write_bytes(b"content")
+    try:
+        with source.open("rb") as read, target.open("wb") as write:
+            assert clone(read.fileno(), write.fileno()) is False  # two file systems
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                clone(read.fileno(), read.fileno() + 1000)
+    finally:
+        target.unlink()
 
 
 def test_sharing_can_be_left_out(tmp_path: Path) -> None:
-    repository = open_at(tmp_path, DirectoryOptions(share=False))
+    repository = open_at(tmp_path, DirectoryOptions(share=None))
     repository.create(at(0))
     put_files(repository, "one", **nodes(repository, a=b"equal", b=b"equal"))
     assert (repository.root / "one" / "a").stat().st_nlink == 1

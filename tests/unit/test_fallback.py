@@ -14,20 +14,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, IntegrityError
 from cvmfs_publish.layers.tree import Directory, Node, RepoPath, Tree, empty_tree
 from cvmfs_publish.repository.archive import BATCH_FILES, SMALL, iter_tar
 from cvmfs_publish.repository.artefact import walk_tree
+from cvmfs_publish.repository.base import Transaction
 from cvmfs_publish.repository.fallback import (
     Line,
     format_copy,
     format_list,
     parse_list,
+    point_immutable_names,
+    point_names,
+    read_lines,
     repository_of,
 )
-from cvmfs_publish.repository.records import Artefact, SandboxRecord
+from cvmfs_publish.repository.layouts import image_record_of
+from cvmfs_publish.repository.names import put_sandbox_record
+from cvmfs_publish.repository.records import Artefact, Publication, SandboxRecord
 from cvmfs_publish.repository.sif import DATA_OFFSET, make_frame
+from cvmfs_publish.repository.staging import StagedName, switch_names
 from cvmfs_publish.sources.base import Platform
+from tests.memory import MemoryRepository
+from tests.versions import at, image_id, manifest_digest, put, stage
 
 DIGEST = "sha256:" + "a" * 64
 ARTEFACT = Artefact("sif", "c" * 64, 10, 20)
@@ -216,3 +226,33 @@ def test_a_platform_that_sif_does_not_know_is_refused() -> None:
     with pytest.raises(InputError, match="linux/loong64") as caught:
         make_frame(1, Platform.parse("linux/loong64"), "", 0)
     assert "tar.gz" in caught.value.hint
+
+
+def test_a_name_that_waits_for_replicas_is_not_listed_before_it_leads_there() -> None:
+    repository = MemoryRepository()
+    name, by_digest = "ghcr.io/a/b:1", f"ghcr.io/a/b@{manifest_digest('B')}"
+
+    def listed() -> dict[RepoPath, str]:
+        with repository.open() as view:
+            return {path: line.image_id for path, line in read_lines(view).items()}
+
+    with repository.transaction(0) as transaction:
+        record = put(transaction, name, "A", at(1))
+        give_artefact(transaction, record)
+        point_names(transaction, [record])
+    with repository.transaction(0) as transaction:
+        staged = stage(transaction, name, "B", at(2), 2)
+        give_artefact(transaction, staged.publication)
+        point_immutable_names(transaction, [staged.publication])
+    assert listed()[name] == str(image_id("A"))
+    assert listed()[by_digest] == str(image_id("B"))
+    with repository.transaction(0) as transaction:
+        switch_names(transaction, [StagedName.of(staged)], at(3))
+    assert listed()[name] == str(image_id("B"))
+
+
+def give_artefact(transaction: Transaction, record: Publication) -> None:
+    path = image_record_of(Digest.parse(record.image_id))
+    put_sandbox_record(
+        transaction, path, SandboxRecord(record.recipe, record.tree_digest, ARTEFACT)
+    )

@@ -33,9 +33,11 @@ FLOW = (
     "verify",
     "state",
     "replicas",
+    "naming",
     "sites",
     "watch",
     "web",
+    "doctor",
     "cli",
     "__main__",
 )

@@ -34,7 +34,7 @@ RECORD = Publication(
 # later than format 1
 OPTIONAL = {
     *("signature", "what", "history", "pinned_at", "pinned", "signed_by", "trust"),
-    *("source", "source_state"),
+    *("source", "source_state", "short_name"),
 }
 
 

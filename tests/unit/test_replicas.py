@@ -184,6 +184,26 @@ def test_another_content_under_the_same_number_is_not_counted(world: World) -> N
     assert not standing.has(1)
 
 
+def test_another_content_under_an_earlier_number_is_not_counted_either(world: World) -> None:
+    stratum, behind = world.add(2)
+    backup = world.keep()
+    world.publish()
+    stratum.fetch(world.site.storage)
+    world.restore(backup)
+    edit(world.site, lambda transaction, _: transaction.put_file("other", b"other"))
+    behind.fetch(world.site.storage)
+    world.publish()
+    assert health(world) == ["forked", "behind"]
+    assert not world.look().replicas[0].has(1)
+
+
+def test_a_snapshot_that_was_cut_short_has_nothing(world: World) -> None:
+    (stratum,) = world.add()
+    (stratum.folder / world.site.repository.manifest().root_hash.path(Suffix.CATALOG)).unlink()
+    (standing,) = world.look().replicas
+    assert (standing.health, standing.revision) == ("incomplete", None)
+
+
 def test_a_revision_published_during_the_look_is_not_taken_for_a_stray(world: World) -> None:
     (stratum,) = world.add()
 

@@ -292,6 +292,38 @@ class RegistryClient:
                 raise self._refusal(reply, reference, path, errand)
         return reply
 
+    def greet(self, registry: str) -> str:
+        """Ask whether a host is a registry that lets us in; return how, without any secret.
+
+        Raises:
+            RemoteError: it is none, is not reached, or refuses the login.
+        """
+        host = _api_host(registry)
+        credential = self._credentials.get(registry)
+        errand = _Errand(registry, registry, self.attempts)
+        request = Request("GET", f"{self.scheme_of(host)}://{host}/v2/", {})
+        with self._follow(request, errand) as reply:
+            status, challenge = reply.status, reply.header("WWW-Authenticate")
+            reply.drain()
+        how = "without a login"
+        if status == 401:
+            # without a login some give out tokens, others let nobody see even this page
+            if credential is None:
+                return "and wants a login, or tokens, for images"
+            grant = self._play(authorise(challenge, "", credential, registry), errand)
+            with self._follow(_with_authorization(request, grant.authorization), errand) as reply:
+                status = reply.status
+                reply.drain()
+            how = f"with {credential}"
+        if status in {401, 403}:
+            raise denied(registry, status, credential)
+        if not 200 <= status < 300:
+            raise RemoteError(
+                f"{registry}: {host} answered {status} for /v2/",
+                hint="is this the host of a registry?",
+            )
+        return how
+
     def request(self, request: Request, subject: str) -> Reply:
         """Send a request to any address; return the reply after redirects, whatever its status.
 

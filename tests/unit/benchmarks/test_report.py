@@ -12,6 +12,8 @@ from benchmarks.report import (
     DIRECTORY,
     MB,
     SKOPEO,
+    STAND_IN,
+    STAND_IN_NOTE,
     UMOCI,
     UNCHANGED,
     UPDATE,
@@ -166,3 +168,11 @@ def test_other_backends_are_shown_relative_to_the_native_one() -> None:
     assert "cvmfs_server" not in text
     assert format_backends(Report(runs[:1], 1)) == ""
     assert "times native" in format_report(Report(runs, 1))
+    assert STAND_IN_NOTE not in format_report(Report(runs, 1))
+
+
+def test_the_stand_in_is_never_taken_for_the_real_program() -> None:
+    runs = [run(COLD, 2.0), run(STAND_IN, 5.0)]
+    text = format_report(Report(runs, 1))
+    assert "| cvmfs-publish, stand-in for cvmfs_server, cold | 5.00 |" in text
+    assert f"note: {STAND_IN_NOTE}" in text

@@ -43,7 +43,9 @@ COMMANDS: dict[str, list[str] | None] = {
     "serve": ["--listen", "127.0.0.1:0"],
     "watch": ["--once"],
     "replicas": ["--count", "1"],
+    "switch": [],
     "wishlist": None,
+    "doctor": ["--offline"],
     "bench": None,
     "site": None,
 }

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 # interface.md, "publish --json"
 DOCUMENT_KEYS = {"repository", "revision", "root_hash", "images", "registries"}
 IMAGE_KEYS = {
-    *("source", "signature", "signed_by"),
+    *("source", "signature", "signed_by", "staged"),
     *("reference", "status", "digest", "image_id", "platform", "path", "sandbox", "entries"),
     *("bytes", "stored_bytes", "layers", "roots_added", "findings", "fallback", "seconds", "error"),
 }
@@ -168,6 +168,7 @@ def test_list_and_show_tell_what_is_published(home: Shell, registry: FakeRegistr
     assert [line.split()[0] for line in lines[1:]] == [one, two]
     shown = home.json("show", one)
     assert shown.pop("fallback") is None
+    assert shown.pop("staged") is None
     assert shown in home.json("list")["images"]
     assert (shown["reference"], shown["revision"]) == (one, 2)
     text = home.run("show", one).out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from tests.fakes.registry import FakeRegistry, tar_of
 from tests.unit.cli.support import Shell
 from tests.unit.cli.test_repository import NAME
 from tests.unit.native.test_reader import served
+from tests.unit.test_geo import geo_server
 
 pytestmark = pytest.mark.slow
 
@@ -148,3 +150,23 @@ def test_the_watcher_writes_down_how_far_replicas_are(sites: Sites, image: str) 
     with State.open(sites.home.cwd / "state") as state:
         assert [replica.revision for replica in state.replicas()] == [2, 2]
         assert [found.replicated_at is None for found in state.published()] == [False]
+
+
+def test_the_order_in_which_clients_use_replicas_is_shown(home: Shell) -> None:
+    with geo_server(home.cwd / "one") as first, geo_server(home.cwd / "two") as second:
+        for server in (first, second):
+            shutil.copytree(home.cwd / "repository", server.folder)
+            server.answer = lambda _, __: (200, b"2,1\n")
+        with (home.cwd / "cvmfs-publish.yaml").open("a") as file:
+            file.write(f"\nreplicas: [{first.url}, {second.url}]\n")
+        lines = home.run("replicas").out.splitlines()
+        assert lines[0].split()[0] == "near"
+        assert [line.split()[0] for line in lines[1:3]] == ["2", "1"]
+        document = home.json("replicas")
+        assert [each["geo_order"] for each in document["replicas"]] == [2, 1]
+        assert (document["sorted_by"], document["not_sorted"]) == (first.url, None)
+        first.answer = second.answer = lambda _, __: (200, json.dumps({}).encode())
+        document = home.json("replicas")
+        assert [each["geo_order"] for each in document["replicas"]] == [None, None]
+        assert document["sorted_by"] is None
+        assert "instead of an order of 2 replicas" in document["not_sorted"]

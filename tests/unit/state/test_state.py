@@ -56,6 +56,69 @@ def saw(key: ImageKey, digest: str, minutes: int = 15) -> Polled:
     return Polled(key, NOW + minutes * MINUTE, digest)
 
 
+def publish(memory: State, status: str, facts: Facts, minutes: int = 0) -> None:
+    """Let the image that is wished be published, as far as `status` says."""
+    now = NOW + minutes * MINUTE
+    memory.replace_wishes([wish(ONE)], now)
+    memory.enqueue([ONE], now, "poll")
+    run = memory.begin_run(memory.due_jobs(now), {}, now)
+    memory.finish_run(run, [Result(ONE, status, facts)], now)  # type: ignore[arg-type]
+
+
+def test_a_staged_image_is_not_published_before_its_name_leads_there(memory: State) -> None:
+    publish(memory, "staged", Facts(D1, revision=5, layers_total=3))
+    image = get(memory)
+    assert (image.status, image.published_at, image.digest_published) == ("staged", None, D1)
+    assert memory.record_polls([saw(ONE, D1)], NOW) == ()  # nothing is to be done about it
+    memory.record_replica(Replica("u", 9, NOW), ["u"], NOW)
+    assert get(memory).replicated_at is None
+    memory.settle_staged({ONE: Facts(D1, revision=5)}, {}, NOW + MINUTE)
+    assert get(memory).status == "staged"
+    memory.settle_staged({}, {ONE: Facts(D1, revision=6)}, NOW + 2 * MINUTE)
+    image = get(memory)
+    assert (image.status, image.published_at) == ("published", NOW + 2 * MINUTE)
+    assert image.facts == Facts(D1, revision=6, layers_total=3)
+    memory.record_replica(Replica("u", 6, NOW), ["u"], NOW)
+    assert get(memory).replicated_at == NOW
+    kinds = [event.kind for event in memory.events_since(0)]
+    assert kinds == ["image-staged", "image-published"]
+
+
+def test_a_publish_that_names_at_once_what_was_staged_is_told(memory: State) -> None:
+    publish(memory, "staged", Facts(D1, revision=5))
+    publish(memory, "published", Facts(D1, revision=6), minutes=1)
+    image = get(memory)
+    assert (image.status, image.published_at) == ("published", NOW + MINUTE)
+    kinds = [event.kind for event in memory.events_since(0)]
+    assert kinds == ["image-staged", "image-published"]
+
+
+def test_a_rollback_of_what_was_staged_stays(memory: State) -> None:
+    publish(memory, "published", Facts(D1, revision=4))
+    publish(memory, "staged", Facts(D2, revision=5), minutes=1)
+    memory.settle_staged({}, {ONE: Facts(D1, revision=4)}, NOW + 2 * MINUTE)
+    image = get(memory)
+    assert (image.status, image.published_at) == ("published", NOW)
+    assert memory.record_polls([saw(ONE, D2)], NOW) == ()
+    kinds = [event.kind for event in memory.events_since(0)]
+    assert kinds == ["image-published", "image-staged"]
+
+
+def test_a_staged_image_that_is_gone_is_published_anew(memory: State) -> None:
+    publish(memory, "staged", Facts(D1, revision=5))
+    memory.settle_staged({}, {}, NOW)
+    assert get(memory).status == "queued"
+    assert memory.events_since(0)[-1].kind == "image-missing"
+
+
+def test_what_waits_is_not_taken_for_published(memory: State) -> None:
+    publish(memory, "unchanged", Facts(D1, revision=5))
+    memory.settle_staged({ONE: Facts(D2, revision=6)}, {}, NOW)
+    assert get(memory).status == "unchanged"  # the watcher has not heard of it yet
+    memory.settle_staged({ONE: Facts(D1, revision=6), TWO: Facts(D2)}, {}, NOW)
+    assert get(memory).status == "staged"
+
+
 def get(memory: Reader, key: ImageKey = ONE) -> Image:
     image = memory.image(key)
     assert image is not None

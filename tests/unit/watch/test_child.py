@@ -20,7 +20,16 @@ from cvmfs_publish.watch.child import (
     parse_end,
     parse_order,
 )
-from cvmfs_publish.watch.runs import Collect, Item, ItemEnd, Order, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import (
+    Collect,
+    Item,
+    ItemEnd,
+    Order,
+    Publish,
+    RunEnd,
+    Switch,
+    Unpublish,
+)
 
 ORDER = Publish(
     (Item("ghcr.io/a/b:1", "ghcr.io/a/b:1"),), "linux/amd64", '{"permissions": "strict"}'
@@ -35,7 +44,13 @@ END = RunEnd(
 
 
 @pytest.mark.parametrize(
-    "order", [ORDER, Unpublish(("a", "b"), "linux/arm64"), Collect(5, 2, {"a": 7})]
+    "order",
+    [
+        ORDER,
+        Unpublish(("a", "b"), "linux/arm64"),
+        Switch((("a", "linux/amd64", "sha256:1"), ("b", "linux/arm64", "sha256:2"))),
+        Collect(5, 2, {"a": 7}),
+    ],
 )
 def test_orders_arrive_as_they_were_sent(order: Order) -> None:
     assert parse_order(format_order(order)) == order

@@ -14,6 +14,7 @@ from typing import cast
 import pytest
 
 from cvmfs_publish.errors import RepositoryError
+from cvmfs_publish.repository.staging import StagedName
 from cvmfs_publish.state.database import StateError
 from cvmfs_publish.state.model import (
     Facts,
@@ -29,8 +30,9 @@ from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.daemon import Parts, Watcher
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
+from cvmfs_publish.watch.replication import Replication
 from cvmfs_publish.watch.retention import RetentionSettings
-from cvmfs_publish.watch.runs import Collect, ItemEnd, Order, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import Collect, ItemEnd, Order, Publish, RunEnd, Switch, Unpublish
 from cvmfs_publish.watch.wanted import Wanted
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
@@ -82,6 +84,30 @@ def done(order: Order) -> RunEnd:
     if isinstance(order, Unpublish):
         return RunEnd(tuple(ItemEnd(name, "unpublished") for name in order.names))
     return RunEnd(removed_bytes=7)
+
+
+class Looks:
+    """Stands for `Replication`: names are ready when the test says so."""
+
+    def __init__(self) -> None:
+        self.ready: tuple[StagedName, ...] = ()
+        self.settled = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.ready)
+
+    def take_ready(self) -> tuple[StagedName, ...]:
+        ready, self.ready = self.ready, ()
+        return ready
+
+    def settle(self, now: datetime) -> None:
+        del now
+        self.settled += 1
+
+    def step(self, now: datetime) -> timedelta:
+        del now
+        return MINUTE
 
 
 @dataclass
@@ -148,7 +174,7 @@ class Polls:
 
 
 class Service:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, looks: Looks | None = None) -> None:
         self.state = state
         self.clock = Clock()
         self.runs = Runs()
@@ -162,6 +188,7 @@ class Service:
             runner=self.runs,
             wanted=cast(Wanted, self.lists),
             poller=cast(Poller, self.polls),
+            replication=cast(Replication, looks),
         )
         self.watcher = Watcher(
             state, self.parts, clock=self.clock, jitter=lambda: 1.0, alive=self.said.append
@@ -200,6 +227,53 @@ def test_what_waits_together_is_published_together(service: Service) -> None:
     assert service.runs.names == [["ghcr.io/a/one:1", "ghcr.io/a/two:1"]]
     assert service.state.counts() == {"published": 2}
     assert service.events() == ["image-published"] * 2
+
+
+READY = StagedName("ghcr.io/a/one:1", PLATFORM, DIGEST)
+
+
+def test_names_are_switched_in_between_and_nothing_waits_for_replicas(tmp_path: Path) -> None:
+    with State.open(tmp_path) as state:
+        looks = Looks()
+        service = Service(state, looks)
+        service.wish("one")
+        service.tick()
+        service.runs.runs[0].found = RunEnd(
+            (ItemEnd("ghcr.io/a/one:1", "staged", Facts(DIGEST, revision=2)),)
+        )
+        service.tick()
+        assert state.counts() == {"staged": 1}
+        assert service.watcher.is_idle()
+        keys = [ImageKey(f"ghcr.io/a/{name}:1", PLATFORM) for name in ("one", "two")]
+        state.replace_wishes([Wish(key, key.name, "list") for key in keys], NOW)
+        state.enqueue(keys[1:], NOW, "poll")
+        service.runs.answer = done  # of another one, meanwhile
+        service.tick(2)
+        assert service.runs.names[-1] == ["ghcr.io/a/two:1"]
+        looks.ready = (READY,)
+        assert not service.watcher.is_idle()
+        service.tick(2)
+        order = service.runs.runs[-1].order
+        assert order == Switch(((READY.reference, READY.platform, READY.manifest_digest),))
+        assert looks.settled == 1
+        assert service.watcher.is_idle()
+
+
+def test_a_switch_that_died_is_left_to_the_next_look(tmp_path: Path) -> None:
+    with State.open(tmp_path) as state:
+        looks = Looks()
+        service = Service(state, looks)
+        looks.ready = (READY,)
+        service.tick()
+        service.runs.runs[0].found = RunEnd(crash="killed by SIGKILL")
+        service.tick()
+        assert looks.settled == 0
+        assert service.events() == ["publish-refused"]
+        looks.ready = (READY,)
+        service.runs.answer = done
+        service.tick(20)
+        assert [type(run.order) for run in service.runs.runs] == [Switch, Switch]
+        assert looks.settled == 1
 
 
 def test_how_far_a_publish_is_can_be_seen_while_it_goes_on(service: Service) -> None:

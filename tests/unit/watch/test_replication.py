@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from cvmfs_publish.naming import Wanted
 from cvmfs_publish.replicas import Health, Observer, Standing, Survey, Target, http_target
+from cvmfs_publish.repository.base import Transaction
+from cvmfs_publish.repository.staging import StagedName, switch_names
 from cvmfs_publish.state.model import Facts, Failure, ImageKey, Result, Wish
 from cvmfs_publish.state.state import State
 from cvmfs_publish.watch.replication import EVERY, TOLD_AFTER, Replication
+from tests.memory import MemoryRepository
+from tests.versions import manifest_digest, put, stage
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 KEY = ImageKey("ghcr.io/a/one:1", "linux/amd64")
@@ -104,3 +110,70 @@ def test_a_fault_is_told_once_when_it_lasts_and_once_when_it_is_over(state: Stat
     assert events_after("expired", TOLD_AFTER) == ["replica-trouble"]  # another one
     assert events_after("unreachable", 1) == []
     assert events_after("behind", 2) == ["replica-recovered"]
+
+
+# names that wait
+
+
+class Names:
+    """A repository in which one name waits, and what the watcher knows of it."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.repository = MemoryRepository()
+        self.looks = Looks(ONE, TWO)
+        self.replication = Replication(state, cast(Observer, self.looks), self.repository, Wanted())
+        with self.open() as transaction:
+            put(transaction, KEY.name, "A", NOW)
+
+    def open(self) -> AbstractContextManager[Transaction]:
+        return self.repository.transaction(int(NOW.timestamp()))
+
+    def stage(self, version: str, replicas: int = 2) -> StagedName:
+        with self.open() as transaction:
+            found = stage(transaction, KEY.name, version, NOW, replicas)
+        self.revision = found.revision
+        return StagedName.of(found)
+
+    def look(self, *revisions: int) -> tuple[StagedName, ...]:
+        self.looks.found = {
+            url: ("ok", revision) for url, revision in zip((ONE, TWO), revisions, strict=True)
+        }
+        self.replication.step(NOW)
+        return self.replication.take_ready()
+
+
+def test_a_name_is_ready_when_as_many_as_wanted_have_its_image(state: State) -> None:
+    names = Names(state)
+    name = names.stage("B")
+    revision = names.revision
+    assert names.look(revision, revision - 1) == ()
+    assert names.look(revision, revision + 1) == (name,)
+    assert names.replication.take_ready() == ()  # once
+    newer = names.stage("C", 1)
+    assert names.look(names.revision, 0) == (newer,)
+
+
+def test_the_state_follows_what_others_staged_and_switched(state: State) -> None:
+    names = Names(state)
+    names.stage("B")
+    image = state.image(KEY)
+    assert image is not None
+    names.replication.settle(NOW)
+    image = state.image(KEY)
+    assert image is not None
+    assert image.status == "published"  # of another digest: it has not heard of this one
+    state.enqueue([KEY], NOW, "poll")
+    run = state.begin_run(state.due_jobs(NOW), {}, NOW)
+    facts = Facts(str(manifest_digest("B")), revision=names.revision)
+    state.finish_run(run, [Result(KEY, "staged", facts)], NOW)
+    (waiting,) = names.replication.settle(NOW)
+    assert waiting.revision == names.revision
+    assert [found.status for found in state.staged()] == ["staged"]
+    with names.open() as transaction:
+        switch_names(transaction, [StagedName.of(waiting)], NOW)
+    assert names.replication.settle(NOW) == ()
+    assert state.staged() == ()
+    image = state.image(KEY)
+    assert image is not None
+    assert (image.status, image.digest_published) == ("published", facts.digest)

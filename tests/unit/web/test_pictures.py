@@ -20,6 +20,7 @@ from cvmfs_publish.sites.pages import Pages
 from cvmfs_publish.sites.schedulers import SCHEDULERS
 from cvmfs_publish.state.model import (
     Event,
+    Facts,
     Failure,
     Image,
     ImageKey,
@@ -214,6 +215,17 @@ def test_steps_say_what_is_done_and_what_is_to_come(
 ) -> None:
     assert states(found, published) == expected
     assert states(found, published, replicas=False) == expected[:4]
+
+
+def test_a_name_that_waits_for_replicas_is_a_step_of_its_own() -> None:
+    facts = Facts("sha256:2", revision=12)
+    found = image("staged", digest_published="sha256:2", facts=facts, **SEEN)
+    for published in (None, record()):  # the first image of the name, or a newer one
+        steps = plan_steps(found, published, has_replicas=True)
+        assert [step.state for step in steps] == ["done", "done", "done", "now", "todo", "todo"]
+        assert steps[3].title == "Waiting for replicas"
+        assert steps[3].note == "they are to have revision 12"
+    assert steps[4].note == "an earlier version is, since revision 7"
 
 
 def test_an_earlier_version_is_told() -> None:

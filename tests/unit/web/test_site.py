@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.status_site import (
     ROOT,
     TRAIN,
     StatusSite,
+    stage_newer,
 )
 from tests.support import NAME
 
@@ -216,6 +218,18 @@ def test_an_image_is_told_in_full(browser: Browser) -> None:
 def test_an_image_that_was_published_by_hand_has_a_page(browser: Browser) -> None:
     text = browser.get(f"/images/{TRAIN}").text
     assert "not by the watcher" in text
+
+
+def test_an_image_that_waits_for_replicas_is_told(status_site: StatusSite, tmp_path: Path) -> None:
+    for name in ("repository", "keys", "state"):
+        shutil.copytree(status_site.base / name, tmp_path / name)
+    stage_newer(tmp_path)
+    browser = StatusSite(tmp_path, status_site.now).browser()
+    staged = browser.get(f"/api/v1/images/{TRAIN}").json()["staged"]
+    assert (staged["revision"], staged["replicas"]) == (4, 2)
+    text = browser.get(f"/images/{TRAIN}").text
+    assert f"leads to <code>{staged['digest']}</code> when 2 of them have revision 4" in text
+    assert browser.get(f"/api/v1/images/{ROOT}").json()["staged"] is None
 
 
 def test_an_image_on_its_way_shows_how_far_it_is_and_asks_again(browser: Browser) -> None:

@@ -13,6 +13,7 @@
 # With `qsub -notify` the command gets USR1 before it is suspended and USR2 before it is killed, as
 # long before as the queue's `notify` says.  Both end a command that does not handle them.
 
+# An image that was published just now: --min-revision N before it, N as `publish` tells.
 # `exec`: signals reach the command, and its status is the job's.  A job that could not be started
 # is queued again (99) if another node may do better; else it is put in error state (100), which
 # `qmod -cj` clears.  For MPI started inside the image, show it the hosts: --bind "$PE_HOSTFILE"
