@@ -64,10 +64,16 @@ def switch_ready(
 
 
 def switch_now(
-    repository: Repository, names: Sequence[StagedName], now: datetime
+    repository: Repository,
+    names: Sequence[StagedName],
+    now: datetime,
+    step: Callable[[str], None] = lambda _: None,
 ) -> list[Publication]:
-    """Point names at what they wait for, whatever replicas have; return their records."""
-    with repository.transaction(int(now.timestamp())) as transaction:
+    """Point names at what they wait for, whatever replicas have; return their records.
+
+    `step` is told the name of every stage of the transaction.
+    """
+    with repository.transaction(int(now.timestamp()), step) as transaction:
         return switch_names(transaction, names, now)
 
 
