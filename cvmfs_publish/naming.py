@@ -15,7 +15,7 @@ from cvmfs_publish.errors import LockedError
 from cvmfs_publish.replicas import WAIT_SECONDS, LaggingError, Survey, reasons
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged
-from cvmfs_publish.repository.staging import StagedName, is_whole, switch_names
+from cvmfs_publish.repository.staging import StagedName, hindrance, switch_names
 from cvmfs_publish.words import plural
 
 
@@ -34,9 +34,9 @@ class Wanted:
 
 
 def read_all_staged(repository: Repository) -> tuple[Staged, ...]:
-    """Return all that waits in the published revision, without what is not whole any more."""
+    """Return all that waits for replicas in the published revision, and for nothing else."""
     with repository.open() as view:
-        return tuple(staged for staged in iter_staged(view) if is_whole(view, staged))
+        return tuple(staged for staged in iter_staged(view) if hindrance(view, staged) is None)
 
 
 def switch_ready(
@@ -64,10 +64,16 @@ def switch_ready(
 
 
 def switch_now(
-    repository: Repository, names: Sequence[StagedName], now: datetime
+    repository: Repository,
+    names: Sequence[StagedName],
+    now: datetime,
+    step: Callable[[str], None] = lambda _: None,
 ) -> list[Publication]:
-    """Point names at what they wait for, whatever replicas have; return their records."""
-    with repository.transaction(int(now.timestamp())) as transaction:
+    """Point names at what they wait for, whatever replicas have; return their records.
+
+    `step` is told the name of every stage of the transaction.
+    """
+    with repository.transaction(int(now.timestamp()), step) as transaction:
         return switch_names(transaction, names, now)
 
 

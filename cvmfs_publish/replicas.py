@@ -54,6 +54,7 @@ GEO_BYTES = 4096  # a longer answer is none
 LOOK_SECONDS = 20.0  # for all replicas together
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
+MAX_BACK = 100  # revisions; how far back a replica's content is compared with what was published
 WAIT_SECONDS = 10.0  # between two looks
 _ORDER = re.compile(rb"[0-9]{1,4}(?:,[0-9]{1,4})*\s*")
 _SHOWN = 200  # characters of what a server made up
@@ -65,8 +66,8 @@ class Target:
 
     url: str
     open: Callable[[], Origin]
-    proxy: str | None = None  # through which clients read it
     open_fresh: Callable[[], Origin] | None = None  # past caches; None: not to be compared
+    proxy: str | None = None  # through which clients read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ class Source:
     name: str
     read: Callable[[], Manifest]  # the published one, verified
     public_keys: tuple[Path, ...]
-    # the root catalog of an earlier revision than this one; None: not known any more
-    find_root: Callable[[Manifest, int], ContentHash | None] = lambda _, __: None
+    # number and predecessor of the revision of a root catalog; raises what a store does
+    look_back: Callable[[ContentHash], tuple[int, ContentHash | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +187,8 @@ def http_target(url: str, *, proxy: str | None = None, compare: bool = False) ->
     return Target(
         url,
         lambda: HttpOrigin(url, route),
-        proxy,
         (lambda: HttpOrigin(url, fresh)) if compare else None,
+        proxy,
     )
 
 
@@ -206,7 +207,7 @@ class Observer:
         self.targets = tuple(targets)
         self._seconds = seconds
         self._busy: dict[str, threading.Thread] = {}
-        self._roots: dict[tuple[ContentHash, int], ContentHash | None] = {}
+        self._past: dict[ContentHash, tuple[int, ContentHash | None]] = {}
 
     def look(self, now: datetime) -> Survey:
         """Return how far all replicas are.
@@ -224,20 +225,34 @@ class Observer:
 
     def _judge(self, url: str, found: _Found, own: Manifest) -> Standing:
         manifest = _manifest_of(found)
-        root = None
-        if manifest is not None and manifest.revision <= own.revision:
-            root = self._find_root(own, manifest.revision)
+        root = self._find_root(own, manifest.revision) if manifest is not None else None
         return _judge(url, found, own, root)
 
     def _find_root(self, own: Manifest, revision: int) -> ContentHash | None:
-        """Return the root catalog that a revision has here, looked up once as long as we stay."""
-        if revision == own.revision:
-            return own.root_hash
-        key = own.root_hash, revision
-        if key not in self._roots:
-            self._roots = {each: root for each, root in self._roots.items() if each[0] == key[0]}
-            self._roots[key] = self.source.find_root(own, revision)
-        return self._roots[key]
+        """Return the root catalog that a revision has here; None if that is not known any more."""
+        if own.revision - revision > MAX_BACK:
+            return None
+        number, root, previous = own.revision, own.root_hash, None
+        while number > revision:
+            try:
+                _, previous = self._look_back(root)
+                if previous is None:
+                    return None
+                number, _ = self._look_back(previous)
+            except PublishError:  # collected, or damaged, which is not to be judged here
+                return None
+            root = previous
+        return root if number == revision else None
+
+    def _look_back(self, root: ContentHash) -> tuple[int, ContentHash | None]:
+        """Look up what is known of a root catalog, once: it never changes."""
+        if self.source.look_back is None:
+            return 0, None
+        if root not in self._past:
+            if len(self._past) > 10 * MAX_BACK:
+                self._past.clear()
+            self._past[root] = self.source.look_back(root)
+        return self._past[root]
 
     def sort(self, survey: Survey) -> Nearness:
         """Ask replicas in which order a client here would use them.

@@ -13,7 +13,7 @@ from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.replicas import Observer, Source, Survey, Target
 from cvmfs_publish.repository.native.manifest import Manifest
 from cvmfs_publish.repository.native.origin import Origin
-from cvmfs_publish.repository.native.reachability import find_root
+from cvmfs_publish.repository.native.reachability import root_facts
 from cvmfs_publish.repository.native.reader import open_snapshot
 from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import create_keys
@@ -46,7 +46,7 @@ class Stratum1:
         def open_fresh() -> Origin:
             return self.reach(self.folder)
 
-        return Target(self.url, open_served, None, open_fresh if self.cache is not None else None)
+        return Target(self.url, open_served, open_fresh if self.cache is not None else None)
 
 
 @dataclass
@@ -112,11 +112,12 @@ class World:
             with open_snapshot(self.site.storage, keys, now=None, name=NAME) as snapshot:
                 return snapshot.manifest
 
-        def find(own: Manifest, revision: int) -> ContentHash | None:
-            return find_root(LocalStore(self.site.storage), own.root_hash, revision)
+        def look_back(root: ContentHash) -> tuple[int, ContentHash | None]:
+            number, _, previous = root_facts(LocalStore(self.site.storage), root)
+            return number, previous
 
         targets = [stratum.target() for stratum in self.strata]
-        return Observer(Source(NAME, read, keys, find), targets, seconds=seconds)
+        return Observer(Source(NAME, read, keys, look_back), targets, seconds=seconds)
 
     def look(self) -> Survey:
         self.looks += 1

@@ -33,9 +33,9 @@ from cvmfs_publish.watch.outbound import Outbound
 from cvmfs_publish.watch.poller import Poller
 from cvmfs_publish.watch.queue import QueueSettings
 from cvmfs_publish.watch.retention import RetentionSettings
-from cvmfs_publish.watch.runs import Collect, Order, Publish, RunEnd, Unpublish
+from cvmfs_publish.watch.runs import Collect, Order, Publish, RunEnd, Switch, Unpublish
 from cvmfs_publish.watch.wanted import Wanted
-from cvmfs_publish.watch.work import collect, end_of_publish, facts_of, unpublish
+from cvmfs_publish.watch.work import collect, end_of_publish, facts_of, switch, unpublish
 from tests.support import Site
 
 INTERVAL = timedelta(minutes=15)
@@ -108,7 +108,8 @@ class InlineRunner:
             return Ended(self._publish(order))
         if isinstance(order, Unpublish):
             return Ended(self._unpublish(order))
-        assert isinstance(order, Collect)  # names wait for replicas only where there are some
+        if isinstance(order, Switch):
+            return Ended(self._switch(order))
         return Ended(self._collect(order))
 
     def phase(self, reference: str, phase: str) -> None:
@@ -131,6 +132,14 @@ class InlineRunner:
             order,
             self._clock.now(),
             lambda name: self._step(f"unpublish: {name}"),
+        )
+
+    def _switch(self, order: Switch) -> RunEnd:
+        return switch(
+            self._target.repository,
+            order,
+            self._clock.now(),
+            lambda name: self._step(f"switch: {name}"),
         )
 
     def _collect(self, order: Collect) -> RunEnd:

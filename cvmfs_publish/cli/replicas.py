@@ -29,7 +29,7 @@ from cvmfs_publish.replicas import (
     lagging,
 )
 from cvmfs_publish.repository.native.manifest import Manifest
-from cvmfs_publish.repository.native.reachability import find_root
+from cvmfs_publish.repository.native.reachability import root_facts
 from cvmfs_publish.repository.native.signing import public_key_files
 from cvmfs_publish.settings import parse_duration
 
@@ -143,11 +143,12 @@ def _native_source(config: Config) -> Source:
         with open_own(repository, config.repository.keys) as snapshot:
             return snapshot.manifest
 
-    def find(own: Manifest, revision: int) -> ContentHash | None:
-        return find_root(repository.store, own.root_hash, revision)
+    def look_back(root: ContentHash) -> tuple[int, ContentHash | None]:
+        number, _, previous = root_facts(repository.store, root)
+        return number, previous
 
     name = config.repository.name
-    return Source(name, read, tuple(public_key_files(config.repository.keys, name)), find)
+    return Source(name, read, tuple(public_key_files(config.repository.keys, name)), look_back)
 
 
 def _server_source(config: Config) -> Source:

@@ -34,7 +34,7 @@ from cvmfs_publish.replicas import Goal, LaggingError, Survey
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.layouts import place_name
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged, read_publication
-from cvmfs_publish.repository.staging import StagedName, choose_staged, is_whole, not_whole
+from cvmfs_publish.repository.staging import StagedName, choose_staged, hindrance
 from cvmfs_publish.settings import parse_duration
 from cvmfs_publish.sources.base import Platform
 
@@ -78,8 +78,7 @@ def switch(
     repository = open_repository(session.config)
     with repository.open() as view:
         for each in iter_staged(view):
-            if not is_whole(view, each):
-                error = not_whole(each)
+            if (error := hindrance(view, each)) is not None:
                 session.out.warn(str(error), error.hint)
     staged = _chosen(read_all_staged(repository), images or [], platform)
     if now:

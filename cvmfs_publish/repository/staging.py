@@ -13,13 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from cvmfs_publish.errors import InputError, RepositoryError
+from cvmfs_publish.errors import InputError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Transaction, View
 from cvmfs_publish.repository.fallback import point_immutable_names, point_names
 from cvmfs_publish.repository.layouts import MANIFEST_FILE, STAGED_FILE, NamePlacement, place_name
 from cvmfs_publish.repository.names import (
+    check_short_name,
     drop_staged,
     format_at,
     link_immutable,
@@ -96,7 +97,7 @@ def switch_names(
 ) -> list[Publication]:
     """Point names at what they wait for, and return their records.
 
-    Those that do not wait for it any more, and those whose sandbox is gone, are left alone.
+    Those that do not wait for it any more, and those that something hinders, are left alone.
     """
     done = []
     for name in wanted:
@@ -105,7 +106,7 @@ def switch_names(
         if (
             staged is not None
             and StagedName.of(staged) == name
-            and is_whole(transaction, staged)  # or no other name would be switched
+            and hindrance(transaction, staged) is None  # or no other name would be switched
         ):
             done.append(_switch(transaction, names, staged, now))
     return done
@@ -114,9 +115,10 @@ def switch_names(
 def _switch(
     transaction: Transaction, names: NamePlacement, staged: Staged, now: datetime
 ) -> Publication:
-    manifest = transaction.read_file(f"{names.staged}/{MANIFEST_FILE}")
-    if manifest is None or not is_whole(transaction, staged):
-        raise not_whole(staged)
+    error = hindrance(transaction, staged)
+    if error is not None:
+        raise error
+    manifest = transaction.read_file(f"{names.staged}/{MANIFEST_FILE}") or b""
     record = replace(staged.publication, published_at=format_at(now), revision=transaction.revision)
     reference = Reference.parse(record.reference)
     written = publish_name(transaction, reference, record, manifest)
@@ -124,22 +126,20 @@ def _switch(
     return written
 
 
-def is_whole(view: View, staged: Staged) -> bool:
-    """Whether a name can lead to what it waits for."""
-    folder = placement_of(staged.publication).staged
-    return (
-        view.is_directory(staged.publication.sandbox.lstrip("/"))
-        and view.read_file(f"{folder}/{MANIFEST_FILE}") is not None
-    )
-
-
-def not_whole(staged: Staged) -> RepositoryError:
-    """Return the error that says so."""
+def hindrance(view: View, staged: Staged) -> PublishError | None:
+    """Return why a name cannot lead to what it waits for, whatever replicas have."""
     record = staged.publication
-    return RepositoryError(
-        f"{record.reference} waits to lead to {record.sandbox}, of which something was removed",
-        hint=f"`cvmfs-publish publish --force {record.reference}` makes it anew",
-    )
+    manifest = f"{placement_of(record).staged}/{MANIFEST_FILE}"
+    if not view.is_directory(record.sandbox.lstrip("/")) or view.read_file(manifest) is None:
+        return RepositoryError(
+            f"{record.reference} waits to lead to {record.sandbox}, of which something was removed",
+            hint=f"`cvmfs-publish publish --force {record.reference}` makes it anew",
+        )
+    try:
+        check_short_name(view, record, force=True)
+    except InputError as error:
+        return error
+    return None
 
 
 def choose_staged(found: Iterable[Staged], reference: Reference, platform: Platform) -> Staged:

@@ -21,7 +21,7 @@ from cvmfs_publish.repository.records import (
     iter_staged,
     read_publication,
 )
-from cvmfs_publish.repository.staging import StagedName
+from cvmfs_publish.repository.staging import StagedName, hindrance
 from cvmfs_publish.sources.base import Platform
 from cvmfs_publish.state.model import Event, Facts, Failure, ImageKey, Replica
 from cvmfs_publish.state.state import State
@@ -83,7 +83,7 @@ class Replication:
         return ready
 
     def settle(self, now: datetime) -> tuple[Staged, ...]:
-        """Write down which names wait and which do not any more; return those that do.
+        """Write down which names wait and which do not any more; return those that may be switched.
 
         Raises `RepositoryError` if the repository cannot be read.
         """
@@ -91,6 +91,7 @@ class Replication:
             return ()
         with self._repository.open() as view:
             staged = tuple(iter_staged(view))
+            able = tuple(each for each in staged if hindrance(view, each) is None)
             waiting = {_key(each.publication): facts_of(each.publication) for each in staged}
             named: dict[ImageKey, Facts] = {}
             for image in self._state.staged():
@@ -99,7 +100,7 @@ class Replication:
                 if record is not None:
                     named[image.key] = facts_of(record)
         self._state.settle_staged(waiting, named, now)
-        return staged
+        return able
 
     def _choose(self, survey: Survey, now: datetime) -> None:
         self._ready = tuple(

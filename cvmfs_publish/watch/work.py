@@ -107,10 +107,15 @@ def unpublish(
     return RunEnd(tuple(items))
 
 
-def switch(repository: Repository, order: Switch, now: datetime) -> RunEnd:
+def switch(
+    repository: Repository,
+    order: Switch,
+    now: datetime,
+    step: Callable[[str], None] = ignore_step,
+) -> RunEnd:
     """Point names at what they wait for; those that do not wait for it any more are left alone."""
     names = [StagedName(*each) for each in order.names]
-    done = switch_now(repository, names, now)
+    done = switch_now(repository, names, now, step)
     return RunEnd(
         tuple(
             ItemEnd(Reference.parse(record.reference).name, "published", facts_of(record))

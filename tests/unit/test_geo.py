@@ -104,7 +104,7 @@ def test_replicas_are_sorted_from_the_nearest_to_the_farthest(server: GeoServer)
 def test_the_place_of_the_proxy_counts_if_there_is_one(server: GeoServer) -> None:
     server.places["squid.example.net"] = 9.5
     target = Target(
-        server.url, lambda: HttpOrigin(server.url, Route()), "http://squid.example.net:3128"
+        server.url, lambda: HttpOrigin(server.url, Route()), None, "http://squid.example.net:3128"
     )
     assert ask_order(target, ALL)[0] == ALL[0]
     assert server.asked[0].startswith("api/v1.0/geo/squid.example.net/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import shutil
 import threading
@@ -13,7 +14,7 @@ from typing import ClassVar, cast
 
 import pytest
 
-from cvmfs_publish.content.hashes import Suffix
+from cvmfs_publish.content.hashes import ContentHash, Suffix
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.errors import IntegrityError, RemoteError
 from cvmfs_publish.replicas import (
@@ -195,6 +196,33 @@ def test_another_content_under_an_earlier_number_is_not_counted_either(world: Wo
     world.publish()
     assert health(world) == ["forked", "behind"]
     assert not world.look().replicas[0].has(1)
+
+
+def test_what_was_collected_here_is_not_held_against_a_replica(world: World) -> None:
+    world.add()
+    old = world.site.repository.manifest().root_hash
+    world.publish()
+    (world.site.storage / old.path(Suffix.CATALOG)).unlink()
+    assert health(world) == ["behind"]
+
+
+def test_each_earlier_revision_is_looked_up_once(world: World) -> None:
+    world.add()
+    observer = world.observer()
+    asked: list[ContentHash] = []
+    known = observer.source.look_back
+    assert known is not None
+
+    def look_back(root: ContentHash) -> tuple[int, ContentHash | None]:
+        asked.append(root)
+        return known(root)
+
+    observer = Observer(dataclasses.replace(observer.source, look_back=look_back), observer.targets)
+    for _ in range(3):
+        world.publish()
+        for _ in range(2):
+            assert [each.health for each in observer.look(world.now).replicas] == ["behind"]
+    assert len(asked) == len(set(asked)) == 4
 
 
 def test_a_snapshot_that_was_cut_short_has_nothing(world: World) -> None:

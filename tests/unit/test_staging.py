@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -30,8 +31,10 @@ from cvmfs_publish.repository.removal import plan_removals
 from cvmfs_publish.repository.staging import (
     StagedName,
     choose_staged,
+    hindrance,
     is_to_wait,
     settle,
+    stage_name,
     switch_names,
 )
 from tests.memory import MemoryRepository
@@ -284,6 +287,23 @@ def test_what_is_not_whole_is_never_named(world: World) -> None:
         world.open() as transaction,
     ):
         settle(transaction, staged.publication, 0, at(world.day))
+
+
+def test_a_name_that_another_has_taken_meanwhile_holds_back_no_other(world: World) -> None:
+    with world.open() as transaction:
+        staged = stage(transaction, NAME, "A", at(world.day), 2)
+        record = replace(staged.publication, short_name="/a/b:1")
+        stage_name(transaction, REFERENCE, Staged(record, 2), manifest("A"))
+        stage(transaction, "ghcr.io/a/other:1", "B", at(world.day), 2)
+    with world.open() as transaction:
+        put(transaction, "a.org/a/b:1", "C", at(world.day))
+        transaction.make_directories("a")
+        transaction.put_symlink("a/b:1", "../a.org/a/b:1")
+    (record,) = world.switch()
+    assert record.reference == "ghcr.io/a/other:1"
+    (left,) = world.staged
+    with world.repository.open() as view:
+        assert "is that of a.org/a/b:1" in str(hindrance(view, left))
 
 
 def test_a_name_that_does_not_wait_is_told(world: World) -> None:

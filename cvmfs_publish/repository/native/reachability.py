@@ -187,25 +187,6 @@ def root_facts(store: ContentStore, root: ContentHash) -> tuple[int, int, Conten
         return catalog.revision, catalog.last_modified, previous
 
 
-def find_root(
-    store: ContentStore, root: ContentHash, number: int, most: int = 100
-) -> ContentHash | None:
-    """Return the root catalog of revision `number`, an earlier one than that of `root`.
-
-    None if that is more than `most` revisions back, or cannot be found out: collected, or damaged.
-    """
-    each: ContentHash | None = root
-    with suppress(IntegrityError, MissingError):
-        for _ in range(most + 1):
-            if each is None:
-                return None
-            found, _, previous = root_facts(store, each)
-            if found <= number:
-                return each if found == number else None
-            each = previous
-    return None
-
-
 class _Scan:
     """Reads of one catalog what it names, without decoding its entries."""
 
