@@ -26,7 +26,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cvmfs_publish.content.hashes import HashAlgorithm
-from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import DIRECTORY_MODE, storage_errors
 from cvmfs_publish.content.store import ContentStore, has_whole
 from cvmfs_publish.digest import Digest
@@ -36,7 +35,7 @@ from cvmfs_publish.layers.treedigest import digest_lines, first_difference, list
 from cvmfs_publish.repository.archive import iter_tar
 from cvmfs_publish.repository.artefact import walk_tree
 from cvmfs_publish.repository.base import Revision
-from cvmfs_publish.repository.changes import Changes, NewDirectory, NewFile, NewLink, NewTree
+from cvmfs_publish.repository.changes import NewDirectory, NewFile, NewLink, NewTree
 from cvmfs_publish.repository.folder import WORK, Folder, FolderView
 from cvmfs_publish.repository.folder_listing import Listing, Traits, read_back
 from cvmfs_publish.repository.folder_write import TreeWriter, finish_directory
@@ -60,7 +59,12 @@ from cvmfs_publish.repository.removal import (
     plan_removals,
 )
 from cvmfs_publish.repository.server_program import Server
-from cvmfs_publish.repository.spooled import ALGORITHM, Spooled, old_objects
+from cvmfs_publish.repository.spooled import (
+    ALGORITHM,
+    Spooled,
+    SpooledTransaction,
+    old_objects,
+)
 from cvmfs_publish.repository.tree_view import TreeView
 
 _TREES = f"{WORK}/trees"
@@ -497,33 +501,18 @@ class ServerRepository:
             ) from error
 
 
-class ServerTransaction(Changes):
+class ServerTransaction(SpooledTransaction):
     """See `repository.base.Transaction`; nothing is written before it ends."""
 
     def __init__(
         self, repository: ServerRepository, contents: Spooled, revision: int, now: int
     ) -> None:
-        super().__init__(repository.view(), now)
+        super().__init__(repository.view(), now, contents)
         self.now = now
         self.revision = revision
         self.pending: list[_Pending] = []  # sandboxes by number
         self._repository = repository
-        self._contents = contents
         self._digests: list[Digest] = []
-
-    def ingestor(self, readers: int) -> Ingestor:
-        return self._contents.ingestor(readers)
-
-    def store(self, data: bytes) -> Content:
-        with storage_errors("storing file contents"):
-            return self._contents.store(data)
-
-    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
-        return self._contents.iter_content(path, node)
-
-    def discard(self) -> None:
-        """Remove what was stored for nothing."""
-        self._contents.discard()
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         lines = list_tree(tree)
