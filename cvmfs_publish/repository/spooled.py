@@ -17,8 +17,7 @@ from cvmfs_publish.content.objects import Compression, compress
 from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath
-from cvmfs_publish.repository.changes import Changes
-from cvmfs_publish.repository.folder import FolderView
+from cvmfs_publish.repository.changes import Base, Changes
 from cvmfs_publish.repository.native.reader import iter_content
 
 ALGORITHM = HashAlgorithm.SHA1  # names objects that nobody else will see
@@ -63,7 +62,7 @@ class Spooled:
 class SpooledTransaction(Changes):
     """Changes whose contents wait in a spool: what is common to such transactions."""
 
-    def __init__(self, base: FolderView, now: int, contents: Spooled) -> None:
+    def __init__(self, base: Base, now: int, contents: Spooled) -> None:
         super().__init__(base, now)
         self.contents = contents
 

@@ -15,12 +15,15 @@ from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.layers.treedigest import digest_lines, first_difference, sort_lines
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Revision, View
-from cvmfs_publish.repository.folder import FolderView
-from cvmfs_publish.repository.folder_listing import Listing, read_back
+from cvmfs_publish.repository.folder_listing import Files, Listing, read_back
 from cvmfs_publish.repository.layouts import immutable_name_of, place_name, resolve_link
 from cvmfs_publish.repository.native.problems import Report
 from cvmfs_publish.repository.records import Publication, iter_publications
 from cvmfs_publish.sources.base import Platform
+
+
+class SeenFiles(View, Files, Protocol):
+    """A tree of files."""
 
 
 class SeenAsFiles(Protocol):
@@ -32,7 +35,7 @@ class SeenAsFiles(Protocol):
 
     def open(self) -> AbstractContextManager[View]: ...
 
-    def view(self) -> FolderView: ...
+    def view(self) -> SeenFiles: ...
 
     def listing(self, path: RepoPath) -> Listing | None: ...
 

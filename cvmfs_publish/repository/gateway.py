@@ -1,0 +1,499 @@
+"""A repository behind a gateway: `cvmfs_server` writes it under leases, several publishers at once.
+
+A lease is the right to change what is below one path.  A transaction of ours becomes several of
+`cvmfs_server`, each under a lease on the narrowest path that has what it changes:
+
+    1. every sandbox by itself (`.flat/ab/abcd…`), however long it takes
+    2. names, registry by registry (`ghcr.io/a`), those of platforms first
+    3. records (`.metadata`)
+
+so a name never leads to what is not there, and a record never tells of a name that is not.  Killed
+in between, names and records differ, and the next publish of the image makes good which.
+
+Others go on meanwhile.  Whenever a lease is held, what the transaction has read is compared with
+what is published at that moment; if somebody has changed it, nothing more is written and the whole
+begins again (`OvertakenError`).  The mount must be based on the newest state of what is below the
+lease, too: `cvmfs_server transaction` reads the manifest before it has the lease, and whoever
+published in between would be undone (E-65).
+
+What is published is read from the catalogs of the Stratum 0, since the mount of a publisher shows
+what its last transaction began from.
+
+Source: facts/cvmfs-format.md section 11.4; cvmfs/publish/repository_transaction.cc,
+repository_session.cc, receiver/catalog_merge_tool_impl.h, gateway/internal/gateway/backend.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from secrets import SystemRandom
+from typing import TypeVar
+
+from cvmfs_publish.content.hashes import ContentHash
+from cvmfs_publish.content.local import storage_errors
+from cvmfs_publish.content.store import ContentStore
+from cvmfs_publish.errors import InputError, LockedError, RepositoryError
+from cvmfs_publish.layers.tree import RepoPath, Tree, node_of
+from cvmfs_publish.repository.base import OvertakenError, View
+from cvmfs_publish.repository.changes import Changes, NewDirectory, NewFile, NewLink, NewTree
+from cvmfs_publish.repository.cvmfs_server import (
+    ServerOptions,
+    ServerRepository,
+    ServerTransaction,
+    check_clock,
+)
+from cvmfs_publish.repository.folder_listing import Listing
+from cvmfs_publish.repository.layouts import (
+    FLAT,
+    METADATA,
+    MULTIARCH,
+    catalog_roots,
+    listing_of,
+    record_beside,
+)
+from cvmfs_publish.repository.mount_write import differs
+from cvmfs_publish.repository.native.catalog import CatalogRef
+from cvmfs_publish.repository.native.commit import ignore_step
+from cvmfs_publish.repository.native.http_origin import HttpOrigin, Route
+from cvmfs_publish.repository.native.manifest import Manifest
+from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
+from cvmfs_publish.repository.native.repository import SnapshotView
+from cvmfs_publish.repository.native.server_conf import ServerConf
+from cvmfs_publish.repository.read_set import ReadSet, common_path
+from cvmfs_publish.repository.removal import (
+    NO_GRACES,
+    Collection,
+    Removal,
+    apply_removals,
+    plan_removals,
+)
+from cvmfs_publish.repository.server_program import LeaseBusyError, ServerError
+from cvmfs_publish.repository.spooled import Spooled, old_objects
+
+T = TypeVar("T")
+
+_ALL = ""  # the lease on the whole repository
+_ATTEMPTS = 5  # at what fails though no other publisher holds a lease
+_SHORTEST, _LONGEST = 0.5, 15.0  # seconds between two looks whether a lease has ended
+_PLAIN = re.compile(r"[A-Za-z0-9._:@+-]+")  # names a shell and the gateway take as they are
+_NO_ENTRY = (2, 20)  # exit codes of `transaction`: the directory of the lease is gone
+# What is said where a gateway does not know a lease any more.
+_LOST = re.compile(r"invalid[ _](lease|token)|lease (has )?expired", re.IGNORECASE)
+_log = logging.getLogger(__name__)
+
+
+class LeaseLostError(LockedError):
+    """A lease ended before what it was for was published; nothing of that is published."""
+
+
+class _StaleError(LockedError):
+    """The mount is older than what somebody published below the path of a lease."""
+
+
+class GatewayRepository(ServerRepository):
+    """See `repository.base.Repository`."""
+
+    def __init__(
+        self, conf: ServerConf, state: Path, spool: ContentStore, options: ServerOptions
+    ) -> None:
+        super().__init__(conf, state, spool, options)
+        self._shown: PublishedView | None = None
+
+    # reading
+
+    def snapshot(self) -> Snapshot:
+        """Open the published revision, verified as clients verify it; close it after use.
+
+        Raises:
+            IntegrityError: something is not what was promised.
+            RemoteError: the Stratum 0 is unreachable.
+        """
+        keys = [self.conf.keys / f"{self.name}.pub"]
+        origin = HttpOrigin(self.conf.url, Route(fresh=True))
+        return open_snapshot(origin, keys, now=None, name=self.name)
+
+    def manifest(self) -> Manifest:
+        with self.damage(), self.snapshot() as snapshot:
+            return snapshot.manifest
+
+    @contextmanager
+    def published(self) -> Iterator[PublishedView]:
+        """Show what is published at this moment."""
+        with self.damage():
+            snapshot = self.snapshot()
+        with snapshot:
+            yield PublishedView(snapshot, self)
+
+    @contextmanager
+    def open(self) -> Iterator[PublishedView]:
+        with self.published() as view:
+            before, self._shown = self._shown, view
+            try:
+                yield view
+            finally:
+                self._shown = before
+
+    def view(self) -> PublishedView:
+        """Return what the innermost block of `open` shows."""
+        if self._shown is None:
+            raise TypeError("what is behind a gateway is seen while it is open")
+        return self._shown
+
+    # writing
+
+    @contextmanager
+    def _begin(self, now: int) -> Iterator[GatewayTransaction]:
+        with self.published() as view:
+            check_clock(view.manifest, now)
+            yield GatewayTransaction(self, view, Spooled(self._spool), view.manifest, now)
+
+    def _check_mount(self) -> None:
+        if not self.folder.root.is_dir():
+            raise RepositoryError(
+                f"{self.location} is no directory: the repository is not mounted",
+                hint=f"`cvmfs_server mount {self.name}`, or correct"
+                " `repository.cvmfs_server.mount`",
+            )
+
+    def _commit(self, transaction: ServerTransaction, step: Callable[[str], None]) -> None:
+        if not isinstance(transaction, GatewayTransaction):
+            raise TypeError("a transaction of another repository")
+        for part in transaction.parts():
+            self._persist(partial(self._publish_part, transaction, part, step))
+            transaction.done.update(part)
+        step("done")
+
+    def _publish_part(
+        self, transaction: GatewayTransaction, part: list[RepoPath], step: Callable[[str], None]
+    ) -> None:
+        """Publish what belongs to one lease, unless it is published already."""
+        with self.published() as view:
+            left = transaction.left(part, view)
+            if not left:
+                return
+            lease = lease_path(left, view)
+        step(f"lease on /{lease}")
+        try:
+            with self._leased(lease, step) as view:
+                transaction.check(view)
+                if any(path.startswith(f"{METADATA}/") for path in part):
+                    # Names were published just before, in that revision or an earlier one.
+                    transaction.renumber(view.manifest.revision + (not transaction.done))
+                left = transaction.left(part, view)
+                transaction.note_try(left, view)
+                step("writing")
+                self._write_paths(transaction, left)
+        except (ServerError, LeaseLostError):
+            with self.published() as view:
+                if transaction.left(left, view):
+                    raise
+            _log.warning("it failed, but what it was for is published: /%s", lease)
+        with self.published() as view:
+            transaction.check_sandboxes(left, view)
+
+    def _write_paths(self, transaction: GatewayTransaction, paths: Iterable[RepoPath]) -> None:
+        chosen = set(paths)
+        writer = self.writer(transaction)
+        writer.remove(chosen & transaction.cleared)
+        entries = {path: transaction.entries[path] for path in chosen & transaction.entries.keys()}
+        writer.remove(path for path, entry in entries.items() if isinstance(entry, NewTree))
+        writer.put(entries, dict(enumerate(transaction.pending)))
+
+    @contextmanager
+    def _leased(self, lease: RepoPath, step: Callable[[str], None]) -> Iterator[PublishedView]:
+        """Hold a lease and a transaction; publish it if the block succeeds, else end it.
+
+        Shows what is published below the lease, which nobody else changes now.
+
+        Raises:
+            LeaseBusyError: another publisher has a lease that overlaps.
+            LeaseLostError: it ended too early; nothing was published.
+            _StaleError: the transaction does not begin from the newest state.
+        """
+        step("transaction")
+        try:
+            self._server.transaction(lease)
+        except ServerError as error:
+            if error.code in _NO_ENTRY:
+                raise _StaleError(f"the directory of /{lease} is gone", hint=error.hint) from error
+            raise
+        is_publishing = False
+        try:
+            with self.published() as view:
+                self._check_base(view, lease)
+                yield view
+            step("switch")
+            is_publishing = True
+            self._server.publish()
+        except BaseException as error:
+            self._server.abort()
+            if is_publishing and isinstance(error, ServerError):
+                self._tell_lost(error, lease)
+            raise
+
+    def _tell_lost(self, error: ServerError, lease: RepoPath) -> None:
+        """Raise `LeaseLostError` if a publish failed for want of its lease."""
+        if _LOST.search(str(error)):
+            raise LeaseLostError(
+                f"the lease on /{lease} of {self.name} ended before what it was for was published",
+                hint="if it takes longer than leases of the gateway live, raise `max_lease_time`"
+                " there; the messages of cvmfs_server are above",
+            ) from error
+
+    def _check_base(self, newest: PublishedView, lease: RepoPath) -> None:
+        base = self._server.base()
+        root = newest.manifest.root_hash
+        if base == str(root):
+            return
+        with self.damage():
+            shown = CatalogRef(ContentHash.parse(base), 0)
+            with Snapshot(newest.snapshot.origin, newest.manifest, shown) as old:
+                is_same = old.identity(lease) == newest.snapshot.identity(lease)
+        if not is_same:
+            raise _StaleError(
+                f"the mount of {self.name} shows root catalog {base} still, but {root} is published"
+                f" and differs in /{lease}",
+                hint="`cvmfs_server transaction` remounts it if `CVMFS_AUTO_REPAIR_MOUNTPOINT` is"
+                " set in server.conf",
+            )
+
+    def _persist(self, attempt: Callable[[], T]) -> T:
+        """Return what an attempt comes to, after waiting for others and making good failures."""
+        end = time.monotonic() + self.options.lease_wait.total_seconds()
+        pause, failures = _SHORTEST, 0
+        while True:
+            try:
+                return attempt()
+            except LeaseBusyError as error:
+                if time.monotonic() >= end:
+                    raise
+                _log.info("waiting for a lease: %s", error)
+            except (LeaseLostError, _StaleError) as error:
+                failures += 1
+                if failures == _ATTEMPTS:
+                    raise
+                _log.warning("trying again: %s", error)
+            time.sleep(SystemRandom().uniform(pause / 2, pause))
+            pause = min(pause * 1.5, _LONGEST)
+
+    # collecting
+
+    def collect(
+        self,
+        now: datetime,
+        grace: timedelta,
+        graces: Mapping[RepoPath, timedelta] = NO_GRACES,
+        step: Callable[[str], None] = ignore_step,
+    ) -> Collection:
+        """Remove sandboxes that no name has led to for `grace`, under a lease on everything.
+
+        No other publisher is at work then, so none is about to name what is removed.
+
+        Raises: as `transaction` and `plan_removals`.
+        """
+        self._check_mount()
+        self._check_owner()
+        with storage_errors("writing the repository"):
+            self._spool.create()
+            with self._locked(step):
+                removals = self._persist(lambda: self._collect(now, grace, graces, step))
+                done = self._collection(removals, now, grace)
+                self._spool.remove(name for name, _ in old_objects(self._spool, now, grace))
+        return done
+
+    def _collect(
+        self,
+        now: datetime,
+        grace: timedelta,
+        graces: Mapping[RepoPath, timedelta],
+        step: Callable[[str], None],
+    ) -> tuple[Removal, ...]:
+        with self.published() as view:
+            if not plan_removals(view, now, grace, graces):
+                return ()
+        with self._leased(_ALL, step) as view:
+            timestamp = int(now.timestamp())
+            check_clock(view.manifest, timestamp)
+            spooled = Spooled(self._spool)
+            transaction = GatewayTransaction(self, view, spooled, view.manifest, timestamp)
+            removals = plan_removals(transaction, now, grace, graces)
+            for removal in removals:
+                transaction.remove(listing_of(removal.path))
+            apply_removals(transaction, removals)
+            step("writing")
+            self._write_paths(transaction, {*transaction.cleared, *transaction.entries})
+        step("done")
+        return removals
+
+
+class PublishedView(SnapshotView):
+    """What is published, by its catalogs; what is damaged is the repository's fault."""
+
+    def __init__(self, snapshot: Snapshot, repository: ServerRepository) -> None:
+        super().__init__(snapshot)
+        self.snapshot = snapshot
+        self.manifest = snapshot.manifest
+        self._damage = repository.damage
+
+    def read_file(self, path: RepoPath) -> bytes | None:
+        with self._damage():
+            return super().read_file(path)
+
+    def read_symlink(self, path: RepoPath) -> str | None:
+        with self._damage():
+            return super().read_symlink(path)
+
+    def is_directory(self, path: RepoPath) -> bool:
+        with self._damage():
+            return super().is_directory(path)
+
+    def modified_at(self, path: RepoPath) -> int | None:
+        with self._damage():
+            return super().modified_at(path)
+
+    def list_names(self, path: RepoPath) -> list[tuple[str, bool]]:
+        with self._damage():
+            return super().list_names(path)
+
+
+class GatewayTransaction(ServerTransaction):
+    """See `repository.base.Transaction`; nothing is written before it ends."""
+
+    def __init__(
+        self,
+        repository: GatewayRepository,
+        view: PublishedView,
+        contents: Spooled,
+        base: Manifest,
+        now: int,
+    ) -> None:
+        self._reads = ReadSet(view)
+        super().__init__(repository, view, contents, base, now, tree=self._reads)
+        self.done: set[RepoPath] = set()  # what is published of it
+        self._damage = repository.damage
+        self._traits = replace(repository.traits(), nanoseconds=False)
+        self._tried: dict[RepoPath, ContentHash | None] = {}  # what was there before
+
+    def put_tree(self, path: RepoPath, tree: Tree) -> None:
+        for below, entry in tree.walk():
+            node = node_of(entry)
+            if not (node.is_dir or node.is_file or node.is_symlink):
+                raise InputError(
+                    f"/{below} is a named pipe, a socket or a device: gateways drop those",
+                    hint="build the image without it, or publish it into a repository without a"
+                    " gateway",
+                )
+        super().put_tree(path, tree)
+        place = listing_of(path)
+        self.make_directories(posixpath.dirname(place), catalog_roots(place))
+        self.put_file(place, self._listing(self.pending[-1].listing).pack())
+
+    def _listing(self, lines: tuple[str, ...]) -> Listing:
+        return Listing(self._traits, lines)
+
+    def parts(self) -> list[list[RepoPath]]:
+        """Return what is changed, divided by the lease it belongs to, in the order to publish."""
+        sandboxes = sorted(path for path, _ in self.trees())
+        found: dict[tuple[int, str], list[RepoPath]] = {}
+        for path in sorted({*self.entries, *self.cleared}):
+            found.setdefault(_rank(path, sandboxes), []).append(path)
+        return [found[key] for key in sorted(found)]
+
+    def check(self, found: View) -> None:
+        """Raise `OvertakenError` if somebody has changed what was read, or published, here."""
+        expected = Changes(self.files, self.now)
+        for path in self.done:
+            if path in self.entries:
+                expected.put(path, self.entries[path])
+        expected.cleared = self.done & self.cleared
+        arrived = {
+            path
+            for path, entry in self.entries.items()
+            if isinstance(entry, NewDirectory | NewTree)
+        }
+        changed = self._reads.first_change(expected, found, arrived)
+        if changed is not None:
+            raise OvertakenError(
+                f"another publisher has changed /{changed} meanwhile",
+                hint="names may lead to what is new already; try again, which makes good the rest",
+            )
+
+    def left(self, paths: Iterable[RepoPath], view: PublishedView) -> list[RepoPath]:
+        """Return what of this is not published yet."""
+        with self._damage():
+            return [path for path in paths if not self._is_in_place(path, view)]
+
+    def note_try(self, paths: Iterable[RepoPath], view: PublishedView) -> None:
+        """Remember what is there before it is published, to tell later whether it was."""
+        with self._damage():
+            for path in paths:
+                self._tried[path] = view.snapshot.identity(path)
+
+    def _is_in_place(self, path: RepoPath, view: PublishedView) -> bool:
+        entry = self.entries.get(path)
+        if entry is None:
+            return view.node(path) is None
+        if isinstance(entry, NewFile):
+            return view.read_file(path) == entry.data
+        if isinstance(entry, NewLink):
+            return view.read_symlink(path) == entry.target
+        if not view.is_directory(path):
+            return False
+        if path in self.cleared and not self._was_left(path):  # in place of another
+            return path in self._tried and view.snapshot.identity(path) != self._tried[path]
+        return isinstance(entry, NewDirectory) or not self._differs(path, entry, view)
+
+    def _was_left(self, path: RepoPath) -> bool:
+        """Whether a sandbox is what a killed publisher has left: there is no record of it."""
+        is_tree = isinstance(self.entries[path], NewTree)
+        return is_tree and self.files.read_file(record_beside(path)) is None
+
+    def _differs(self, path: RepoPath, entry: NewTree, view: PublishedView) -> str:
+        return differs(view, path, self._listing(self.pending[entry.number].listing))
+
+    def check_sandboxes(self, paths: Iterable[RepoPath], view: PublishedView) -> None:
+        """Raise `RepositoryError` if a sandbox is not what was published."""
+        for path in paths:
+            entry = self.entries.get(path)
+            if not isinstance(entry, NewTree):
+                continue
+            with self._damage():
+                difference = self._differs(path, entry, view)
+            if difference:
+                raise RepositoryError(
+                    f"/{path}: what the gateway published of it is not what was written: "
+                    f"{difference}",
+                    hint="no name leads to it; look at the log of the gateway, then try again",
+                )
+
+
+def _rank(path: RepoPath, sandboxes: list[RepoPath]) -> tuple[int, str]:
+    """Return of which part a path is; parts are published in the order of what is returned."""
+    top = path.partition("/")[0]
+    if top == FLAT:
+        above = (each for each in sandboxes if each == path or each.startswith(f"{path}/"))
+        sandbox = next(above, "")
+        return (0, sandbox) if sandbox else (4, top)
+    return ({MULTIARCH: 1, METADATA: 3}.get(top, 2), top)
+
+
+def lease_path(paths: list[RepoPath], view: View) -> RepoPath:
+    """Return the narrowest path a lease can be on that has all of these; its parent is there."""
+    common = common_path(paths)
+    above = ""
+    for name in common.split("/"):
+        if not _PLAIN.fullmatch(name):
+            return above
+        above = posixpath.join(above, name)
+        if not view.is_directory(above):
+            break
+    return above
