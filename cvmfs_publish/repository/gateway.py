@@ -65,6 +65,7 @@ from cvmfs_publish.repository.native.catalog import CatalogRef
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.http_origin import HttpOrigin, Route
 from cvmfs_publish.repository.native.manifest import Manifest
+from cvmfs_publish.repository.native.origin import Remembered
 from cvmfs_publish.repository.native.reader import Snapshot, open_snapshot
 from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.native.server_conf import ServerConf
@@ -106,6 +107,7 @@ class GatewayRepository(ServerRepository):
         self, conf: ServerConf, state: Path, spool: ContentStore, options: ServerOptions
     ) -> None:
         super().__init__(conf, state, spool, options)
+        self._stratum0 = Remembered(HttpOrigin(conf.url, Route(fresh=True)))
         self._shown: PublishedView | None = None
 
     # reading
@@ -118,8 +120,7 @@ class GatewayRepository(ServerRepository):
             RemoteError: the Stratum 0 is unreachable.
         """
         keys = [self.conf.keys / f"{self.name}.pub"]
-        origin = HttpOrigin(self.conf.url, Route(fresh=True))
-        return open_snapshot(origin, keys, now=None, name=self.name)
+        return open_snapshot(self._stratum0, keys, now=None, name=self.name)
 
     def manifest(self) -> Manifest:
         with self.damage(), self.snapshot() as snapshot:

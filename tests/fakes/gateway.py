@@ -18,8 +18,8 @@ overlap as the gateway's SQL has it (`LIKE`, so "_" is any letter and `.flat/ab`
 from what is published at that moment, so that disjoint leases merge and a stale base undoes what
 others did; what was changed elsewhere is dropped without a word; pipes are, too.
 
-Faults: `exit N`, `kill parent`, `kill both`, `die`, `hang`, `expire` (this host's leases),
-`wait` (touch `reached`, go on when `go` exists).
+Faults, after one `later` for each time to pass by: `exit N`, `kill parent`, `kill both`, `die`,
+`hang`, `expire` (this host's leases), `wait` (touch `reached`, go on when `go` exists).
 
 Sources: facts/cvmfs-format.md sections 11.1 and 11.4; cvmfs/publish/repository_transaction.cc,
 repository_session.cc, repository_abort.cc, server/cvmfs_server_publish.sh,
@@ -424,7 +424,12 @@ class Command:
         what = faults.pop(place, "")
         if not what:
             return
+        later = what.startswith("later ")
+        if later:  # not this time
+            faults[place] = what.removeprefix("later ")
         path.write_text(json.dumps(faults))
+        if later:
+            return
         if what.startswith("exit"):
             raise EndError(f"told to fail at {place}", int(what.split()[1]))
         if what in ("kill parent", "kill both"):
