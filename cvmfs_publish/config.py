@@ -472,6 +472,13 @@ class CvmfsServerConfig:
         default=timedelta(),
         metadata=about("how long to wait for another writer to end before giving up"),
     )
+    lease_wait: timedelta | None = field(
+        default=None,
+        metadata=about(
+            "behind a gateway: how long to wait for a lease that another publisher holds;"
+            " by default 10m"
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.timeout < timedelta(seconds=1):
@@ -1628,6 +1635,8 @@ repository:
     #timeout: 6h
     # How long to wait for another writer to end before giving up: 10m, 1h.
     #lock_wait: 0s
+    # Behind a gateway: how long to wait for a lease that another publisher holds.
+    #lease_wait: 10m
 
 # Layers already read and work in progress.  Deleting it costs reading layers again.
 #state: state

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 from cvmfs_publish.content.local import LocalStore
@@ -34,21 +34,19 @@ class Ports:
     commands: int
 
 
-@contextmanager
-def running_stand_in() -> Iterator[Ports]:
-    """Play gateways and publishers in a process of its own."""
-    with subprocess.Popen(
+@cache
+def stand_in() -> Ports:
+    """Play gateways and publishers in a process of its own, which ends when this one does."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.fakes.gateway"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        web, commands = process.stdout.readline().split()
-        try:
-            yield Ports(int(web), int(commands))
-        finally:
-            process.kill()
+    )
+    atexit.register(process.kill)
+    assert process.stdout is not None
+    web, commands = process.stdout.readline().split()
+    return Ports(int(web), int(commands))
 
 
 class World:

@@ -17,7 +17,7 @@ from cvmfs_publish.cli.output import error_document, format_table
 from cvmfs_publish.cli.waiting import staged_document, staged_line
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository import names
-from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.base import Repository, persist
 from cvmfs_publish.repository.names import History, UnpublishedImage, Version
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.sources.base import Platform
@@ -88,8 +88,12 @@ def rollback(
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        done = names.rollback(transaction, reference, chosen, now, to)
+
+    def work() -> names.Rollback:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            return names.rollback(transaction, reference, chosen, now, to)
+
+    done = persist(work)
     refresh(session, repository)
     record = done.publication
     word = "rolled back" if done.is_changed else "unchanged"
@@ -112,8 +116,12 @@ def pin(context: typer.Context, image: ImageArgument, platform: PlatformOption =
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        record = names.pin(transaction, reference, chosen, now)
+
+    def work() -> Publication:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            return names.pin(transaction, reference, chosen, now)
+
+    record = persist(work)
     session.out.result(
         {**_revision_document(session, repository), **_record_document(record)},
         f"pinned  {record.reference}  keeps {' '.join(record.pinned)}",
@@ -130,8 +138,12 @@ def unpin(context: typer.Context, image: ImageArgument, platform: PlatformOption
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        record = names.unpin(transaction, reference, chosen)
+
+    def work() -> Publication:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            return names.unpin(transaction, reference, chosen)
+
+    record = persist(work)
     session.out.result(
         {**_revision_document(session, repository), **_record_document(record)},
         f"unpinned  {record.reference}",

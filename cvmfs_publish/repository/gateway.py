@@ -3,7 +3,7 @@
 A lease is the right to change what is below one path.  A transaction of ours becomes several of
 `cvmfs_server`, each under a lease on the narrowest path that has what it changes:
 
-    1. every sandbox by itself (`.flat/ab/abcd…`), however long it takes
+    1. every sandbox by itself, with the listing of what is in it (`.flat/ab`)
     2. names, registry by registry (`ghcr.io/a`), those of platforms first
     3. records (`.metadata`)
 
@@ -56,7 +56,6 @@ from cvmfs_publish.repository.layouts import (
     FLAT,
     METADATA,
     MULTIARCH,
-    catalog_roots,
     listing_of,
     record_beside,
 )
@@ -394,9 +393,7 @@ class GatewayTransaction(ServerTransaction):
                     " gateway",
                 )
         super().put_tree(path, tree)
-        place = listing_of(path)
-        self.make_directories(posixpath.dirname(place), catalog_roots(place))
-        self.put_file(place, self._listing(self.pending[-1].listing).pack())
+        self.put_file(listing_of(path), self._listing(self.pending[-1].listing).pack())
 
     def _listing(self, lines: tuple[str, ...]) -> Listing:
         return Listing(self._traits, lines)
@@ -459,7 +456,10 @@ class GatewayTransaction(ServerTransaction):
         return is_tree and self.files.read_file(record_beside(path)) is None
 
     def _differs(self, path: RepoPath, entry: NewTree, view: PublishedView) -> str:
-        return differs(view, path, self._listing(self.pending[entry.number].listing))
+        listing = self._listing(self.pending[entry.number].listing)
+        if view.read_file(listing_of(path)) != listing.pack():  # it came with the sandbox
+            return "its listing is another"
+        return differs(view, path, listing)
 
     def check_sandboxes(self, paths: Iterable[RepoPath], view: PublishedView) -> None:
         """Raise `RepositoryError` if a sandbox is not what was published."""
@@ -481,9 +481,10 @@ def _rank(path: RepoPath, sandboxes: list[RepoPath]) -> tuple[int, str]:
     """Return of which part a path is; parts are published in the order of what is returned."""
     top = path.partition("/")[0]
     if top == FLAT:
-        above = (each for each in sandboxes if each == path or each.startswith(f"{path}/"))
-        sandbox = next(above, "")
-        return (0, sandbox) if sandbox else (4, top)
+        for sandbox in sandboxes:
+            if path in (sandbox, listing_of(sandbox)) or sandbox.startswith(f"{path}/"):
+                return 0, sandbox
+        return 4, top
     return ({MULTIARCH: 1, METADATA: 3}.get(top, 2), top)
 
 

@@ -117,8 +117,9 @@ def image_record_of(image_id: Digest) -> RepoPath:
 
 
 def listing_of(sandbox: RepoPath) -> RepoPath:
-    """Return the file that says what is in a sandbox, where that stands with its record."""
-    return f"{IMAGES}/{sandbox.removeprefix(FLAT + '/')}.zst"
+    """Return the file that says what is in a sandbox, where that stands beside it."""
+    directory, _, name = sandbox.rpartition("/")
+    return f"{directory}/.{name}.zst".lstrip("/")
 
 
 def record_beside(sandbox: RepoPath) -> RepoPath:

@@ -2,8 +2,10 @@
 
 The program's own flag of a transaction, `in_transaction.lock`, is a file that exists or not and
 says nothing of who opened it.  So a note in our state directory says what we are about to do before
-each command, and which flag file our transaction has once it is open.  A flag that is not in the
-note is somebody else's, and nothing is ever done about it.
+each command, and which flag file our transaction has once it is open.  A small shell script around
+the command writes down beside the note that it has begun (`.began`, its process) and how it ended
+(`.ended`), so that both are known if we are killed at any instant.  A flag that appeared while no
+command of ours ran is somebody else's, and nothing is ever done about it.
 
 Source: facts/cvmfs-format.md sections 11.1 to 11.3.
 """
@@ -48,6 +50,16 @@ _NOT_OPEN = 22  # exit code of `abort` where no transaction is open
 _SHOWN = 10  # last lines of what a command said
 _PAUSE = 0.02  # seconds between two looks at a program that runs
 _PULSE = 1.0  # seconds; so often the note is touched while a command runs
+_ENDS = ("began", "ended")
+_START = 10.0  # seconds in which a command begins that was about to be run
+# Runs a command and writes down that it has begun and how it ended, whoever may have been killed.
+_RUNNER = """
+echo $$ >"$0.began.new" && mv "$0.began.new" "$0.began" || exit
+"$@"
+code=$?
+echo $code >"$0.ended.new" && mv "$0.ended.new" "$0.ended"
+exit $code
+"""
 # What `cvmfs_server` says where it found a transaction that is not its own.
 _FOREIGN = re.compile(r"already (in a|open)|another .*transaction|in a transaction", re.IGNORECASE)
 _log = logging.getLogger(__name__)
@@ -125,6 +137,7 @@ class Server:
         self.name = name
         self.spool = spool
         self._note = note
+        self._began, self._ended = (note.with_name(f"{note.name}.{end}") for end in _ENDS)
         self._program = program
         self._timeout = timeout
         self._present: Note | None = None
@@ -378,14 +391,25 @@ class Server:
     def _is_ours(self, note: Note, flag: tuple[int, int]) -> bool:
         """Whether the flag is that of the transaction which the note tells of.
 
-        Where the publisher was killed in the moment in which the flag appeared, the note cannot
-        name it: then it is ours if it appeared in that moment and nothing was written since.
+        Where the publisher was killed before the flag appeared, the note cannot name it: then it
+        is ours if it appeared while the command ran.
         """
         if note.flag is not None:
             return note.flag == flag
+        return self._appeared(note, flag)
+
+    def _appeared(self, note: Note, file: tuple[int, int]) -> bool:
+        """Whether a file appeared while a command ran that makes it.
+
+        If it is not known when the command ended, nobody must have written anything since.
+        """
         if note.command not in ("transaction", "ingest"):
             return False
-        return note.began <= flag[1] / 1e9 <= self._last_seen() and self._is_untouched()
+        if self._ended.exists():
+            if self._ended.read_text().strip() == str(_EXISTS):  # there was one already
+                return False
+            return note.began <= file[1] / 1e9 <= self._ended.stat().st_mtime
+        return note.began <= file[1] / 1e9 <= self._last_seen() and self._is_untouched()
 
     def _last_seen(self) -> float:
         """Return until when the publisher that wrote the note may have been alive."""
@@ -393,11 +417,7 @@ class Server:
 
     def _is_our_lease(self, note: Note, token: tuple[int, int]) -> bool:
         """Whether a lease without a transaction is what a command of ours has left."""
-        if note.token is not None:
-            return note.token == token
-        if note.command not in ("transaction", "ingest"):
-            return False
-        return note.began <= token[1] / 1e9 <= self._last_seen()
+        return note.token == token if note.token is not None else self._appeared(note, token)
 
     def _is_untouched(self) -> bool:
         with suppress(FileNotFoundError):
@@ -417,9 +437,24 @@ class Server:
             time.sleep(_PAUSE)
 
     def _is_at_work(self, note: Note) -> bool:
-        if note.child is not None and note.child.is_here():
-            return True
+        if not self._ended.exists():
+            if note.child is not None and note.child.is_here():
+                return True
+            if note.child is None and self._may_be_running(note):
+                return True
         return self._is_locked(PUBLISHING)
+
+    def _may_be_running(self, note: Note) -> bool:
+        """Whether a command whose process nobody had the time to note runs, or is about to."""
+        try:
+            pid = int(self._began.read_text())
+        except (FileNotFoundError, ValueError):
+            is_run = note.command != "open"  # that a transaction is open is no command
+            return is_run and note.began <= time.time() < note.began + _START
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            return os.fsencode(self._note) in words
+        return False
 
     # running
 
@@ -431,11 +466,14 @@ class Server:
         stdin: BinaryIO | None = None,
     ) -> None:
         """Run a command to its end; `flag` and `token` are those of our transaction, if any."""
+        for path in (self._began, self._ended):
+            path.unlink(missing_ok=True)
         self._write(self._note_of(words[0], flag, token))
         shown = f"`cvmfs_server {' '.join(words)}`"
         try:
-            process = sh.Command(self._program)(
-                *words,
+            program = sh.Command(self._program)
+            process = sh.Command("/bin/sh")(
+                *("-c", _RUNNER, self._note, program, *words),
                 _in=stdin if stdin is not None else b"",
                 _err_to_out=True,
                 _tty_out=False,
@@ -518,7 +556,8 @@ class Server:
 
     def _forget(self) -> None:
         self._present = None
-        self._note.unlink(missing_ok=True)
+        for path in (self._note, self._began, self._ended):
+            path.unlink(missing_ok=True)
 
 
 def parse_version(text: str) -> tuple[int, ...]:
