@@ -442,6 +442,9 @@ class DirectoryConfig:
         return self.share
 
 
+LEASE_WAIT = timedelta(minutes=10)
+
+
 @dataclass(frozen=True)
 class CvmfsServerConfig:
     """How the program `cvmfs_server` is used."""
@@ -472,11 +475,10 @@ class CvmfsServerConfig:
         default=timedelta(),
         metadata=about("how long to wait for another writer to end before giving up"),
     )
-    lease_wait: timedelta | None = field(
-        default=None,
+    lease_wait: timedelta = field(
+        default=LEASE_WAIT,
         metadata=about(
-            "behind a gateway: how long to wait for a lease that another publisher holds;"
-            " by default 10m"
+            "behind a gateway: how long to wait for a lease that another publisher holds"
         ),
     )
 

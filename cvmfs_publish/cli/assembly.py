@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvmfs_publish.cli.lazy import load
-from cvmfs_publish.config import Config, CvmfsServerConfig, S3Config, S3Url
+from cvmfs_publish.config import LEASE_WAIT, Config, CvmfsServerConfig, S3Config, S3Url
 from cvmfs_publish.content.artefacts import ArtefactStore
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import Compression
@@ -118,13 +117,12 @@ def open_server(config: Config) -> ServerRepository:
         server.method,
         server.timeout,
         server.lock_wait,
-        max_entries=config.nesting.max_entries,
+        server.lease_wait,
+        config.nesting.max_entries,
     )
     kind = module.ServerRepository
     if is_behind_gateway:
         kind = load("cvmfs_publish.repository.gateway").GatewayRepository
-        if server.lease_wait is not None:
-            options = replace(options, lease_wait=server.lease_wait)
     opened: ServerRepository = kind(conf, config.state, LocalStore(config.state / "spool"), options)
     return opened
 
@@ -139,7 +137,7 @@ def _check_for_gateway(
             " gateway, where nobody sees what `ingest` begins from",
             hint="write `method: auto`",
         )
-    if not is_behind_gateway and server.lease_wait is not None:
+    if not is_behind_gateway and server.lease_wait != LEASE_WAIT:
         raise InputError(
             f"repository.cvmfs_server.lease_wait is for a repository behind a gateway; that of"
             f" {conf.path} is not",
