@@ -209,6 +209,32 @@ def test_what_was_published_between_the_mount_and_the_lease_is_not_undone(world:
     assert_nobody_has_to_end_anything(world)
 
 
+def test_two_that_publish_the_same_image_put_its_sandbox_once(world: World) -> None:
+    first, second = world.host("a"), world.host("b")
+    publish(first.repository(), "A")
+    first.fault(publish_before="wait")
+    other = threading.Thread(target=lambda: publish(first.repository(), "B", 2))
+    other.start()
+    wait_for(first.place / "reached")
+    waiting = threading.Thread(
+        target=lambda: publish(second.repository(lease_wait=60), "B-2", 2, "docker.io/x/y:1")
+    )
+    waiting.start()
+    while not (second.place / "log").exists() or len(second.leases()) < 2:
+        time.sleep(0.01)
+    (first.place / "go").touch()
+    other.join()
+    waiting.join()
+    assert leads(first) == leads(second, "docker.io/x/y:1") == sandbox("B")
+    published = [
+        lease
+        for lease, then in pairwise(second.log())
+        if then.startswith("publish") and ".flat" in lease
+    ]
+    assert published == []
+    assert_nobody_has_to_end_anything(world)
+
+
 def test_what_others_have_changed_meanwhile_begins_the_transaction_again(world: World) -> None:
     first, second = world.host("a").repository(), world.host("b").repository()
     publish(first, "A")
