@@ -54,10 +54,10 @@ _ENDS = ("began", "ended")
 _START = 10.0  # seconds in which a command begins that was about to be run
 # Runs a command and writes down that it has begun and how it ended, whoever may have been killed.
 _RUNNER = """
-echo $$ >"$0.began.new" && mv "$0.began.new" "$0.began" || exit
+echo $$ >"$0.began" || exit
 "$@"
 code=$?
-echo $code >"$0.ended.new" && mv "$0.ended.new" "$0.ended"
+echo $code >"$0.ended"
 exit $code
 """
 # What `cvmfs_server` says where it found a transaction that is not its own.
@@ -405,10 +405,10 @@ class Server:
         """
         if note.command not in ("transaction", "ingest"):
             return False
-        if self._ended.exists():
-            if self._ended.read_text().strip() == str(_EXISTS):  # there was one already
-                return False
-            return note.began <= file[1] / 1e9 <= self._ended.stat().st_mtime
+        code = _number(self._ended)
+        if code is not None:
+            is_made = code != _EXISTS  # else there was one already
+            return is_made and note.began <= file[1] / 1e9 <= self._ended.stat().st_mtime
         return note.began <= file[1] / 1e9 <= self._last_seen() and self._is_untouched()
 
     def _last_seen(self) -> float:
@@ -437,7 +437,7 @@ class Server:
             time.sleep(_PAUSE)
 
     def _is_at_work(self, note: Note) -> bool:
-        if not self._ended.exists():
+        if _number(self._ended) is None:
             if note.child is not None and note.child.is_here():
                 return True
             if note.child is None and self._may_be_running(note):
@@ -446,9 +446,8 @@ class Server:
 
     def _may_be_running(self, note: Note) -> bool:
         """Whether a command whose process nobody had the time to note runs, or is about to."""
-        try:
-            pid = int(self._began.read_text())
-        except (FileNotFoundError, ValueError):
+        pid = _number(self._began)
+        if pid is None:
             is_run = note.command != "open"  # that a transaction is open is no command
             return is_run and note.began <= time.time() < note.began + _START
         with suppress(OSError):
@@ -568,6 +567,13 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 def format_version(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
+
+
+def _number(path: Path) -> int | None:
+    """Return the number in a file; None if it is not written (yet)."""
+    with suppress(FileNotFoundError, ValueError):
+        return int(path.read_text("ascii", "replace"))
+    return None
 
 
 def _last_line(error: ServerError) -> str:
