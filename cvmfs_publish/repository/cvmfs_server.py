@@ -427,7 +427,7 @@ class ServerRepository:
         writer = self.writer(transaction)
         writer.remove(transaction.cleared)
         for path in transaction.cleared:
-            writer.remove([f"{_TREES}/{path}.zst", f"{_TREES}/{path}"])
+            writer.remove([f"{_TREES}/{path}.zst", f"{_TREES}/{path}", listing_of(path)])
         trees = dict(enumerate(transaction.pending))
         listings = writer.put(transaction.entries, trees, there=ingested)
         for path, listing in listings.items():

@@ -87,7 +87,7 @@ _SHORTEST, _LONGEST = 0.5, 15.0  # seconds between two looks whether a lease has
 _PLAIN = re.compile(r"[A-Za-z0-9._:@+-]+")  # names a shell and the gateway take as they are
 _NO_ENTRY = (2, 20)  # exit codes of `transaction`: the directory of the lease is gone
 # What is said where a gateway does not know a lease any more.
-_LOST = re.compile(r"invalid[ _](lease|token)|lease (has )?expired", re.IGNORECASE)
+_LOST = re.compile(r"invalid[ _](lease|token|session token)", re.IGNORECASE)
 _log = logging.getLogger(__name__)
 
 
@@ -242,11 +242,12 @@ class GatewayRepository(ServerRepository):
 
     def _tell_lost(self, error: ServerError, lease: RepoPath) -> None:
         """Raise `LeaseLostError` if a publish failed for want of its lease."""
-        if _LOST.search(str(error)):
+        if _LOST.search(error.said):
             raise LeaseLostError(
-                f"the lease on /{lease} of {self.name} ended before what it was for was published",
+                f"the lease on /{lease} of {self.name} ended before what it was for was published:"
+                f" {error}",
                 hint="if it takes longer than leases of the gateway live, raise `max_lease_time`"
-                " there; the messages of cvmfs_server are above",
+                " there",
             ) from error
 
     def _check_base(self, newest: PublishedView, lease: RepoPath) -> None:

@@ -70,9 +70,13 @@ class ServerError(RepositoryError):
 
     kind = "cvmfs-server"
 
-    def __init__(self, message: str, *, code: int | None = None, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, code: int | None = None, hint: str = "", said: str = ""
+    ) -> None:
+        """`said`: all that the program said, of which the message has the end."""
         super().__init__(message, hint=hint)
         self.code = code
+        self.said = said
 
 
 class LeaseBusyError(LockedError):
@@ -306,7 +310,7 @@ class Server:
                 hint="try again when it has ended; `repository.cvmfs_server.lease_wait` is how"
                 " long is waited",
             ) from error
-        is_foreign = error.code in (_EXISTS, _BUSY) or _FOREIGN.search(str(error)) is not None
+        is_foreign = error.code in (_EXISTS, _BUSY) or _FOREIGN.search(error.said) is not None
         if is_foreign:
             self._forget()
             raise LockedError(
@@ -522,13 +526,15 @@ class Server:
 
     def _failure(self, shown: str, command: str, error: sh.ErrorReturnCode) -> ServerError:
         code = error.exit_code
-        lines = error.stdout.decode("utf-8", "replace").strip().splitlines()[-_SHOWN:]
-        said = "".join(f"\n  {line[:500]}" for line in lines)
+        text = error.stdout.decode("utf-8", "replace")
+        said = "".join(f"\n  {line[:500]}" for line in text.strip().splitlines()[-_SHOWN:])
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         hint = f"look at the messages above, and at `cvmfs_server check {self.name}`"
         if command == "transaction" and code == _INVALID:
             hint = "renew the whitelist with `cvmfs_server resign`, or migrate the repository"
-        return ServerError(f"{shown} {how}{':' if said else ''}{said}", code=code, hint=hint)
+        return ServerError(
+            f"{shown} {how}{':' if said else ''}{said}", code=code, hint=hint, said=text
+        )
 
     # the note
 

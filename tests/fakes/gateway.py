@@ -174,7 +174,8 @@ class Gateway:
         with self.lock:
             lease = self.leases.get(token)
             if lease is None or lease.expires <= time.monotonic():
-                raise EndError('error reply: {"reason":"invalid lease","status":"error"}', 1)
+                reply = json.dumps({"reason": "invalid lease", "status": "error"})
+                raise EndError(f"Lease end request - error reply: {reply}\n" + "more\n" * 20, 1)
             changes = list(find_changes(work, self.tree, lease.path.strip("/")))
             repository = self.repository(name)
             with repository.transaction(max(now, repository.manifest().timestamp)) as transaction:
