@@ -36,7 +36,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from secrets import SystemRandom
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cvmfs_publish.content.hashes import ContentHash
 from cvmfs_publish.content.local import storage_errors
@@ -198,7 +198,7 @@ class GatewayRepository(ServerRepository):
                     raise
             _log.warning("it failed, but what it was for is published: /%s", lease)
         with self.published() as view:
-            transaction.check_sandboxes(left, view)
+            transaction.check_published(left, view)
 
     def _write_paths(self, transaction: GatewayTransaction, paths: Iterable[RepoPath]) -> None:
         chosen = set(paths)
@@ -382,7 +382,7 @@ class GatewayTransaction(ServerTransaction):
         self.done: set[RepoPath] = set()  # what is published of it
         self._damage = repository.damage
         self._traits = replace(repository.traits(), nanoseconds=False)
-        self._tried: dict[RepoPath, ContentHash | None] = {}  # what was there before
+        self._tried: dict[RepoPath, _Before] = {}  # what was there before
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         for below, entry in tree.walk():
@@ -435,7 +435,7 @@ class GatewayTransaction(ServerTransaction):
         """Remember what is there before it is published, to tell later whether it was."""
         with self._damage():
             for path in paths:
-                self._tried[path] = view.snapshot.identity(path)
+                self._tried[path] = _Before(view.snapshot.identity(path), _show(view, path))
 
     def _is_in_place(self, path: RepoPath, view: PublishedView) -> bool:
         entry = self.entries.get(path)
@@ -448,7 +448,8 @@ class GatewayTransaction(ServerTransaction):
         if not view.is_directory(path):
             return False
         if path in self.cleared and not self._was_left(path):  # in place of another
-            return path in self._tried and view.snapshot.identity(path) != self._tried[path]
+            before = self._tried.get(path)
+            return before is not None and view.snapshot.identity(path) != before.identity
         return isinstance(entry, NewDirectory) or not self._differs(path, entry, view)
 
     def _was_left(self, path: RepoPath) -> bool:
@@ -462,20 +463,36 @@ class GatewayTransaction(ServerTransaction):
             return "its listing is another"
         return differs(view, path, listing)
 
-    def check_sandboxes(self, paths: Iterable[RepoPath], view: PublishedView) -> None:
-        """Raise `RepositoryError` if a sandbox is not what was published."""
-        for path in paths:
+    def check_published(self, paths: Iterable[RepoPath], view: PublishedView) -> None:
+        """Raise `RepositoryError` if what was just published is not there.
+
+        A gateway drops what it does not expect without a word.  Files and links may have been
+        changed by others meanwhile; that they are as they were before is no such change.
+        """
+        for path in self.left(paths, view):
             entry = self.entries.get(path)
-            if not isinstance(entry, NewTree):
-                continue
-            with self._damage():
-                difference = self._differs(path, entry, view)
+            difference = (
+                "it is as it was before" if _show(view, path) == self._tried[path].shown else ""
+            )
+            if isinstance(entry, NewTree):
+                with self._damage():
+                    difference = self._differs(path, entry, view)
             if difference:
                 raise RepositoryError(
-                    f"/{path}: what the gateway published of it is not what was written: "
-                    f"{difference}",
-                    hint="no name leads to it; look at the log of the gateway, then try again",
+                    f"/{path}: what the gateway published is not what was written: {difference}",
+                    hint="look at the log of the gateway, then try again",
                 )
+
+
+class _Before(NamedTuple):
+    """What was at a path before something was published there."""
+
+    identity: ContentHash | None
+    shown: tuple[object, ...]
+
+
+def _show(view: View, path: RepoPath) -> tuple[object, ...]:
+    return view.is_directory(path), view.read_symlink(path), view.read_file(path)
 
 
 def _rank(path: RepoPath, sandboxes: list[RepoPath]) -> tuple[int, str]:

@@ -6,6 +6,7 @@ A world is a folder:
     gateway/srv, keys   the repository, written by our native writer, served over HTTP
     gateway/tree        what is published, as files
     gateway/down        as long as it exists, the gateway cannot be reached
+    gateway/forgets     as long as it exists, records of names get lost
     HOST/               what `make_host` leaves for a publisher: server.conf, spool/, the program
     HOST/mount          leads to `work` while a transaction is open, else to an empty folder
     HOST/faults.json    what is to go wrong, once each: {"publish:before": "exit 1"}
@@ -177,6 +178,8 @@ class Gateway:
                 reply = json.dumps({"reason": "invalid lease", "status": "error"})
                 raise EndError(f"Lease end request - error reply: {reply}\n" + "more\n" * 20, 1)
             changes = list(find_changes(work, self.tree, lease.path.strip("/")))
+            if (self.base / "gateway/forgets").exists():
+                changes = [path for path in changes if not path.endswith("publication.json")]
             repository = self.repository(name)
             with repository.transaction(max(now, repository.manifest().timestamp)) as transaction:
                 for path in changes:
@@ -373,10 +376,12 @@ class Host:
                     if (self.work / path).parent.is_dir():
                         copy_entry(self.gateway.tree, self.work, path)
             self.seen, self.dirty = len(self.gateway.journal), set()
-        root = str(manifest.root_hash)
-        (self.place / "spool/client.local").write_text(f"CVMFS_ROOT_HASH={root}\n")
-        with suppress(OSError):
+        root, pinned = str(manifest.root_hash), ""
+        try:
             os.setxattr(self.place / "spool/rdonly", "user.root_hash", root.encode())
+        except OSError:  # not on this file system
+            pinned = f"CVMFS_ROOT_HASH={root}\n"
+        (self.place / "spool/client.local").write_text(pinned)
 
     @contextmanager
     def publishing(self) -> Iterator[None]:

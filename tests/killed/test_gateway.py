@@ -499,6 +499,18 @@ def test_what_somebody_else_has_open_here_is_never_touched(world: World, what: s
 # what else there is
 
 
+def test_what_a_gateway_loses_is_noticed(world: World) -> None:
+    host = world.host("a")
+    publish(host.repository(), "A")
+    (world.base / "gateway/forgets").touch()
+    with pytest.raises(RepositoryError, match="what the gateway published is not") as caught:
+        publish(host.repository(), "B", 2)
+    assert "publication.json" in str(caught.value)
+    (world.base / "gateway/forgets").unlink()
+    publish(host.repository(), "B", 2)
+    assert_nobody_has_to_end_anything(world)
+
+
 def test_names_are_unpublished_and_rolled_back(world: World) -> None:
     host = world.host("a")
     repository = host.repository()
