@@ -16,8 +16,8 @@ begins again (`OvertakenError`).  The mount must be based on the newest state of
 lease, too: `cvmfs_server transaction` reads the manifest before it has the lease, and whoever
 published in between would be undone (E-65).
 
-What is published is read from the catalogs of the Stratum 0, since the mount of a publisher shows
-what its last transaction began from.
+What is published is read from the catalogs of the Stratum 0, since the mount of a publisher may
+show something older until its next transaction, and looked at again after each publish.
 
 Source: facts/cvmfs-format.md section 11.4; cvmfs/publish/repository_transaction.cc,
 repository_session.cc, receiver/catalog_merge_tool_impl.h, gateway/internal/gateway/backend.

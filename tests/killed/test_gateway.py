@@ -280,6 +280,26 @@ def test_gc_waits_until_nobody_is_at_work_and_removes_nothing_that_was_named_mea
     assert_nobody_has_to_end_anything(world)
 
 
+@pytest.mark.parametrize(
+    ("place", "death"), [("opened", "kill both"), ("committed", "kill parent")]
+)
+def test_killed_while_it_collects_the_next_one_does(world: World, place: str, death: str) -> None:
+    host = world.host("a")
+    publish(host.repository(), "A", 1)
+    publish(host.repository(), "B", 2)
+
+    def collect() -> None:
+        host.repository(wait=30).collect(at(20), timedelta(days=10))
+
+    host.fault(**{place: death})
+    assert in_child(collect) == -signal.SIGKILL
+    collect()
+    with host.repository().open() as view:
+        assert not view.is_directory(sandbox("A"))
+        assert leads_to(view, "ghcr.io/a/b:1") == sandbox("B")
+    assert_nobody_has_to_end_anything(world)
+
+
 # deaths and faults
 
 TRANSACTION = [
