@@ -20,7 +20,7 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -240,10 +240,7 @@ class ServerRepository:
             RepositoryError: the repository is missing or damaged, cannot be written, or
                 `cvmfs_server` failed.
         """
-        self._check_mount()
-        self._check_owner()
-        self._server.check_version()
-        _check_writable(self.conf)
+        self._check_place()
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
@@ -265,6 +262,12 @@ class ServerRepository:
         base = self.manifest()
         check_clock(base, now)
         yield ServerTransaction(self, self.view(), Spooled(self._spool), base, now)
+
+    def _check_place(self) -> None:
+        self._check_mount()
+        self._check_owner()
+        self._server.check_version()
+        _check_writable(self.conf)
 
     def _check_owner(self) -> None:
         user = self.conf.user

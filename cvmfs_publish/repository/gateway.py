@@ -4,7 +4,7 @@ A lease is the right to change what is below one path.  A transaction of ours be
 `cvmfs_server`, each under a lease on the narrowest path that has what it changes:
 
     1. every sandbox by itself, with the listing of what is in it (`.flat/ab`)
-    2. names, registry by registry (`ghcr.io/a`), those of platforms first
+    2. names, registry by registry (`ghcr.io/a`), those of platforms first, those without last
     3. records (`.metadata`)
 
 so a name never leads to what is not there, and a record never tells of a name that is not.  Killed
@@ -301,8 +301,7 @@ class GatewayRepository(ServerRepository):
 
         Raises: as `transaction` and `plan_removals`.
         """
-        self._check_mount()
-        self._check_owner()
+        self._check_place()
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
@@ -502,8 +501,11 @@ def _rank(path: RepoPath, sandboxes: list[RepoPath]) -> tuple[int, str]:
         for sandbox in sandboxes:
             if path in (sandbox, listing_of(sandbox)) or sandbox.startswith(f"{path}/"):
                 return 0, sandbox
-        return 4, top
-    return ({MULTIARCH: 1, METADATA: 3}.get(top, 2), top)
+        return 5, top
+    if top in (MULTIARCH, METADATA):
+        return (1 if top == MULTIARCH else 4), top
+    is_registry = "." in top or ":" in top
+    return (2 if is_registry else 3), top  # second names lead to the first
 
 
 def lease_path(paths: list[RepoPath], view: View) -> RepoPath:

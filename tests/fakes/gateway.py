@@ -415,6 +415,8 @@ class Command:
         self.words = words
 
     def run(self) -> None:
+        if not self.words:
+            raise EndError("CernVM-FS Server Tool 2.12.0-1\n\nUsage: cvmfs_server COMMAND", 2)
         with (self.host.place / "log").open("a") as log:
             log.write(" ".join(self.words) + "\n")
         commands: dict[str, Callable[[], None]] = {
@@ -422,7 +424,7 @@ class Command:
             "publish": self.publish,
             "abort": self.abort,
         }
-        if not self.words or self.words[0] not in commands:
+        if self.words[0] not in commands:
             raise EndError("unknown command", 2)
         self.fault(f"{self.words[0]}:before")
         commands[self.words[0]]()
