@@ -111,3 +111,16 @@ def test_what_is_not_for_this_kind_of_repository_is_refused(world: World) -> Non
     ran = shell.run("info")
     assert ran.code == 2
     assert "lease_wait is for a repository behind a gateway" in ran.err
+
+
+def test_doctor_looks_for_the_keys(world: World) -> None:
+    shell = publisher(world, "a")
+
+    def look() -> dict[str, str]:
+        checks = shell.run("--json", "doctor").document["checks"]
+        return {each["check"]: each["outcome"] for each in checks}
+
+    assert look()["gateway"] == "missing"
+    (world.base / f"gateway/keys/{NAME}.gw").write_text("plain_text key secret\n")
+    found = look()
+    assert (found["gateway"], found["mount"], found["repository"]) == ("ok", "ok", "ok")
