@@ -171,7 +171,7 @@ def test_a_long_lease_elsewhere_is_in_nobodys_way(world: World) -> None:
     first, second = world.host("a"), world.host("b")
     publish(first.repository(), "A")
     first.fault(publish_before="wait")
-    other = threading.Thread(target=lambda: publish(first.repository(), "B", 2))
+    other = threading.Thread(target=lambda: publish(first.repository(lease_wait=60), "B", 2))
     other.start()
     wait_for(first.place / "reached")
     assert first.leases()[-1] == sandbox("B")[:8]
@@ -213,7 +213,7 @@ def test_two_that_publish_the_same_image_put_its_sandbox_once(world: World) -> N
     first, second = world.host("a"), world.host("b")
     publish(first.repository(), "A")
     first.fault(publish_before="wait")
-    other = threading.Thread(target=lambda: publish(first.repository(), "B", 2))
+    other = threading.Thread(target=lambda: publish(first.repository(lease_wait=60), "B", 2))
     other.start()
     wait_for(first.place / "reached")
     waiting = threading.Thread(
@@ -399,7 +399,7 @@ def test_a_busy_path_is_waited_for_and_told_if_it_stays_busy(world: World) -> No
     first, second = world.host("a"), world.host("b")
     publish(first.repository(), "A")
     first.fault(**{"publish:before": "later wait"})
-    other = threading.Thread(target=lambda: publish(first.repository(), "B", 2))
+    other = threading.Thread(target=lambda: publish(first.repository(lease_wait=60), "B", 2))
     other.start()
     wait_for(first.place / "reached")
     with pytest.raises(LeaseBusyError, match="lease path busy") as caught:
