@@ -442,6 +442,9 @@ class DirectoryConfig:
         return self.share
 
 
+LEASE_WAIT = timedelta(minutes=10)
+
+
 @dataclass(frozen=True)
 class CvmfsServerConfig:
     """How the program `cvmfs_server` is used."""
@@ -471,6 +474,12 @@ class CvmfsServerConfig:
     lock_wait: timedelta = field(
         default=timedelta(),
         metadata=about("how long to wait for another writer to end before giving up"),
+    )
+    lease_wait: timedelta = field(
+        default=LEASE_WAIT,
+        metadata=about(
+            "behind a gateway: how long to wait for a lease that another publisher holds"
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -1923,6 +1932,8 @@ repository:
     #timeout: 6h
     # How long to wait for another writer to end before giving up: 10m, 1h.
     #lock_wait: 0s
+    # Behind a gateway: how long to wait for a lease that another publisher holds.
+    #lease_wait: 10m
   # Which images may get in: patterns, or more about them.  By default all; with a list only those
   # that one of its rules fits.
   #accept: []

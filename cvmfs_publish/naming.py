@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from cvmfs_publish.errors import LockedError
 from cvmfs_publish.replicas import WAIT_SECONDS, LaggingError, Survey, reasons
-from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.base import Repository, persist
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged
 from cvmfs_publish.repository.staging import StagedName, hindrance, switch_names
 from cvmfs_publish.words import plural
@@ -73,8 +73,12 @@ def switch_now(
 
     `step` is told the name of every stage of the transaction.
     """
-    with repository.transaction(int(now.timestamp()), step) as transaction:
-        return switch_names(transaction, names, now)
+
+    def work() -> list[Publication]:
+        with repository.transaction(int(now.timestamp()), step) as transaction:
+            return switch_names(transaction, names, now)
+
+    return persist(work)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ from cvmfs_publish.layers.tree import Directory, Tree, encode_name
 from cvmfs_publish.layers.treedigest import TreeSummary, summarise_tree
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.artefact import Packer, Source, walk_tree
-from cvmfs_publish.repository.base import Repository, Transaction, View, Walkable
+from cvmfs_publish.repository.base import Repository, Transaction, View, Walkable, persist
 from cvmfs_publish.repository.compliance import check_record
 from cvmfs_publish.repository.fallback import point_immutable_names, point_names
 from cvmfs_publish.repository.layouts import (
@@ -59,6 +59,7 @@ from cvmfs_publish.repository.layouts import (
 )
 from cvmfs_publish.repository.names import (
     check_short_name,
+    leads_to,
     publish_name,
     put_sandbox,
     put_sandbox_record,
@@ -273,7 +274,7 @@ class Publisher:
             for wish in due:
                 self._foresee(wish)
         elif due:
-            self._publish_due(due, now, force=force)
+            persist(lambda: self._publish_due(due, now, force=force))
         revision = self._repository.revision()
         return PublishResult(
             revision.number, revision.root_hash, tuple(wish.result for wish in wishes)
@@ -324,7 +325,7 @@ class Publisher:
             return self._lacks_artefact(wish, view, staged.publication, "staged")
         if (
             current is not None
-            and view.read_symlink(current.path.lstrip("/")) is not None
+            and leads_to(view, names, current.sandbox.lstrip("/"))
             and self._is_as_wanted(wish, view, current, force=force)
         ):
             try:
@@ -427,6 +428,8 @@ class Publisher:
             if self._packer is not None:
                 self._packer.store.sweep()
             for wish in due:
+                if wish.result.error is not None:  # it failed before others were quicker
+                    continue
                 try:
                     if wish.present is not None:
                         self._complete(wish, wish.present, transaction)

@@ -37,7 +37,7 @@ from tests.fakes.stock_server import make_host
 from tests.support import NAME, keys_of_this_run
 
 
-class Clocked(ServerRepository):
+class ClockedHost(ServerRepository):
     """On a host whose clock shows what `now` is."""
 
     @contextmanager
@@ -60,8 +60,8 @@ class StockHost:
         base.mkdir(parents=True)
         self.program = make_host(base, NAME, keys_of_this_run(), now)
 
-    def repository(self, method: str = "auto", timeout: float = 60, wait: float = 0) -> Clocked:
-        return Clocked(
+    def repository(self, method: str = "auto", timeout: float = 60, wait: float = 0) -> ClockedHost:
+        return ClockedHost(
             read_server_conf(self.base / "server.conf"),
             self.base / "state",
             LocalStore(self.base / "state/spool"),

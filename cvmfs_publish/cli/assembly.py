@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cvmfs_publish.cli.lazy import load
-from cvmfs_publish.config import Config, S3Config, S3Url
+from cvmfs_publish.config import LEASE_WAIT, Config, CvmfsServerConfig, S3Config, S3Url
 from cvmfs_publish.content.artefacts import ArtefactStore
 from cvmfs_publish.content.local import LocalStore
 from cvmfs_publish.content.objects import Compression
@@ -17,7 +17,12 @@ from cvmfs_publish.content.stores import open_artefacts, open_store
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.base import Repository
 from cvmfs_publish.repository.native.repository import NativeOptions, NativeRepository
-from cvmfs_publish.repository.native.server_conf import default_server_conf, read_server_conf
+from cvmfs_publish.repository.native.server_conf import (
+    GatewayUpstream,
+    ServerConf,
+    default_server_conf,
+    read_server_conf,
+)
 from cvmfs_publish.repository.native.spool import Spool
 
 if TYPE_CHECKING:  # they are loaded where they are used: not every run needs them
@@ -97,27 +102,47 @@ def open_server(config: Config) -> ServerRepository:
         InputError: the server.conf is missing, or says what cannot be done here.
     """
     name, server = config.repository.name, config.repository.cvmfs_server
-    conf = read_server_conf(server.server_conf or default_server_conf(name))
+    conf = read_server_conf(server.server_conf or default_server_conf(name), gateway=True)
     if conf.name != name:
         raise InputError(
             f"{conf.path} is of repository {conf.name!r}, not of {name!r}",
             hint="correct `repository.name` or `repository.cvmfs_server.server_conf`",
         )
+    is_behind_gateway = isinstance(conf.upstream, GatewayUpstream)
+    _check_for_gateway(server, conf, is_behind_gateway=is_behind_gateway)
     module = load("cvmfs_publish.repository.cvmfs_server")
-    opened: ServerRepository = module.ServerRepository(
-        conf,
-        config.state,
-        LocalStore(config.state / "spool"),
-        module.ServerOptions(
-            server.mount or Path("/cvmfs") / name,
-            server.program,
-            server.method,
-            server.timeout,
-            server.lock_wait,
-            config.nesting.max_entries,
-        ),
+    options = module.ServerOptions(
+        server.mount or Path("/cvmfs") / name,
+        server.program,
+        server.method,
+        server.timeout,
+        server.lock_wait,
+        server.lease_wait,
+        config.nesting.max_entries,
     )
+    kind = module.ServerRepository
+    if is_behind_gateway:
+        kind = load("cvmfs_publish.repository.gateway").GatewayRepository
+    opened: ServerRepository = kind(conf, config.state, LocalStore(config.state / "spool"), options)
     return opened
+
+
+def _check_for_gateway(
+    server: CvmfsServerConfig, conf: ServerConf, *, is_behind_gateway: bool
+) -> None:
+    """Refuse what is configured for a gateway where there is none, and the other way round."""
+    if is_behind_gateway and server.method == "ingest":
+        raise InputError(
+            f"repository.cvmfs_server.method is ingest, but {conf.path} has the repository behind a"
+            " gateway, where nobody sees what `ingest` begins from",
+            hint="write `method: auto`",
+        )
+    if not is_behind_gateway and server.lease_wait != LEASE_WAIT:
+        raise InputError(
+            f"repository.cvmfs_server.lease_wait is for a repository behind a gateway; that of"
+            f" {conf.path} is not",
+            hint="remove it; `lock_wait` is how long to wait for another writer",
+        )
 
 
 def open_tree(config: Config) -> DirectoryRepository | ServerRepository:

@@ -17,7 +17,7 @@ from cvmfs_publish.cli.output import error_document, format_table
 from cvmfs_publish.cli.waiting import staged_document, staged_line
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository import names
-from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.base import Repository, persist
 from cvmfs_publish.repository.compliance import check_record
 from cvmfs_publish.repository.names import History, UnpublishedImage, Version
 from cvmfs_publish.repository.records import Publication
@@ -90,9 +90,14 @@ def rollback(
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        done = names.rollback(transaction, reference, chosen, now, to)
-        check_record(transaction, Compliance.of(session.config), done.publication)
+
+    def work() -> names.Rollback:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            done = names.rollback(transaction, reference, chosen, now, to)
+            check_record(transaction, Compliance.of(session.config), done.publication)
+            return done
+
+    done = persist(work)
     refresh(session, repository)
     record = done.publication
     word = "rolled back" if done.is_changed else "unchanged"
@@ -115,8 +120,12 @@ def pin(context: typer.Context, image: ImageArgument, platform: PlatformOption =
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        record = names.pin(transaction, reference, chosen, now)
+
+    def work() -> Publication:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            return names.pin(transaction, reference, chosen, now)
+
+    record = persist(work)
     session.out.result(
         {**_revision_document(session, repository), **_record_document(record)},
         f"pinned  {record.reference}  keeps {' '.join(record.pinned)}",
@@ -133,8 +142,12 @@ def unpin(context: typer.Context, image: ImageArgument, platform: PlatformOption
     session = session_of(context)
     repository = open_repository(session.config)
     reference, chosen, now = Reference.parse(image), _platform(platform), datetime.now(UTC)
-    with repository.transaction(int(now.timestamp())) as transaction:
-        record = names.unpin(transaction, reference, chosen)
+
+    def work() -> Publication:
+        with repository.transaction(int(now.timestamp())) as transaction:
+            return names.unpin(transaction, reference, chosen)
+
+    record = persist(work)
     session.out.result(
         {**_revision_document(session, repository), **_record_document(record)},
         f"unpinned  {record.reference}",

@@ -19,7 +19,7 @@ from cvmfs_publish.doctor.model import Finding, examine, good, missing, unused, 
 from cvmfs_publish.doctor.native import check_whitelist
 from cvmfs_publish.errors import RemoteError
 from cvmfs_publish.repository.cvmfs_server import ServerRepository
-from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
+from cvmfs_publish.repository.native.server_conf import GatewayUpstream, LocalUpstream, ServerConf
 from cvmfs_publish.repository.server_program import OLDEST, OLDEST_INGEST, format_version
 from cvmfs_publish.watch.programs import run_program, words
 
@@ -58,6 +58,8 @@ def check_server(
     yield from examine("owner", lambda: check_owner(conf, account))
     yield from examine("mount", lambda: check_mount(repository))
     yield from examine("spool", lambda: check_spool(repository, account))
+    if isinstance(conf.upstream, GatewayUpstream):
+        yield from examine("gateway", lambda: check_gateway(conf))
     if offline and not isinstance(conf.upstream, LocalUpstream):
         yield unused("repository", f"{conf.url} is not asked with --offline")
     else:
@@ -100,6 +102,20 @@ def check_mount(repository: ServerRepository) -> Iterator[Finding]:
         )
         return
     yield good("mount", f"{mount} ({file_system_of(mount) or 'unknown'})")
+
+
+def check_gateway(conf: ServerConf) -> Iterator[Finding]:
+    """Look for the key to the gateway, and for the one that verifies what is published."""
+    for kind, use in (("gw", "for leases"), ("pub", "to verify what is published")):
+        path = conf.keys / f"{conf.name}.{kind}"
+        if not os.access(path, os.R_OK):
+            yield missing(
+                "gateway",
+                f"{path}, {use}, does not exist or cannot be read",
+                "copy it from the gateway, for the repository's owner to read",
+            )
+            return
+    yield good("gateway", f"its key is {conf.keys / conf.name}.gw")
 
 
 def check_spool(repository: ServerRepository, account: Account) -> Iterator[Finding]:

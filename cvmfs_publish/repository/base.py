@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from secrets import SystemRandom
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cvmfs_publish.content.hashes import HashAlgorithm
 from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.digest import Digest
+from cvmfs_publish.errors import LockedError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree
+
+T = TypeVar("T")
+
+ATTEMPTS = 10  # at what others were quicker with
+_PAUSE = 0.5  # seconds, at most, before the second one; longer before every other
+
+
+class OvertakenError(LockedError):
+    """Somebody else has changed what a transaction had read; it may be done again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +182,16 @@ class Repository(Protocol):
 
     def algorithm(self) -> HashAlgorithm:
         """Return what names stored contents, and so the records of layers."""
+
+
+def persist(work: Callable[[], T]) -> T:
+    """Do something that has a transaction in it; again from its start if others were quicker.
+
+    Raises `OvertakenError` if they were so `ATTEMPTS` times.
+    """
+    for number in range(1, ATTEMPTS):
+        try:
+            return work()
+        except OvertakenError:
+            time.sleep(SystemRandom().uniform(0, number * _PAUSE))  # so that one of two is first
+    return work()

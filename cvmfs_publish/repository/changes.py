@@ -9,11 +9,21 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from cvmfs_publish.errors import RepositoryError
-from cvmfs_publish.layers.tree import RepoPath, encode_name
-from cvmfs_publish.repository.base import View
-from cvmfs_publish.repository.folder import FolderView
+from cvmfs_publish.layers.tree import Node, RepoPath, encode_name
+from cvmfs_publish.repository.base import Dated, View
+
+
+class Base(View, Protocol):
+    """The tree as it is."""
+
+    def node(self, path: RepoPath) -> Node | None:
+        """Return the entry at `path`; None if there is none."""
+
+    def modified_at(self, path: RepoPath) -> int | None:
+        """See `repository.base.Dated`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,7 @@ New = NewFile | NewLink | NewDirectory | NewTree
 class Changes:
     """See `repository.base.View`: the tree as it will be."""
 
-    def __init__(self, base: FolderView, now: int) -> None:
+    def __init__(self, base: Base, now: int) -> None:
         self._base = base
         self._now = now
         self.entries: dict[RepoPath, New] = {}
@@ -98,10 +108,11 @@ class Changes:
 
     def modified_at(self, path: RepoPath) -> int | None:
         """See `repository.base.Dated`."""
-        entry, view, below = self._find(path)
+        entry, found, below = self._find(path)
         if entry is not None:
             return self._now
-        return view.modified_at(below) if isinstance(view, FolderView) else None
+        view: object = found
+        return view.modified_at(below) if isinstance(view, Dated) else None
 
     def find_files(
         self, top: RepoPath, name: str, excluded: Collection[str] = ()
@@ -132,7 +143,7 @@ class Changes:
                 return None, None, path
         return None, self._old(path), path
 
-    def _old(self, path: RepoPath) -> FolderView | None:
+    def _old(self, path: RepoPath) -> Base | None:
         """Return the tree as it is, unless nothing of what it has there will stay."""
         gone = path in self.cleared or any(above in self.cleared for above in _above(path))
         return None if gone else self._base

@@ -24,29 +24,29 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from cvmfs_publish.content.hashes import HashAlgorithm
-from cvmfs_publish.content.ingest import Ingestor
-from cvmfs_publish.content.local import DIRECTORY_MODE, storage_errors
+from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.store import ContentStore, has_whole
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, LockedError, PublishError, RepositoryError
-from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, Tree, encode_name
+from cvmfs_publish.layers.tree import Content, Directory, Node, RepoPath, Tree
 from cvmfs_publish.layers.treedigest import digest_lines, first_difference, list_tree, sort_lines
 from cvmfs_publish.repository.archive import iter_tar
 from cvmfs_publish.repository.artefact import walk_tree
-from cvmfs_publish.repository.base import Revision
-from cvmfs_publish.repository.changes import Changes, NewDirectory, NewFile, NewLink, NewTree
+from cvmfs_publish.repository.base import Revision, View
+from cvmfs_publish.repository.changes import Base, NewFile, NewTree
 from cvmfs_publish.repository.folder import WORK, Folder, FolderView
-from cvmfs_publish.repository.folder_listing import Listing, Traits, read_back
-from cvmfs_publish.repository.folder_write import TreeWriter, finish_directory
-from cvmfs_publish.repository.layouts import CATALOG_MARKER
+from cvmfs_publish.repository.folder_listing import Files, Listing, Traits, read_back
+from cvmfs_publish.repository.layouts import CATALOG_MARKER, listing_of
+from cvmfs_publish.repository.mount_write import MountWriter, Pending
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.native.http_origin import open_origin
 from cvmfs_publish.repository.native.manifest import FILE_NAME, MAX_BYTES, Manifest, parse_manifest
 from cvmfs_publish.repository.native.nesting import DEFAULT_LIMIT, choose_nested
 from cvmfs_publish.repository.native.origin import Origin, read
-from cvmfs_publish.repository.native.reader import browse_snapshot, open_snapshot
+from cvmfs_publish.repository.native.reader import Snapshot, browse_snapshot, open_snapshot
 from cvmfs_publish.repository.native.server_conf import LocalUpstream, ServerConf
 from cvmfs_publish.repository.native.whitelist import FILE_NAME as WHITELIST_NAME
 from cvmfs_publish.repository.native.whitelist import MAX_BYTES as WHITELIST_BYTES
@@ -60,7 +60,12 @@ from cvmfs_publish.repository.removal import (
     plan_removals,
 )
 from cvmfs_publish.repository.server_program import Server
-from cvmfs_publish.repository.spooled import ALGORITHM, Spooled, old_objects
+from cvmfs_publish.repository.spooled import (
+    ALGORITHM,
+    Spooled,
+    SpooledTransaction,
+    old_objects,
+)
 from cvmfs_publish.repository.tree_view import TreeView
 
 _TREES = f"{WORK}/trees"
@@ -69,6 +74,10 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _LARGE = 32 * 1024**2  # bytes; `ingest` does not cut larger files into chunks, so clients wait
 _SMALL = 1000  # entries; a publish of its own takes longer than to write so many
 _PAUSE = 0.5  # seconds between two looks whether another writer has ended
+
+
+class ServerView(Base, Files, Protocol):
+    """What is published, by its mount or by its catalogs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +89,8 @@ class ServerOptions:
     method: str = "auto"  # of putting sandboxes in: auto, ingest or transaction
     timeout: timedelta = timedelta(hours=6)  # of one command
     lock_wait: timedelta = timedelta()  # for another writer to end
+    lease_wait: timedelta = timedelta(minutes=10)  # for a lease of another publisher to end
     max_entries: int = DEFAULT_LIMIT  # above this many an image's catalog is divided
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A sandbox that is to be put in its place."""
-
-    tree: Tree  # with the marks of its catalogs
-    listing: tuple[str, ...]  # without
 
 
 class ServerRepository:
@@ -174,11 +176,11 @@ class ServerRepository:
         return ALGORITHM  # of the spool; the repository has its own
 
     @contextmanager
-    def open(self) -> Iterator[FolderView]:
+    def open(self) -> Iterator[ServerView]:
         self._check_mount()
         yield self.view()
 
-    def view(self) -> FolderView:
+    def view(self) -> ServerView:
         return FolderView(self.folder)
 
     def _check_mount(self) -> None:
@@ -191,17 +193,23 @@ class ServerRepository:
 
     def list_stored(self, path: RepoPath) -> list[str] | None:
         """Return the listing of a sandbox by its catalogs: one that the native backend wrote."""
-        origin = self._origin()
+        with self.damage(), self.snapshot() as snapshot:
+            return snapshot.list_lines(path)
+
+    def snapshot(self) -> Snapshot:
+        """Open what is published by its catalogs; close it after use."""
+        return browse_snapshot(self._origin(), name=self.name)
+
+    @contextmanager
+    def damage(self) -> Iterator[None]:
+        """Turn what is wrong with stored files into the error of a damaged repository."""
         try:
-            with browse_snapshot(origin, name=self.name) as snapshot:
-                return snapshot.list_lines(path)
+            yield
         except IntegrityError as error:
             raise RepositoryError(
                 f"{self.name} is damaged: {error}",
                 hint=f"`cvmfs_server check {self.name}` finds all of it",
             ) from error
-        finally:
-            origin.close()
 
     def read_verified(self, public_keys: Iterable[Path]) -> Manifest:
         """Return the published manifest, its signatures verified as clients do.
@@ -232,27 +240,34 @@ class ServerRepository:
             RepositoryError: the repository is missing or damaged, cannot be written, or
                 `cvmfs_server` failed.
         """
-        self._check_mount()
-        self._check_owner()
-        self._server.check_version()
-        _check_writable(self.conf)
+        self._check_place()
         with storage_errors("writing the repository"):
             self._spool.create()
             with self._locked(step):
                 self._spool.sweep()
-                base = self.manifest()
-                _check_clock(base, now)
-                transaction = ServerTransaction(
-                    self, Spooled(self._spool), base.revision + 1, max(now, base.timestamp)
-                )
-                try:
-                    yield transaction
-                    if transaction.changed:
-                        self._commit(transaction, base, step)
-                except (OSError, RepositoryError):
-                    if self._is_published(base):
-                        transaction.discard()  # a full disk must not stay full of it
-                    raise
+                with self._begin(now) as transaction:
+                    try:
+                        yield transaction
+                        if transaction.changed:
+                            self._commit(transaction, step)
+                    except LockedError:  # it will be tried again
+                        raise
+                    except (OSError, RepositoryError):
+                        if self._is_published(transaction.base):
+                            transaction.discard()  # a full disk must not stay full of it
+                        raise
+
+    @contextmanager
+    def _begin(self, now: int) -> Iterator[ServerTransaction]:
+        base = self.manifest()
+        check_clock(base, now)
+        yield ServerTransaction(self, self.view(), Spooled(self._spool), base, now)
+
+    def _check_place(self) -> None:
+        self._check_mount()
+        self._check_owner()
+        self._server.check_version()
+        _check_writable(self.conf)
 
     def _check_owner(self) -> None:
         user = self.conf.user
@@ -292,9 +307,8 @@ class ServerRepository:
         except PublishError:
             return False
 
-    def _commit(
-        self, transaction: ServerTransaction, base: Manifest, step: Callable[[str], None]
-    ) -> None:
+    def _commit(self, transaction: ServerTransaction, step: Callable[[str], None]) -> None:
+        base = transaction.base
         ingested: set[RepoPath] = set()
         for path, pending in transaction.trees():
             why = self._why_not_ingest(path, pending.tree)
@@ -404,137 +418,76 @@ class ServerRepository:
 
     # into the mount, while our transaction is open
 
+    def writer(self, transaction: ServerTransaction) -> MountWriter:
+        """Return what writes the changes of a transaction into the mount."""
+        return MountWriter(self.folder, self.traits(), transaction.iter_content, transaction.now)
+
+    def traits(self) -> Traits:
+        """Return what the mount keeps of an image."""
+        return Traits(owners=os.geteuid() == 0, nanoseconds=False, xattrs=self.conf.include_xattrs)
+
     def _write(self, transaction: ServerTransaction, ingested: set[RepoPath]) -> None:
-        folder = self.folder
-        for path in sorted(transaction.cleared, reverse=True):
-            remove_entry(folder, path)
-            remove_entry(folder, f"{_TREES}/{path}.zst")
-            remove_entry(folder, f"{_TREES}/{path}")
-        entries = transaction.entries
-        for path in sorted(entries, key=lambda p: (isinstance(entries[p], NewLink), p)):
-            entry = entries[path]
-            if isinstance(entry, NewDirectory):
-                self._make_directory(path, nested=entry.is_nested)
-            elif isinstance(entry, NewFile):
-                self._put_file(path, entry.data, transaction.now)
-            elif isinstance(entry, NewLink):
-                remove_entry(folder, path)
-                with folder.parent(path) as (above, name):
-                    os.symlink(encode_name(entry.target), name, dir_fd=above)
-            else:
-                self._put_tree(path, entry.number, transaction, is_there=path in ingested)
+        writer = self.writer(transaction)
+        writer.remove(transaction.cleared)
+        for path in transaction.cleared:
+            writer.remove([f"{_TREES}/{path}.zst", f"{_TREES}/{path}", listing_of(path)])
+        trees = dict(enumerate(transaction.pending))
+        listings = writer.put(transaction.entries, trees, there=ingested)
+        for path, listing in listings.items():
+            writer.keep(f"{_TREES}/{path}.zst", listing)
 
-    def _make_directory(self, path: RepoPath, *, nested: bool) -> None:
-        with self.folder.parent(path) as (above, name):
-            os.mkdir(name, DIRECTORY_MODE, dir_fd=above)
-            os.chmod(name, DIRECTORY_MODE, dir_fd=above)
-        if nested:
-            self._put_file(f"{path}/{CATALOG_MARKER}", b"")
-
-    def _put_file(self, path: RepoPath, data: bytes, at: int | None = None) -> None:
-        remove_entry(self.folder, path)
-        with self.folder.parent(path) as (above, name):
-            descriptor = os.open(name, _NEW, 0o644, dir_fd=above)
-        try:
-            os.fchmod(descriptor, 0o644)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            if at is not None:
-                os.utime(descriptor, (at, at))
-        finally:
-            os.close(descriptor)
-
-    def _put_tree(
-        self, path: RepoPath, number: int, transaction: ServerTransaction, *, is_there: bool
-    ) -> None:
-        pending = transaction.pending[number]
-        is_root = os.geteuid() == 0
-        traits = Traits(
-            owners=is_root or is_there,
-            nanoseconds=False,
-            xattrs=self.conf.include_xattrs and not is_there,
-        )
-        root = pending.tree.root.node
-        if not is_there:
-            TreeWriter(
-                self.folder, transaction.iter_content, replace(traits, owners=is_root)
-            ).write(path, pending.tree)
-        finish_directory(self.folder, path, root, replace(traits, owners=is_root))
-        listing = Listing(replace(traits, owners=is_root), pending.listing)
-        found = read_back(self.view(), path, Listing(traits, pending.listing))
-        if digest_lines(found) != digest_lines(pending.listing):
-            difference = first_difference(sort_lines(pending.listing), sort_lines(found))
-            raise RepositoryError(
-                f"/{path}: what was written of it is not what its layers say: {difference}",
-                hint="nothing of it was named; look at the disk of the spool, then try again",
-            )
-        self._keep_listing(path, listing)
-
-    def _keep_listing(self, path: RepoPath, listing: Listing) -> None:
-        place = f"{_TREES}/{path}.zst"
-        parts = place.split("/")[:-1]
-        for count in range(1, len(parts) + 1):
-            with (
-                self.folder.parent("/".join(parts[:count])) as (above, name),
-                suppress(FileExistsError),
-            ):
-                os.mkdir(name, DIRECTORY_MODE, dir_fd=above)
-        self._put_file(place, listing.pack())
-
-    def listing(self, path: RepoPath) -> Listing | None:
+    def listing(self, path: RepoPath, view: View | None = None) -> Listing | None:
         """Return what the sandbox at `path` should be; None if it was not put there by us."""
-        packed = self.view().read_file(f"{_TREES}/{path}.zst")
-        try:
-            if packed is None:
-                return None
-            listing = Listing.unpack(packed)
-            return replace(listing, traits=replace(listing.traits, nanoseconds=False))
-        except IntegrityError as error:
-            raise RepositoryError(
-                f"{self.location}/{_TREES}/{path}.zst: {error}",
-                hint="`cvmfs-publish publish --force` makes the sandbox anew",
-            ) from error
+        view = view or self.view()
+        for place in (f"{_TREES}/{path}.zst", listing_of(path)):
+            packed = view.read_file(place)
+            try:
+                if packed is not None:
+                    listing = Listing.unpack(packed)
+                    return replace(listing, traits=replace(listing.traits, nanoseconds=False))
+            except IntegrityError as error:
+                raise RepositoryError(
+                    f"/{place} of {self.name}: {error}",
+                    hint="`cvmfs-publish publish --force` makes the sandbox anew",
+                ) from error
+        return None
 
 
-class ServerTransaction(Changes):
+class ServerTransaction(SpooledTransaction):
     """See `repository.base.Transaction`; nothing is written before it ends."""
 
     def __init__(
-        self, repository: ServerRepository, contents: Spooled, revision: int, now: int
+        self,
+        repository: ServerRepository,
+        files: ServerView,
+        contents: Spooled,
+        base: Manifest,
+        now: int,
+        tree: Base | None = None,
     ) -> None:
-        super().__init__(repository.view(), now)
-        self.now = now
-        self.revision = revision
-        self.pending: list[_Pending] = []  # sandboxes by number
+        """Begin from what is published: its manifest `base`, and its tree in `files`.
+
+        `tree` shows the same to whoever asks; by default it is `files`.
+        """
+        self.now = max(now, base.timestamp)
+        super().__init__(tree or files, self.now, contents)
+        self.base = base
+        self.files = files
+        self.revision = base.revision + 1
+        self.pending: list[Pending] = []  # sandboxes by number
         self._repository = repository
-        self._contents = contents
         self._digests: list[Digest] = []
-
-    def ingestor(self, readers: int) -> Ingestor:
-        return self._contents.ingestor(readers)
-
-    def store(self, data: bytes) -> Content:
-        with storage_errors("storing file contents"):
-            return self._contents.store(data)
-
-    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
-        return self._contents.iter_content(path, node)
-
-    def discard(self) -> None:
-        """Remove what was stored for nothing."""
-        self._contents.discard()
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         lines = list_tree(tree)
         empty = self.store(b"")
         nested = choose_nested(tree, self._repository.options.max_entries)
         number = len(self.pending)
-        self.pending.append(_Pending(_with_marks(tree, {"", *nested}, empty), tuple(lines)))
+        self.pending.append(Pending(_with_marks(tree, {"", *nested}, empty), tuple(lines)))
         self._digests.append(digest_lines(lines))
         self.place_tree(path, NewTree(number, TreeView(tree, self.iter_content)))
 
-    def trees(self) -> Iterator[tuple[RepoPath, _Pending]]:
+    def trees(self) -> Iterator[tuple[RepoPath, Pending]]:
         for path, entry in list(self.entries.items()):
             if isinstance(entry, NewTree):
                 yield path, self.pending[entry.number]
@@ -558,10 +511,10 @@ class ServerTransaction(Changes):
         return first_difference(list_tree(tree), sort_lines(lines)) or "its digest differs"
 
     def _read_back(self, path: RepoPath) -> list[str]:
-        listing = self._repository.listing(path)
+        listing = self._repository.listing(path, self.files)
         if listing is None or not self.is_directory(path):
             return []
-        return read_back(self._repository.view(), path, listing)
+        return read_back(self.files, path, listing)
 
     def renumber(self, revision: int) -> None:
         """Let records name the revision they become visible in, after others came in between."""
@@ -590,30 +543,6 @@ def _with_marks(tree: Tree, nested: set[RepoPath], empty: Content) -> Tree:
     return Tree(copy("", tree.root))
 
 
-def remove_entry(folder: Folder, path: RepoPath) -> None:
-    """Remove an entry and everything below it; no error if there is none."""
-    found = folder.stat(path)
-    if found is None:
-        return
-    if not stat.S_ISDIR(found.st_mode):
-        with folder.parent(path) as (above, name), suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=above)
-        return
-    directories = [path]
-    for directory in directories:  # grows while it is walked: parents first
-        with folder.parent(directory) as (above, name):
-            os.chmod(name, 0o700, dir_fd=above)
-        for name_, is_directory in folder.names(directory):
-            if is_directory:
-                directories.append(f"{directory}/{name_}")
-            else:
-                with folder.parent(f"{directory}/{name_}") as (above, name):
-                    os.unlink(name, dir_fd=above)
-    for directory in reversed(directories):
-        with folder.parent(directory) as (above, name):
-            os.rmdir(name, dir_fd=above)
-
-
 def _check_writable(conf: ServerConf) -> None:
     """Refuse what `cvmfs_server` would fail over in the middle, with words of its own."""
     places = [conf.spool]
@@ -625,7 +554,8 @@ def _check_writable(conf: ServerConf) -> None:
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
 
 
-def _check_clock(base: Manifest, now: int) -> None:
+def check_clock(base: Manifest, now: int) -> None:
+    """Refuse to publish before the published revision; raises `RepositoryError`."""
     if base.timestamp > now + _CLOCK_TOLERANCE:
         raise RepositoryError(
             f"revision {base.revision} was published {base.timestamp - now} seconds after what "

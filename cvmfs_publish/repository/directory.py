@@ -32,12 +32,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cvmfs_publish.content.hashes import HashAlgorithm
-from cvmfs_publish.content.ingest import Ingestor
 from cvmfs_publish.content.local import DIRECTORY_MODE, storage_errors, sync_file_system
 from cvmfs_publish.content.store import ContentStore, Lock, has_whole
 from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import IntegrityError, LockedError, PublishError, RepositoryError
-from cvmfs_publish.layers.tree import Content, Node, RepoPath, Tree, encode_name
+from cvmfs_publish.layers.tree import Node, RepoPath, Tree, encode_name
 from cvmfs_publish.layers.treedigest import digest_lines, first_difference, list_tree, sort_lines
 from cvmfs_publish.repository.base import Revision
 from cvmfs_publish.repository.changes import Changes, NewDirectory, NewFile, NewLink, NewTree
@@ -57,7 +56,12 @@ from cvmfs_publish.repository.removal import (
     apply_removals,
     plan_removals,
 )
-from cvmfs_publish.repository.spooled import ALGORITHM, Spooled, old_objects
+from cvmfs_publish.repository.spooled import (
+    ALGORITHM,
+    Spooled,
+    SpooledTransaction,
+    old_objects,
+)
 
 _STATE, _JOURNAL = f"{WORK}/repository.json", f"{WORK}/journal.json"
 _TXN, _TRASH, _FILES, _TREES = (f"{WORK}/{name}" for name in ("txn", "trash", "files", "trees"))
@@ -645,39 +649,24 @@ class DirectoryRepository:
         return self._view()
 
 
-class DirectoryTransaction(Changes):
+class DirectoryTransaction(SpooledTransaction):
     """See `repository.base.Transaction`."""
 
     def __init__(self, repository: DirectoryRepository, before: State, now: int) -> None:
-        super().__init__(repository.view(), now)
+        super().__init__(repository.view(), now, repository.contents())
         self.before = before
         self.revision = before.revision + 1
         self._repository = repository
-        self._contents = repository.contents()
         self.name = secrets.token_hex(8)
         self._roots: list[Node] = []  # of sandboxes, by number
         self._traits = Traits()
-
-    def ingestor(self, readers: int) -> Ingestor:
-        return self._contents.ingestor(readers)
-
-    def store(self, data: bytes) -> Content:
-        with storage_errors("storing file contents"):
-            return self._contents.store(data)
-
-    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
-        return self._contents.iter_content(path, node)
-
-    def discard(self) -> None:
-        """Remove what was stored for nothing."""
-        self._contents.discard()
 
     def put_tree(self, path: RepoPath, tree: Tree) -> None:
         number = len(self._roots)
         self._roots.append(tree.root.node)
         with storage_errors("writing a sandbox"):
             place = self._place(number)
-            self._traits = self._repository.stage(place, tree, self._contents).traits
+            self._traits = self._repository.stage(place, tree, self.contents).traits
         self.place_tree(path, NewTree(number, self._repository.staged(place)))
 
     def _place(self, number: int) -> str:

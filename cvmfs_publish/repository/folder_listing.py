@@ -8,18 +8,26 @@ image says: owners, if the publisher is not root, or parts of a second.  The lis
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import zstandard
 
 from cvmfs_publish.errors import IntegrityError
 from cvmfs_publish.layers.tree import Node, RepoPath, decode_name, encode_name
 from cvmfs_publish.layers.treedigest import entry_line, xattrs_text
-from cvmfs_publish.repository.folder import FolderView
+from cvmfs_publish.repository.base import Walkable
 
 _FIELDS = 10  # of a line, see `entry_line`
 _MODE, _UID, _GID, _SIZE, _MTIME, _DEVICE, _TARGET, _XATTRS, _CONTENT = range(1, _FIELDS)
+
+
+class Files(Walkable, Protocol):
+    """A view of a tree of files."""
+
+    def read_xattrs(self, path: RepoPath, names: Collection[str]) -> tuple[tuple[str, bytes], ...]:
+        """Return those of these extended attributes that an entry has, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +72,7 @@ def _split(text: str) -> Iterator[str]:
         yield "\0".join(chosen) + "\0\n"
 
 
-def read_back(
-    view: FolderView, path: RepoPath, listing: Listing, root: Node | None = None
-) -> list[str]:
+def read_back(view: Files, path: RepoPath, listing: Listing, root: Node | None = None) -> list[str]:
     """Return the listing of what is there, in no order.
 
     What the tree does not keep, and what is in a file whose size and time are right, is taken from
@@ -83,7 +89,7 @@ def read_back(
 
 
 def _line(
-    view: FolderView,
+    view: Files,
     place: RepoPath,
     path: RepoPath,
     node: Node,

@@ -116,6 +116,17 @@ def image_record_of(image_id: Digest) -> RepoPath:
     return f"{IMAGES}/{image_id.hex[:2]}/{image_id.hex}.json"
 
 
+def listing_of(sandbox: RepoPath) -> RepoPath:
+    """Return the file that says what is in a sandbox, where that stands beside it."""
+    directory, _, name = sandbox.rpartition("/")
+    return f"{directory}/.{name}.zst".lstrip("/")
+
+
+def record_beside(sandbox: RepoPath) -> RepoPath:
+    """Return the file that says how what is at this path was made; see `image_record_of`."""
+    return f"{IMAGES}/{sandbox.removeprefix(FLAT + '/')}.json"
+
+
 def place_name(reference: Reference, platform: Platform) -> NamePlacement:
     """Return where the links and records of a name go."""
     architecture = platform.architecture + (f":{platform.variant}" if platform.variant else "")

@@ -23,7 +23,7 @@ from cvmfs_publish.digest import Digest
 from cvmfs_publish.errors import InputError, PublishError, RepositoryError, exit_code_of
 from cvmfs_publish.layers.tree import RepoPath, Tree
 from cvmfs_publish.reference import Reference
-from cvmfs_publish.repository.base import Repository, Transaction, View
+from cvmfs_publish.repository.base import Repository, Transaction, View, persist
 from cvmfs_publish.repository.fallback import drop_names, names_of, point_names
 from cvmfs_publish.repository.layouts import (
     CATALOG_MARKER,
@@ -297,9 +297,11 @@ def unpublish_images(
                 continue
             wishes.append((image, reference))
         images.append(image)
-    if wishes:
+
+    def work() -> None:
         with repository.transaction(int(now.timestamp()), step) as transaction:
             for image, reference in wishes:
+                image.publication = image.error = None
                 try:
                     image.publication = unpublish(transaction, reference, chosen, now)
                     image.status = "unpublished"
@@ -307,6 +309,9 @@ def unpublish_images(
                     image.error = error
             pairs = [names_of(image.publication) for image in images if image.publication]
             drop_names(transaction, [public for public, stays in pairs if public != stays])
+
+    if wishes:
+        persist(work)
     return UnpublishResult(tuple(images))
 
 
@@ -680,6 +685,23 @@ def format_at(at: datetime) -> str:
 
 
 # links
+
+
+def find_target(view: View, names: NamePlacement) -> tuple[RepoPath, str | None]:
+    """Return the link to one platform that a public name is or leads to, and its text.
+
+    The text is None if there is no such link.
+    """
+    text = view.read_symlink(names.name)
+    if text == names.variant_target():
+        return names.platform_name, view.read_symlink(names.platform_name)
+    return names.name, text
+
+
+def leads_to(view: View, names: NamePlacement, sandbox: RepoPath) -> bool:
+    """Whether a public name leads to a sandbox."""
+    link, text = find_target(view, names)
+    return text is not None and resolve_link(link, text) == sandbox
 
 
 def _point_name(

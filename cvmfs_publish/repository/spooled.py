@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 
 from cvmfs_publish.content.hashes import ContentHash, HashAlgorithm, Suffix
 from cvmfs_publish.content.ingest import Ingestor
+from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.content.objects import Compression, compress
 from cvmfs_publish.content.store import SHARDS, ContentStore, ObjectId
 from cvmfs_publish.errors import RepositoryError
 from cvmfs_publish.layers.tree import Content, Node, RepoPath
+from cvmfs_publish.repository.changes import Base, Changes
 from cvmfs_publish.repository.native.reader import iter_content
 
 ALGORITHM = HashAlgorithm.SHA1  # names objects that nobody else will see
@@ -55,6 +57,28 @@ class Spooled:
         new, self._new = self._new, []
         with suppress(OSError, RepositoryError):  # they go with time
             self._store.remove([content_hash.path(kind) for content_hash, kind in new])
+
+
+class SpooledTransaction(Changes):
+    """Changes whose contents wait in a spool: what is common to such transactions."""
+
+    def __init__(self, base: Base, now: int, contents: Spooled) -> None:
+        super().__init__(base, now)
+        self.contents = contents
+
+    def ingestor(self, readers: int) -> Ingestor:
+        return self.contents.ingestor(readers)
+
+    def store(self, data: bytes) -> Content:
+        with storage_errors("storing file contents"):
+            return self.contents.store(data)
+
+    def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
+        return self.contents.iter_content(path, node)
+
+    def discard(self) -> None:
+        """Remove what was stored for nothing."""
+        self.contents.discard()
 
 
 def old_objects(store: ContentStore, now: datetime, age: timedelta) -> Iterator[tuple[str, int]]:

@@ -15,12 +15,16 @@ from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.layers.treedigest import digest_lines, first_difference, sort_lines
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Revision, View
-from cvmfs_publish.repository.folder import FolderView
-from cvmfs_publish.repository.folder_listing import Listing, read_back
+from cvmfs_publish.repository.folder_listing import Files, Listing, read_back
 from cvmfs_publish.repository.layouts import immutable_name_of, place_name, resolve_link
+from cvmfs_publish.repository.names import find_target
 from cvmfs_publish.repository.native.problems import Report
 from cvmfs_publish.repository.records import Publication, iter_publications
 from cvmfs_publish.sources.base import Platform
+
+
+class SeenFiles(View, Files, Protocol):
+    """A tree of files."""
 
 
 class SeenAsFiles(Protocol):
@@ -32,7 +36,7 @@ class SeenAsFiles(Protocol):
 
     def open(self) -> AbstractContextManager[View]: ...
 
-    def view(self) -> FolderView: ...
+    def view(self) -> SeenFiles: ...
 
     def listing(self, path: RepoPath) -> Listing | None: ...
 
@@ -66,10 +70,8 @@ def _check_names(view: View, record: Publication, report: Report) -> None:
         report.error(record.path, str(error))
         return
     expected = record.sandbox.lstrip("/")
-    for link in dict.fromkeys((names.name, immutable)):
-        text = view.read_symlink(link)
-        if link == names.name and text == names.variant_target():
-            link, text = names.platform_name, view.read_symlink(names.platform_name)
+    targets = dict([find_target(view, names), (immutable, view.read_symlink(immutable))])
+    for link, text in targets.items():
         if text is None:
             report.error(f"/{link}", "is no link, but its record says that it is published")
         elif resolve_link(link, text) != expected:

@@ -186,3 +186,19 @@ def test_a_sandbox_that_no_record_mentions_goes_by_the_time_it_was_made(tmp_path
         assert f"/{removal.path}" == lost.sandbox
         assert collect(target) == [lost.sandbox]
         assert_sound(target)
+
+
+def test_a_name_that_leads_elsewhere_than_its_record_says_is_not_taken_for_unchanged(
+    tmp_path: Path,
+) -> None:
+    with FakeRegistry() as registry, site(tmp_path) as target:
+        name = push(registry, "one")
+        image = publish(target, name)
+        assert publish(target, name).status == "unchanged"
+        path = record_of(image).path[1:]
+        with target.repository.transaction(int(datetime.now(UTC).timestamp())) as transaction:
+            right = transaction.read_symlink(path)
+            transaction.put_symlink(path, "elsewhere")
+        assert publish(target, name).status == "published"
+        with target.repository.open() as view:
+            assert view.read_symlink(path) == right

@@ -109,7 +109,7 @@ class Host:
             if what.startswith("exit"):
                 fail(f"told to fail at {place}", int(what.split()[1]))
             if what in ("kill parent", "kill both"):
-                os.kill(os.getppid(), signal.SIGKILL)
+                os.kill(publisher_of(os.getppid()), signal.SIGKILL)
             if what in ("die", "kill both"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if what == "hang":
@@ -173,6 +173,11 @@ class Host:
             (self.base / f"seal-{number}").write_text(fingerprint(target))
             self.show(target)
             self.flag.unlink()
+
+
+def publisher_of(pid: int) -> int:
+    """Return who had the program run, by way of a shell."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def write_revision(base: Path, name: str, tree: Path, now: int) -> int:

@@ -294,6 +294,20 @@ class Snapshot:
             prefix = below
         return catalog
 
+    def identity(self, path: RepoPath) -> ContentHash | None:
+        """Return what changes with anything at `path` or below; None if there is nothing.
+
+        It may change with what is beside it, too: it is the hash of a catalog.
+        """
+        prefix, ref = "", self.root
+        catalog, nested = self._catalog(prefix, ref)
+        while below := next((p for p in _ancestors(path, prefix) if p in nested), None):
+            prefix, ref = below, nested[below]
+            if below == path:  # it is not even loaded
+                return ref.hash
+            catalog, nested = self._catalog(prefix, ref)
+        return ref.hash if catalog.get(path) is not None else None
+
     def _catalog(self, prefix: RepoPath, ref: CatalogRef) -> _Mounted:
         if prefix in self._open:
             self._open.move_to_end(prefix)

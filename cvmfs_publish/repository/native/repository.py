@@ -627,6 +627,11 @@ class SnapshotView:
     def iter_content(self, path: RepoPath, node: Node) -> Iterator[bytes]:
         return iter_content(self._snapshot.origin, path, node)
 
+    def read_xattrs(self, path: RepoPath, names: Collection[str]) -> tuple[tuple[str, bytes], ...]:
+        """See `repository.folder_listing.Files`."""
+        node = self.node(path)
+        return tuple(each for each in (node.xattrs if node else ()) if each[0] in names)
+
 
 class NativeTransaction:
     """See `repository.base.Transaction`."""

@@ -53,12 +53,19 @@ class S3Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayUpstream:
+    """Objects wherever a gateway puts them; it alone may write there."""
+
+    url: str  # of its interface, as in http://host:4929/api/v1
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConf:
     """What a repository's `server.conf` says, as far as it matters to a publisher."""
 
     path: Path
     name: str
-    upstream: LocalUpstream | S3Upstream
+    upstream: LocalUpstream | S3Upstream | GatewayUpstream
     spool: Path
     user: str  # who owns spool and storage; "" if not said
     keys: Path
@@ -89,14 +96,18 @@ class Assignment:
     line: int
 
 
-def read_server_conf(path: Path) -> ServerConf:
+def read_server_conf(path: Path, *, gateway: bool = False) -> ServerConf:
     """Read a `server.conf`, and the S3 configuration if it names one.
+
+    Args:
+        path: the file.
+        gateway: the repository may be one behind a gateway.
 
     Raises:
         InputError: a file cannot be read or needs a shell, a value is impossible, or the
             repository is of a kind that this publisher must not write.
     """
-    return _Reader(path).conf()
+    return _Reader(path, gateway=gateway).conf()
 
 
 # files
@@ -212,8 +223,9 @@ def _read_text(path: Path) -> str:
 class _Reader:
     """Turns the variables of one file into values."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, gateway: bool = False) -> None:
         self.path = path
+        self.gateway = gateway
         self.found = parse_assignments(_read_text(path), str(path))
         self.remarks: list[str] = []
 
@@ -357,7 +369,7 @@ class _Reader:
 
     # storage
 
-    def upstream(self) -> LocalUpstream | S3Upstream:
+    def upstream(self) -> LocalUpstream | S3Upstream | GatewayUpstream:
         key = "CVMFS_UPSTREAM_STORAGE"
         kind, _, rest = self.needed(key).partition(",")
         _, comma, place = rest.partition(",")
@@ -369,11 +381,13 @@ class _Reader:
             return LocalUpstream(Path(place))
         if kind == "S3":
             return self.s3(place)
+        if kind == "gw" and self.gateway:
+            return GatewayUpstream(place)
         if kind == "gw":
             raise self.wrong(
                 key,
                 f"the repository is behind the gateway {place}, which alone may write its storage",
-                "publish with cvmfs_server there, or into a repository without gateway",
+                "publish into it with `backend: cvmfs_server`, which asks the gateway",
             )
         raise self.wrong(key, f"storage of kind {kind!r} is not known")
 
