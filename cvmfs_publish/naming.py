@@ -16,14 +16,16 @@ from cvmfs_publish.replicas import WAIT_SECONDS, LaggingError, Survey, reasons
 from cvmfs_publish.repository.base import Repository, persist
 from cvmfs_publish.repository.records import Publication, Staged, iter_staged
 from cvmfs_publish.repository.staging import StagedName, hindrance, switch_names
+from cvmfs_publish.sources.compliance import NO_RULES, Compliance
 from cvmfs_publish.words import plural
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How many replicas are to have an image before its name leads there."""
+    """How many replicas are to have an image before its name leads there, and which image may."""
 
     most: int = 0  # at present, for those that were staged when more were wanted; 0: as then
+    compliance: Compliance = NO_RULES
 
     def of(self, staged: Staged) -> int:
         return min(staged.replicas, self.most) if self.most else staged.replicas
@@ -33,10 +35,14 @@ class Wanted:
         return survey.having(staged.revision) >= self.of(staged)
 
 
-def read_all_staged(repository: Repository) -> tuple[Staged, ...]:
+def read_all_staged(
+    repository: Repository, compliance: Compliance = NO_RULES
+) -> tuple[Staged, ...]:
     """Return all that waits for replicas in the published revision, and for nothing else."""
     with repository.open() as view:
-        return tuple(staged for staged in iter_staged(view) if hindrance(view, staged) is None)
+        return tuple(
+            staged for staged in iter_staged(view) if hindrance(view, staged, compliance) is None
+        )
 
 
 def switch_ready(
@@ -57,10 +63,12 @@ def switch_ready(
     meant = None if among is None else set(among)
     ready = [
         StagedName.of(staged)
-        for staged in read_all_staged(repository)
+        for staged in read_all_staged(repository, wanted.compliance)
         if wanted.is_ready(staged, survey) and (meant is None or StagedName.of(staged) in meant)
     ]
-    return switch_now(repository, ready, now) if ready else []
+    if not ready:
+        return []
+    return switch_now(repository, ready, now, compliance=wanted.compliance)
 
 
 def switch_now(
@@ -68,15 +76,17 @@ def switch_now(
     names: Sequence[StagedName],
     now: datetime,
     step: Callable[[str], None] = lambda _: None,
+    compliance: Compliance = NO_RULES,
 ) -> list[Publication]:
     """Point names at what they wait for, whatever replicas have; return their records.
 
-    `step` is told the name of every stage of the transaction.
+    Those that the rules keep out are left alone.  `step` is told the name of every stage of the
+    transaction.
     """
 
     def work() -> list[Publication]:
         with repository.transaction(int(now.timestamp()), step) as transaction:
-            return switch_names(transaction, names, now)
+            return switch_names(transaction, names, now, compliance)
 
     return persist(work)
 
@@ -136,7 +146,7 @@ class Switching:
                     raise
             waiting = [
                 staged
-                for staged in read_all_staged(self._repository)
+                for staged in read_all_staged(self._repository, self._wanted.compliance)
                 if StagedName.of(staged) in meant
             ]
             if not waiting or left <= 0:

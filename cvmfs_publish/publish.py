@@ -455,7 +455,7 @@ class Publisher:
         self, wish: _Wish, found: Publication, transaction: Transaction, now: datetime
     ) -> None:
         """Let the name of an image whose sandbox is there wait, or wait no longer."""
-        settled = settle(transaction, found, wish.replicas, now)
+        settled = settle(transaction, found, wish.replicas, now, self._compliance)
         if isinstance(settled, Publication) and settled != found:
             wish.result.publication, wish.result.status = settled, "published"
             wish.result.waits_for = 0

@@ -31,6 +31,7 @@ from cvmfs_publish.origin import Origin
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.native.gc import Collector
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.compliance import Compliance
 from cvmfs_publish.state.model import Failure
 from cvmfs_publish.watch.child import format_end, parse_order
 from cvmfs_publish.watch.runs import Collect, Order, Publish, RunEnd, Switch, Unpublish
@@ -133,7 +134,7 @@ def _unpublish(session: Session, order: Unpublish) -> RunEnd:
 
 def _switch(session: Session, order: Switch) -> RunEnd:
     repository = open_repository(session.config)
-    end = switch(repository, order, datetime.now(UTC))
+    end = switch(repository, order, datetime.now(UTC), Compliance.of(session.config))
     refresh(session, repository)
     return end
 

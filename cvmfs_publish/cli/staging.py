@@ -37,6 +37,7 @@ from cvmfs_publish.repository.records import Publication, Staged, iter_staged, r
 from cvmfs_publish.repository.staging import StagedName, choose_staged, hindrance
 from cvmfs_publish.settings import parse_duration
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.compliance import Compliance
 
 app = command_app()
 
@@ -76,13 +77,13 @@ def switch(
         )
     span = parse_duration(wait) if wait is not None else timedelta()
     repository = open_repository(session.config)
+    compliance = Compliance.of(session.config)
     with repository.open() as view:
-        for each in iter_staged(view):
-            if (error := hindrance(view, each)) is not None:
-                session.out.warn(str(error), error.hint)
-    staged = _chosen(read_all_staged(repository), images or [], platform)
+        found = [(each, hindrance(view, each, compliance)) for each in iter_staged(view)]
+    staged = _chosen(session, found, images or [], platform)
     if now:
-        switched = switch_now(repository, list(map(StagedName.of, staged)), datetime.now(UTC))
+        names = list(map(StagedName.of, staged))
+        switched = switch_now(repository, names, datetime.now(UTC), compliance=compliance)
         return _finish(session, repository, Result(tuple(switched)))
     if not staged:
         return _finish(session, repository, Result())
@@ -92,13 +93,30 @@ def switch(
     return _finish(session, repository, Result(waited.switched, waited.waiting, waited.survey, lag))
 
 
-def _chosen(staged: Sequence[Staged], images: Sequence[str], platform: str | None) -> list[Staged]:
-    if not images and platform is None:
-        return list(staged)
+def _chosen(
+    session: Session,
+    found: Sequence[tuple[Staged, PublishError | None]],
+    images: Sequence[str],
+    platform: str | None,
+) -> list[Staged]:
+    """Return what is meant of what waits; what hinders one that is not named is only told."""
+    errors = {StagedName.of(staged): error for staged, error in found if error is not None}
     wanted = Platform.parse(platform) if platform else Platform.default()
-    if not images:
-        return [each for each in staged if each.publication.platform == str(wanted)]
-    return [choose_staged(staged, Reference.parse(image), wanted) for image in images]
+    chosen = [
+        choose_staged([staged for staged, _ in found], Reference.parse(image), wanted)
+        for image in images
+    ]
+    for name, error in errors.items():
+        if name in map(StagedName.of, chosen):
+            raise error
+        session.out.warn(str(error), error.hint)
+    if images:
+        return chosen
+    return [
+        staged
+        for staged, error in found
+        if error is None and (platform is None or staged.publication.platform == str(wanted))
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +171,8 @@ def switched_document(record: Publication) -> dict[str, object]:
 
 
 def wanted_of(config: Config) -> Wanted:
-    """Return how many replicas are to have an image before its name leads there."""
-    return Wanted(config.naming.after_replicas)
+    """Return what is asked before a name leads to the image it waits for."""
+    return Wanted(config.naming.after_replicas, Compliance.of(config))
 
 
 def wait_for_names(
@@ -181,11 +199,12 @@ def switch_arrived(session: Session, repository: Repository) -> tuple[Publicatio
     if not config.replicas or config.repository.backend == "directory":
         return ()
     try:
-        if not read_all_staged(repository):
+        wanted = wanted_of(config)
+        if not read_all_staged(repository, wanted.compliance):
             return ()
         now = datetime.now(UTC)
         survey = open_observer(config).look(now)
-        return tuple(switch_ready(repository, survey, wanted_of(config), now))
+        return tuple(switch_ready(repository, survey, wanted, now))
     except PublishError as error:
         session.out.warn(f"names that wait for replicas go on waiting: {error}", error.hint)
         return ()

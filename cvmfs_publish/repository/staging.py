@@ -4,7 +4,8 @@ The first revision holds the sandbox, its name by digest, and the records that t
 have (`.metadata/.staged/<name>/`).  A second one, small, points the name there.  All that waits is
 in the repository itself: whoever publishes next, from whatever host, goes on with it.
 
-What waits is one image per name: another publish, `rollback` and `unpublish` end the waiting.
+What waits is one image per name: another publish, `rollback` and `unpublish` end the waiting.  The
+rules of the repository are asked again before a name is switched: they may have changed meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cvmfs_publish.errors import InputError, PublishError, RepositoryError
 from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Transaction, View
+from cvmfs_publish.repository.compliance import check_record
 from cvmfs_publish.repository.fallback import point_immutable_names, point_names
 from cvmfs_publish.repository.layouts import MANIFEST_FILE, STAGED_FILE, NamePlacement, place_name
 from cvmfs_publish.repository.names import (
@@ -29,6 +31,7 @@ from cvmfs_publish.repository.names import (
 )
 from cvmfs_publish.repository.records import Publication, Staged, read_publication, read_staged
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.compliance import NO_RULES, Compliance
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,11 @@ def stage_name(
 
 
 def settle(
-    transaction: Transaction, record: Publication, replicas: int, now: datetime
+    transaction: Transaction,
+    record: Publication,
+    replicas: int,
+    now: datetime,
+    compliance: Compliance = NO_RULES,
 ) -> Publication | Staged:
     """Let a name that waits, or should not, do what is wanted now; `record`: of its newest image.
 
@@ -86,14 +93,17 @@ def settle(
         drop_staged(transaction, names)  # the tag is back where the name leads
         return record
     if not replicas:
-        return _switch(transaction, names, staged, now)
+        return _switch(transaction, names, staged, now, compliance)
     staged = replace(staged, replicas=replicas)
     put_record(transaction, f"{names.staged}/{STAGED_FILE}", staged.to_json())
     return staged
 
 
 def switch_names(
-    transaction: Transaction, wanted: Iterable[StagedName], now: datetime
+    transaction: Transaction,
+    wanted: Iterable[StagedName],
+    now: datetime,
+    compliance: Compliance = NO_RULES,
 ) -> list[Publication]:
     """Point names at what they wait for, and return their records.
 
@@ -106,16 +116,21 @@ def switch_names(
         if (
             staged is not None
             and StagedName.of(staged) == name
-            and hindrance(transaction, staged) is None  # or no other name would be switched
+            # or no other name would be switched
+            and hindrance(transaction, staged, compliance) is None
         ):
-            done.append(_switch(transaction, names, staged, now))
+            done.append(_switch(transaction, names, staged, now, compliance))
     return done
 
 
 def _switch(
-    transaction: Transaction, names: NamePlacement, staged: Staged, now: datetime
+    transaction: Transaction,
+    names: NamePlacement,
+    staged: Staged,
+    now: datetime,
+    compliance: Compliance,
 ) -> Publication:
-    error = hindrance(transaction, staged)
+    error = hindrance(transaction, staged, compliance)
     if error is not None:
         raise error
     manifest = transaction.read_file(f"{names.staged}/{MANIFEST_FILE}") or b""
@@ -126,7 +141,7 @@ def _switch(
     return written
 
 
-def hindrance(view: View, staged: Staged) -> PublishError | None:
+def hindrance(view: View, staged: Staged, compliance: Compliance = NO_RULES) -> PublishError | None:
     """Return why a name cannot lead to what it waits for, whatever replicas have."""
     record = staged.publication
     manifest = f"{placement_of(record).staged}/{MANIFEST_FILE}"
@@ -136,6 +151,7 @@ def hindrance(view: View, staged: Staged) -> PublishError | None:
             hint=f"`cvmfs-publish publish --force {record.reference}` makes it anew",
         )
     try:
+        check_record(view, compliance, record, is_staged=True)
         check_short_name(view, record, force=True)
     except InputError as error:
         return error

@@ -115,6 +115,9 @@ class Compliance:
         )
 
 
+NO_RULES = Compliance()  # every image may get in
+
+
 def read_labels(manifest: bytes, config: bytes) -> Labels:
     """Return what a manifest's annotations and a configuration's labels say, together."""
     annotations = _mapping(_document(manifest), "annotations")

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from cvmfs_publish.naming import Wanted
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.replicas import SERVING, Observer, Standing, Survey
-from cvmfs_publish.repository.base import Repository
+from cvmfs_publish.repository.base import Repository, View
 from cvmfs_publish.repository.layouts import place_name
 from cvmfs_publish.repository.records import (
     Publication,
@@ -91,7 +91,7 @@ class Replication:
             return ()
         with self._repository.open() as view:
             staged = tuple(iter_staged(view))
-            able = tuple(each for each in staged if hindrance(view, each) is None)
+            able = tuple(each for each in staged if self._is_able(view, each))
             waiting = {_key(each.publication): facts_of(each.publication) for each in staged}
             named: dict[ImageKey, Facts] = {}
             for image in self._state.staged():
@@ -101,6 +101,9 @@ class Replication:
                     named[image.key] = facts_of(record)
         self._state.settle_staged(waiting, named, now)
         return able
+
+    def _is_able(self, view: View, staged: Staged) -> bool:
+        return hindrance(view, staged, self._wanted.compliance) is None
 
     def _choose(self, survey: Survey, now: datetime) -> None:
         self._ready = tuple(

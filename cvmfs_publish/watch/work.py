@@ -21,6 +21,7 @@ from cvmfs_publish.repository.native.gc import Collector, Retention
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.repository.staging import StagedName
 from cvmfs_publish.sources.base import Platform
+from cvmfs_publish.sources.compliance import Compliance
 from cvmfs_publish.state.model import Facts, Failure
 from cvmfs_publish.watch.runs import Collect, ItemEnd, RunEnd, Switch, Unpublish
 
@@ -111,11 +112,12 @@ def switch(
     repository: Repository,
     order: Switch,
     now: datetime,
+    compliance: Compliance,
     step: Callable[[str], None] = ignore_step,
 ) -> RunEnd:
     """Point names at what they wait for; those that do not wait for it any more are left alone."""
     names = [StagedName(*each) for each in order.names]
-    done = switch_now(repository, names, now, step)
+    done = switch_now(repository, names, now, step, compliance)
     return RunEnd(
         tuple(
             ItemEnd(Reference.parse(record.reference).name, "published", facts_of(record))

@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from cvmfs_publish.config import ImageRule
 from cvmfs_publish.errors import InputError, IntegrityError, RepositoryError
+from cvmfs_publish.patterns import ImagePattern
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import Transaction
 from cvmfs_publish.repository.layouts import DEFAULT_PLATFORM, place_name
@@ -37,6 +39,7 @@ from cvmfs_publish.repository.staging import (
     stage_name,
     switch_names,
 )
+from cvmfs_publish.sources.compliance import Compliance, ComplianceError
 from tests.memory import MemoryRepository
 from tests.versions import (
     ARM64,
@@ -304,6 +307,17 @@ def test_a_name_that_another_has_taken_meanwhile_holds_back_no_other(world: Worl
     (left,) = world.staged
     with world.repository.open() as view:
         assert "is that of a.org/a/b:1" in str(hindrance(view, left))
+
+
+def test_rules_that_came_meanwhile_hold_back_what_waits(world: World) -> None:
+    staged = world.stage("A")
+    rules = Compliance("test.example.org", refuse=(ImageRule(ImagePattern.parse("ghcr.io/a/*")),))
+    with world.open() as transaction:
+        assert switch_names(transaction, [StagedName.of(staged)], at(world.day), rules) == []
+    with pytest.raises(ComplianceError), world.open() as transaction:
+        settle(transaction, staged.publication, 0, at(world.day), rules)
+    assert world.leads_to() is None
+    assert world.switch()
 
 
 def test_a_name_that_does_not_wait_is_told(world: World) -> None:

@@ -248,6 +248,30 @@ def test_what_somebody_decides_meanwhile_is_told(sites: Staging) -> None:
     assert sites.leads_to() == first
 
 
+def test_a_rule_that_came_meanwhile_keeps_out_what_waits(sites: Staging) -> None:
+    home = sites.home
+    config = home.cwd / "cvmfs-publish.yaml"
+    home.json("publish", sites.image, "--name-after", "1", *AT_ONCE, code=3)
+    (home.cwd / "images.yaml").write_text(f"version: 1\nimages:\n  - {sites.image}\n")
+    sites.configure("wishlists: [images.yaml]\nnaming: {after_replicas: 1}")
+    before = config.read_text()
+    rule = "repository:\n  refuse: [{match: '*/a/one*', reason: sold}]\n"
+    config.write_text(before.replace("repository:\n", rule, 1))
+    sites.fetch_all()
+    ran = home.run("switch")
+    assert (ran.code, "because: sold" in ran.err) == (0, True), ran
+    for command in (("switch", "--now", sites.image), ("switch", sites.image)):
+        ran = home.run(*command)
+        assert (ran.code, "because: sold" in ran.err) == (2, True), ran
+        assert "change `repository.refuse`" in ran.err
+    assert home.json("publish", sites.push(b"2", "a/two"), "--name-after", "0")["switched"] == []
+    assert home.run("watch", "--once").code == 0
+    assert sites.leads_to() is None
+    assert len(sites.staged()) == 1
+    config.write_text(before)
+    assert len(home.json("switch")["switched"]) == 1
+
+
 # the watcher
 
 
