@@ -25,7 +25,16 @@ MAX_LENGTH = 1000  # characters; no name is longer
 ELSEWHERE = frozenset(f"{one}:" if one in FILES else f"{one}://" for one in TRANSPORTS)
 _PATH = re.compile(r"[a-z0-9._/*-]+")
 _TAG = re.compile(r"[A-Za-z0-9._*-]+")
+_HTTPS = 443  # the port that is meant where none is written
 _PLACE = re.compile(r"[A-Za-z0-9.:\[\]*-]+")
+
+
+def _usual_port(registry: str) -> str:
+    """Return one spelling of what is one registry: `ghcr.io` for `ghcr.io:443`, too."""
+    host, _, port = registry.rpartition(":")
+    if not host or not port.isdigit():
+        return registry
+    return parse_registry(host) if int(port) == _HTTPS else f"{host}:{int(port)}"
 
 
 class ImageName(NamedTuple):
@@ -38,7 +47,8 @@ class ImageName(NamedTuple):
     @classmethod
     def of(cls, reference: Reference) -> ImageName:
         """Return the name as in a registry, wherever the image comes from."""
-        return cls(f"{reference.registry}/", reference.repository, reference.tag)
+        registry = _usual_port(reference.registry)
+        return cls(f"{registry}/", reference.repository, reference.tag)
 
     @classmethod
     def of_origin(cls, origin: Origin) -> ImageName:
@@ -108,7 +118,7 @@ class ImagePattern:
                 " docker.io/ or docker.io/library/",
             )
         if "*" not in registry:
-            registry = parse_registry(registry)
+            registry = _usual_port(parse_registry(registry))
         return cls(text, f"{_shortest(registry)}/", _shortest(path), _shortest(tag or "*"))
 
     def fits(self, name: ImageName) -> bool:

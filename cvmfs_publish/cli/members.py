@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from cvmfs_publish import settings
-from cvmfs_publish.config import ConfigFile, RepositoryName
+from cvmfs_publish.config import Config, ConfigFile, RepositoryName
 from cvmfs_publish.errors import InputError
 
 _SECTION = re.compile(r"(?m)^repositories:[ \t]*(?:#.*)?\n")
@@ -19,10 +19,20 @@ def is_of_several(path: Path) -> bool:
     return _SECTION.search(settings.read_text(path)) is not None
 
 
+def find_member(path: Path, name: RepositoryName) -> Config | None:
+    """Return what the file says of a repository; None if it does not name it, or there is none.
+
+    Raises `InputError` if the file is wrong.
+    """
+    if not path.is_file() or not is_of_several(path):
+        return None
+    found = settings.load(ConfigFile, path).configs
+    return next((each for each in found if each.repository.name == name), None)
+
+
 def check_new(path: Path, name: RepositoryName) -> None:
     """Raise `InputError` if the file has this repository, or is wrong."""
-    found = settings.load(ConfigFile, path)
-    if name in (found.repositories or {}):
+    if find_member(path, name) is not None:
         raise InputError(
             f"{path} has the repository {name} already",
             hint="choose another name, or change the section with an editor",

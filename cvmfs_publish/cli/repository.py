@@ -26,6 +26,7 @@ from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.fallback import open_own_store
 from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.members import find_member
 from cvmfs_publish.cli.options import Elsewhere, FromOption, KeyOption, elsewhere
 from cvmfs_publish.cli.output import (
     format_bytes,
@@ -35,11 +36,14 @@ from cvmfs_publish.cli.output import (
     plural,
 )
 from cvmfs_publish.cli.several import in_each
-from cvmfs_publish.cli.trees import init_directory, init_server, tell_tree
+from cvmfs_publish.cli.trees import create_directory, init_directory, init_server, tell_tree
 from cvmfs_publish.config import (
+    FILE_NAME,
+    Config,
     RepositoryName,
     S3Config,
     S3Url,
+    complete,
     render_default_config,
 )
 from cvmfs_publish.content.artefacts import ArtefactError
@@ -136,7 +140,8 @@ def init(
     turns with us: storage, keys, spool and settings come from its server.conf, unless --storage or
     --keys say otherwise.  Everything is verified and nothing in the repository is changed.
 
-    Where the file has a section `repositories` already, the repository is added to it.
+    Where the file has a section `repositories` already, the repository is added to it.  One that
+    stands there and does not exist yet is made as the file says, without options.
 
     Example: cvmfs-publish init containers.example.org --storage /srv/cvmfs/containers.example.org
     """
@@ -147,6 +152,9 @@ def init(
             f"--repository {session.repositories[0]} chooses among repositories that there are",
             hint=f"`cvmfs-publish init {checked}` makes {checked}",
         )
+    if (config := find_member(session.config_path or session.cwd / FILE_NAME, checked)) is not None:
+        _init_member(context, session, complete(config, session.environ), key_bits)
+        return
     if backend is Backend.CVMFS_SERVER:
         if storage is not None or keys is not None or skip_check:
             raise InputError("--storage, --keys and --skip-check belong to --backend native")
@@ -194,6 +202,49 @@ def init(
         hint="the repository exists now; `init` elsewhere with the same folders adopts it",
     )
     _report_init(session, repository, session.cwd / keys, config_path, revision, is_new)
+
+
+# what the file says of a repository that it describes
+_FOR_NEW = ("storage", "keys", "backend", "algorithm", "adopt", "server_conf", "skip_check")
+
+
+def _init_member(context: typer.Context, session: Session, config: Config, key_bits: int) -> None:
+    """Make a repository that the configuration describes already."""
+    name, path = config.repository.name, session.config_path or session.cwd / FILE_NAME
+    for parameter in (
+        "storage",
+        "keys",
+        "backend",
+        "algorithm",
+        "adopt",
+        "server_conf",
+        "skip_check",
+    ):
+        source = context.get_parameter_source(parameter)
+        if source is not None and source.name != "DEFAULT":
+            option = "hash" if parameter == "algorithm" else parameter.replace("_", "-")
+            raise InputError(
+                f"--{option} is for a new repository, and {path} describes {name} already",
+                hint=f"leave it out, or change `repositories.{name}` with an editor",
+            )
+    if config.repository.backend == "directory":
+        create_directory(session, config, path)
+        return
+    if config.repository.backend == "cvmfs_server":
+        raise InputError(
+            f"{path} has the repository {name} already, which `cvmfs_server mkfs` makes",
+            hint=f"`cvmfs-publish -r {name} doctor` tells what is missing",
+        )
+    repository = open_native(config)
+    if repository.exists():
+        raise InputError(
+            f"{path} has the repository {name} already, and it exists",
+            hint="choose another name, or change the section with an editor",
+        )
+    check_bits(key_bits)
+    algorithm = HashAlgorithm(config.repository.hash)
+    revision = repository.create(algorithm, datetime.now(UTC), key_bits=key_bits)
+    _report_init(session, repository, config.repository.keys, path, revision, is_new=True)
 
 
 def _report_init(

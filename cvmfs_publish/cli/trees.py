@@ -17,7 +17,7 @@ from cvmfs_publish.cli.adopting import (
 from cvmfs_publish.cli.assembly import open_directory, open_server, open_tree
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.output import format_fields, format_minute, format_time, plural
-from cvmfs_publish.config import ConfigFile, RepositoryName, render_default_config
+from cvmfs_publish.config import Config, ConfigFile, RepositoryName, render_default_config
 from cvmfs_publish.content.local import storage_errors
 from cvmfs_publish.errors import InputError
 from cvmfs_publish.repository.base import View
@@ -53,9 +53,7 @@ def init_directory(
     if not is_new:
         repository.revision()  # refuses another name
     else:
-        with storage_errors("looking at the storage"):
-            is_used = os.path.lexists(place) and (not place.is_dir() or any(place.iterdir()))
-        if is_used and not adopt:
+        if _is_used(place) and not adopt:
             raise InputError(
                 f"{place} is not empty",
                 hint="name another --storage; --adopt begins in it and leaves all as it is",
@@ -68,6 +66,32 @@ def init_directory(
         hint="the repository exists now; `init` elsewhere with the same folder uses it",
     )
     _report_init(session, repository, "directory", config_path, is_new=is_new and not adopt)
+
+
+def create_directory(session: Session, config: Config, config_path: Path) -> None:
+    """Begin in the empty folder that the configuration names.
+
+    Raises `InputError` if something is there.
+    """
+    repository, place = open_directory(config), config.repository.storage
+    if repository.exists():
+        raise InputError(
+            f"{config_path} has the repository {repository.name} already, and it exists",
+            hint="choose another name, or change the section with an editor",
+        )
+    if _is_used(Path(str(place))):
+        raise InputError(
+            f"{place} is not empty",
+            hint=f"name another folder in `repositories.{repository.name}.storage`; to begin in it,"
+            " take the section out and let `init --adopt` add it",
+        )
+    repository.create(datetime.now(UTC))
+    _report_init(session, repository, "directory", config_path, is_new=True)
+
+
+def _is_used(place: Path) -> bool:
+    with storage_errors("looking at the storage"):
+        return os.path.lexists(place) and (not place.is_dir() or any(place.iterdir()))
 
 
 def init_server(session: Session, name: RepositoryName, server_conf: str | None) -> None:

@@ -241,6 +241,30 @@ def test_init_adds_a_repository_and_leaves_the_others_as_they_are(
 # ---------------------------------------------------------------- watch
 
 
+def test_init_makes_what_the_file_describes(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    config = tmp_path / "cvmfs-publish.yaml"
+    config.write_text(
+        "repositories:\n  a.example.org:\n    storage: here\n    keys: secret\n    hash: shake128\n"
+        "  b.example.org: {backend: directory, storage: tree}\n"
+    )
+    before = config.read_text()
+    for name in ("a.example.org", "b.example.org"):
+        ran = shell.run("init", name, "--adopt")
+        assert ran.code == 2, ran
+        assert f"--adopt is for a new repository, and {config} describes {name}" in ran.err
+        assert shell.run("init", name).code == 0
+        assert "already, and it exists" in shell.run("init", name).err
+    assert config.read_text() == before
+    assert (tmp_path / "here" / ".cvmfspublished").is_file()
+    assert (tmp_path / "secret" / "a.example.org.key").is_file()
+    assert shell.json("-r", "a.example.org", "info")["root_hash"].endswith("-shake128")
+    assert shell.run("check").code == 0
+    (tmp_path / "tree" / ".cvmfs-publish" / "repository.json").unlink()
+    ran = shell.run("init", "b.example.org")
+    assert (ran.code, "is not empty" in ran.err) == (2, True), ran
+
+
 def wish(shell: Shell, *images: str) -> None:
     lines = "".join(f"  - {image}\n" for image in images)
     (shell.cwd / "images.yaml").write_text(f"version: 1\nimages:\n{lines}")
