@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -32,6 +33,9 @@ SCAN_EVERY = timedelta(seconds=30)  # where the kernel tells nothing
 MAX_FILES = 100_000  # in the drop directory; more are not looked at
 _SIF = ".sif"
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+# The thread of watchdog that reads warns so where the kernel tells of a directory that it has found
+# in a new one already.  Nothing is lost; but where warnings are errors, that thread ends.
+_TWICE = "Callback with id "
 _CHANGES = ("closed", "moved", "deleted", "created")
 
 log = logging.getLogger(__name__)
@@ -222,6 +226,7 @@ class FileEvents:
 
     def __enter__(self) -> Self:
         handler = _Handler(self._see)
+        warnings.filterwarnings("ignore", _TWICE, RuntimeWarning)
         self._observer.start()
         # an editor puts a new file in the place of the old one: the directory tells of it
         folders = {path if path.is_dir() else path.parent for path in self._files}

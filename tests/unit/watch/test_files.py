@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -209,6 +210,15 @@ def test_the_kernel_tells_of_lists_that_change_and_files_that_are_dropped(
         assert set(seen.paths) == {wishlist}
         put(drop, "ghcr.io/a/b/1.tar")
         assert woken.wait(30)
+
+
+def test_directories_that_are_found_twice_do_not_end_the_thread_that_reads(
+    drop: DropFolder,
+) -> None:
+    with FileEvents([], Seen(), drop, lambda: None):
+        warnings.warn("Callback with id '1' already exists for watch 5", RuntimeWarning)  # noqa: B028
+        with pytest.raises(RuntimeWarning, match="of another kind"):
+            warnings.warn("of another kind", RuntimeWarning)  # noqa: B028
 
 
 def test_a_folder_that_is_not_there_is_looked_at_now_and_then(
