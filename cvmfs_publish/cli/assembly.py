@@ -60,6 +60,8 @@ _INSTEAD = {
     " `cvmfs-publish show IMAGE` tells where it is",
     ("directory", "`check --scrub` is"): "`cvmfs-publish verify IMAGE` compares every byte of an"
     " image with its registry",
+    ("directory", "replicas are"): "nobody replicates a plain tree; of several repositories, choose"
+    " others with --repository NAME",
     ("directory", "`serve` is"): "workers read a plain tree from its file system",
     ("cvmfs_server", "tags are"): "`cvmfs_server tag` names revisions",
     ("cvmfs_server", "a whitelist is"): "`cvmfs_server resign` renews it",

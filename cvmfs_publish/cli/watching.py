@@ -21,13 +21,14 @@ from cvmfs_publish.cli.assembly import open_repository
 from cvmfs_publish.cli.context import Session, session_of
 from cvmfs_publish.cli.expiry import warn_of_expiry
 from cvmfs_publish.cli.lazy import command_app
+from cvmfs_publish.cli.output import error_document
 from cvmfs_publish.cli.publishing import open_source, publish_settings, shared_blobs
 from cvmfs_publish.cli.registries import Registries
 from cvmfs_publish.cli.replicas import open_observer
 from cvmfs_publish.cli.showing import open_service
 from cvmfs_publish.cli.staging import wanted_of
 from cvmfs_publish.config import Config
-from cvmfs_publish.errors import EXIT_PARTIAL, InputError
+from cvmfs_publish.errors import EXIT_PARTIAL, InputError, PublishError
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.records import iter_publications
 from cvmfs_publish.sources.base import Platform
@@ -169,11 +170,24 @@ class _Fleet:
 
     def run_once(self) -> int:
         with _handling({signal.SIGTERM: self._stop}):
-            fine = self._in_all(lambda service: service.run_once())
+            fine = self._in_all(self._run_one)
         self._sweep(KEPT_SECONDS)
         self._tell_counts()
         self._warn_of_expiry()
+        failures = [service.failure for service in self._services]
+        if failures[0] is not None and all(failures):
+            return failures[0].exit_code
         return 0 if all(fine) else EXIT_PARTIAL
+
+    def _run_one(self, service: _Service) -> bool:
+        """Look at everything once; of several, one that fails holds back no other."""
+        try:
+            return service.run_once()
+        except PublishError as error:
+            if len(self._services) == 1:
+                raise
+            service.failure = error
+            return False
 
     def run(self, listen: str | None) -> None:
         """Work until told to stop; the main thread waits for signals."""
@@ -280,7 +294,9 @@ class _Fleet:
         counts = [service.state.counts() for service in self._services]
         names = [config.repository.name for config in self._session.configs]
         documents = [
-            {"repository": name, "images": found} for name, found in zip(names, counts, strict=True)
+            {"repository": name, "images": found}
+            | ({"error": error_document(each.failure)} if each.failure is not None else {})
+            for name, found, each in zip(names, counts, self._services, strict=True)
         ]
         one = len(documents) == 1
         document = {"images": counts[0]} if one else {"repositories": documents}
@@ -295,7 +311,10 @@ class _Fleet:
         self._session.out.result(document, "\n".join(lines))
         if not self._session.out.as_json:
             told: set[str] = set()  # lists are common, and so is most that is wrong with them
-            for service in self._services:
+            for name, service in zip(names, self._services, strict=True):
+                if (error := service.failure) is not None:
+                    subject = "" if name in str(error) else f"{name}: "
+                    self._session.out.error(error.kind, f"{subject}{error}", error.hint)
                 service.tell_troubles(told)
 
 
@@ -316,6 +335,7 @@ class _Service:
         self._memory = memory
         self._stack = ExitStack()  # of the parts in use
         self._former = ExitStack()  # of those before a reload
+        self.failure: PublishError | None = None  # of looking at everything once
         self.watcher = self._watcher = Watcher(
             state,
             self._open_parts(config, whole.configs, self._stack),

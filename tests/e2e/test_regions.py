@@ -292,6 +292,28 @@ def test_one_watcher_serves_all_and_asks_about_each_tag_once(
     assert list((regions.cwd / "state" / "blobs").iterdir()) == []
 
 
+def test_a_repository_that_is_broken_holds_no_other_back_when_all_are_looked_at_once(
+    regions: Shell, registry: FakeRegistry
+) -> None:
+    image = registry.name("a/one", "1")
+    wish(regions, image)
+    manifest = regions.cwd / "repository" / ".cvmfspublished"
+    manifest.rename(manifest.with_name("away"))
+    document = regions.json("watch", "--once", code=6)
+    errors = {each["repository"]: "error" in each for each in document["repositories"]}
+    assert errors == {EUROPE: True, AMERICA: False, LAB: False}
+    assert names_in(regions, AMERICA) == names_in(regions, LAB) == {"a/one:1"}
+    ran = regions.run("watch", "--once")
+    assert (ran.code, f"{EUROPE}: {manifest.parent} holds no repository" in ran.err) == (6, True), (
+        ran
+    )
+    ran = regions.run("--repository", EUROPE, "watch", "--once")
+    assert ran.code == 5, ran
+    manifest.with_name("away").rename(manifest)
+    assert regions.run("watch", "--once").code == 0
+    assert names_in(regions, EUROPE) == {"a/one:1"}
+
+
 @contextmanager
 def watching(regions: Shell) -> Iterator[dict[str, Any]]:
     """Run the service; yield what it says first."""
