@@ -134,7 +134,7 @@ def _unpublish(session: Session, order: Unpublish) -> RunEnd:
 
 def _switch(session: Session, order: Switch) -> RunEnd:
     repository = open_repository(session.config)
-    end = switch(repository, order, datetime.now(UTC), Compliance.of(session.config))
+    end = switch(repository, order, datetime.now(UTC), compliance=Compliance.of(session.config))
     refresh(session, repository)
     return end
 

@@ -21,7 +21,7 @@ from cvmfs_publish.repository.native.gc import Collector, Retention
 from cvmfs_publish.repository.records import Publication
 from cvmfs_publish.repository.staging import StagedName
 from cvmfs_publish.sources.base import Platform
-from cvmfs_publish.sources.compliance import Compliance
+from cvmfs_publish.sources.compliance import NO_RULES, Compliance
 from cvmfs_publish.state.model import Facts, Failure
 from cvmfs_publish.watch.runs import Collect, ItemEnd, RunEnd, Switch, Unpublish
 
@@ -112,8 +112,9 @@ def switch(
     repository: Repository,
     order: Switch,
     now: datetime,
-    compliance: Compliance,
     step: Callable[[str], None] = ignore_step,
+    *,
+    compliance: Compliance = NO_RULES,
 ) -> RunEnd:
     """Point names at what they wait for; those that do not wait for it any more are left alone."""
     names = [StagedName(*each) for each in order.names]
