@@ -236,7 +236,7 @@ def tell_foreign(session: Session, foreign: Collection[ForeignName]) -> None:
     """Say that what other programs have published is still there."""
     if foreign:
         names = plural(len(foreign), "name")
-        session.out.note(f"{names} of other programs stay as they are; `list` shows them")
+        session.out.note(f"left as found: {names} of other programs; `list` shows them")
 
 
 # the configuration file

@@ -235,7 +235,7 @@ def test_names_of_other_programs_are_listed_after_ours(home: Shell, image: str) 
     ]
     stock = ["init", NAME, "--adopt", "--storage", "repository", "--keys", "keys"]
     (home.cwd / "cvmfs-publish.yaml").unlink()
-    assert "2 names of other programs stay" in home.run(*stock).err
+    assert "left as found: 2 names of other programs" in home.run(*stock).err
 
 
 def test_second_names_and_former_images_of_ours_are_not_of_others(
