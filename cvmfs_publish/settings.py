@@ -68,6 +68,7 @@ _DICTS = (dict, collections.abc.Mapping)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*(_[0-9]+)*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_PASSWORD = re.compile(r"//[^/@\s]*@")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 _YAML_TAG = "tag:yaml.org,2002:"
@@ -483,8 +484,11 @@ def pairs(node: yaml.MappingNode, key: str) -> Iterator[tuple[str, yaml.ScalarNo
 
 
 def error_at(where: yaml.Node | str, key: str, what: str, hint: str = "") -> PlacedError:
-    """Return the error that names a node's file and line, the key, and what is wrong with it."""
-    text = f"{key + ': ' if key else ''}{what}"
+    """Return the error that names a node's file and line, the key, and what is wrong with it.
+
+    A password that somebody wrote into an address is not repeated.
+    """
+    text = _PASSWORD.sub("//…@", f"{key + ': ' if key else ''}{what}")
     if isinstance(where, str):
         return PlacedError(where, 0, text, hint=hint)
     return PlacedError(place_of(where), _line(where), text, hint=hint)

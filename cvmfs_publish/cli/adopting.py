@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from cvmfs_publish.cli.assembly import open_storage
 from cvmfs_publish.cli.checking import CheckProgress
 from cvmfs_publish.cli.context import Session
 from cvmfs_publish.cli.members import add_member, check_new, is_of_several
-from cvmfs_publish.cli.output import format_fields, format_minute, format_time
+from cvmfs_publish.cli.output import format_fields, format_minute, format_time, plural
 from cvmfs_publish.config import (
     FILE_NAME,
     Endpoint,
@@ -21,6 +22,7 @@ from cvmfs_publish.config import (
     render_default_config,
 )
 from cvmfs_publish.errors import InputError
+from cvmfs_publish.repository.foreign import ForeignName, find_foreign
 from cvmfs_publish.repository.native.adopt import (
     Adoption,
     examine_contents,
@@ -80,6 +82,8 @@ def adopt_repository(session: Session, name: RepositoryName, request: Request) -
         if not request.skip_check:
             with CheckProgress(session.out) as progress:
                 examine_contents(repository, now, spool, progress)
+        with repository.open() as view:
+            foreign = list(find_foreign(view))
     finally:
         store.close()
     has_secret = found.written is not None and found.written.secret_key is not None
@@ -90,7 +94,7 @@ def adopt_repository(session: Session, name: RepositoryName, request: Request) -
         hint="nothing was changed; --config names another file",
         mode=_SECRET_MODE if has_secret else _FILE_MODE,
     )
-    _report(session, name, found, adoption, config_path)
+    _report(session, name, found, adoption, config_path, foreign)
 
 
 def _locate(session: Session, name: RepositoryName, request: Request) -> _Found:
@@ -191,6 +195,7 @@ def _report(
     found: _Found,
     adoption: Adoption,
     config_path: Path,
+    foreign: list[ForeignName],
 ) -> None:
     manifest = adoption.manifest
     spool = str(found.spool) if found.spool is not None else None
@@ -209,6 +214,7 @@ def _report(
             "has_master_key": adoption.has_master_key,
             "tags": adoption.tags,
             "remarks": list(adoption.remarks),
+            "found": [each.to_document() for each in foreign],
         },
         f"adopted {name}, revision {manifest.revision}\n"
         + format_fields(
@@ -223,6 +229,14 @@ def _report(
     )
     for remark in adoption.remarks:
         session.out.note(f"note: {remark}")
+    tell_foreign(session, foreign)
+
+
+def tell_foreign(session: Session, foreign: Collection[ForeignName]) -> None:
+    """Say that what other programs have published is still there."""
+    if foreign:
+        names = plural(len(foreign), "name")
+        session.out.note(f"left as found: {names} of other programs; `list` shows them")
 
 
 # the configuration file

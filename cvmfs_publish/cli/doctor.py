@@ -36,7 +36,7 @@ from cvmfs_publish.doctor.host import (
     check_state,
     is_synchronised,
 )
-from cvmfs_publish.doctor.model import Finding, Outcome, examine, good, unused
+from cvmfs_publish.doctor.model import Finding, Outcome, examine, good, is_fit, unused
 from cvmfs_publish.doctor.native import check_keys, check_spool, check_storage
 from cvmfs_publish.doctor.service import (
     check_listen,
@@ -95,12 +95,12 @@ def _has_several(session: Session) -> bool:
 def _doctor(session: Session, *, offline: bool) -> int:
     found = list(_examine(session, offline=offline))
     counts = {each: sum(one.outcome is each for one in found) for each in Outcome}
-    is_fit = not counts[Outcome.MISSING]
+    ok = is_fit(found)
     session.out.result(
-        {"ok": is_fit, "checks": [_document(each) for each in found]},
+        {"ok": ok, "checks": [_document(each) for each in found]},
         f"{_table(session, found)}\n{_summary(counts)}",
     )
-    return 0 if is_fit else InputError.exit_code
+    return 0 if ok else InputError.exit_code
 
 
 def _examine(session: Session, *, offline: bool) -> Iterator[Finding]:
@@ -168,7 +168,8 @@ class _Examination:
             yield from examine("spool", lambda: check_spool(Spool(spool, name)))
 
     def directory(self) -> Iterator[Finding]:
-        return check_tree(open_directory(self.config), self.now)
+        share = self.config.repository.directory.how_to_share
+        return check_tree(open_directory(self.config), share, self.now)
 
     def cvmfs_server(self) -> Iterator[Finding]:
         account = Account(os.geteuid(), dict(self.session.environ))

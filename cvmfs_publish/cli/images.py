@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -23,10 +24,14 @@ from cvmfs_publish.cli.output import (
 from cvmfs_publish.cli.reading import open_published, open_reading
 from cvmfs_publish.cli.several import in_each
 from cvmfs_publish.cli.waiting import staged_document, staged_line
+from cvmfs_publish.digest import Digest
+from cvmfs_publish.layers.tree import RepoPath
 from cvmfs_publish.reference import Reference
 from cvmfs_publish.repository.base import View
 from cvmfs_publish.repository.export import export_tree
 from cvmfs_publish.repository.fallback import names_of, read_lines
+from cvmfs_publish.repository.foreign import ForeignName, find_foreign
+from cvmfs_publish.repository.layouts import immutable_name_of
 from cvmfs_publish.repository.names import get_publication
 from cvmfs_publish.repository.native.repository import SnapshotView
 from cvmfs_publish.repository.records import (
@@ -51,7 +56,8 @@ app = command_app()
 def list_images(context: typer.Context, location: FromOption = None, keys: KeyOption = None) -> int:
     """List the published images.
 
-    Of the configured repository or, with --from, of any other, such as a Stratum 1.
+    Of the configured repository or, with --from, of any other, such as a Stratum 1.  Names
+    that other programs have published there are listed after ours.
 
     Example: cvmfs-publish list --json
     """
@@ -66,6 +72,8 @@ def _list(session: Session, location: str | None, keys: list[Path] | None) -> No
     with open_published(session, location, keys) as published:
         records = list(iter_publications(published.view))
         staged = list(iter_staged(published.view))
+        known = {name for record in records for name in _names(record)}
+        foreign = list(find_foreign(published.view, known))
     name = published.name
     session.out.result(
         {
@@ -73,20 +81,44 @@ def _list(session: Session, location: str | None, keys: list[Path] | None) -> No
             "revision": published.revision,
             "images": [record_document(record) for record in records],
             "staged": [staged_document(each) for each in staged],
+            "foreign": [each.to_document() for each in foreign],
         }
         if session.out.as_json
         else {},
-        "" if session.out.as_json else _list_text(records),
+        "" if session.out.as_json else _list_text(records, foreign),
     )
     for each in staged:
         session.out.note(staged_line(each))
     if not records and not staged:
-        session.out.note(f"{name} has no images yet")
+        session.out.note(f"{name} has no images yet{' of ours' if foreign else ''}")
 
 
-def _list_text(records: list[Publication]) -> str:
-    if not records:
-        return ""
+def _names(record: Publication) -> Iterator[RepoPath]:
+    """Yield the names that lead to an image."""
+    yield record.path.lstrip("/")
+    reference, manifest = Reference.parse(record.reference), Digest.parse(record.manifest_digest)
+    yield immutable_name_of(reference, manifest)
+    if record.short_name:
+        yield record.short_name.lstrip("/")
+
+
+def _list_text(records: list[Publication], foreign: list[ForeignName]) -> str:
+    parts = [_list_ours(records)] if records else []
+    if foreign:
+        rows = [
+            (
+                f"/{each.path}",
+                each.program,
+                f"/{each.target}",
+                "" if each.is_there else "gone",
+            )
+            for each in foreign
+        ]
+        parts.append(format_table(("OF OTHERS", "MADE BY", "LEADS TO", ""), rows))
+    return "\n\n".join(parts)
+
+
+def _list_ours(records: list[Publication]) -> str:
     header: tuple[str, ...] = ("IMAGE", "PLATFORM", "DIGEST", "PUBLISHED", "ENTRIES", "SIZE")
     rows: list[tuple[str, ...]] = [
         (

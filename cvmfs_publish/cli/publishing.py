@@ -371,6 +371,12 @@ def _plan_wait(
         raise InputError("--wait-replicas with --dry-run has no meaning: nothing is published")
     if after:
         check_count(config, after, "--name-after")
+    if 0 < config.naming.after_replicas < after:
+        raise InputError(
+            f"--name-after {after}: `naming.after_replicas` is {config.naming.after_replicas}, and"
+            " whoever looks at the replicas next goes by that",
+            hint="leave the option out, or raise `naming.after_replicas`",
+        )
     if count is not None:
         check_count(config, count, "--wait-replicas")
     return _Plan(

@@ -108,10 +108,19 @@ def _replicas(session: Session, wait: int | None, timeout: str | None, count: in
     return tell_lagging(session, error)
 
 
+def check_backend(config: Config) -> None:
+    """Raise `InputError` if clients do not read the repository from replicas."""
+    if config.repository.backend == "directory":
+        raise InputError(
+            f"replicas are of repositories that CernVM-FS clients read; {config.repository.name} is"
+            " of `backend: directory`",
+            hint="whatever copies the tree elsewhere knows whether it has",
+        )
+
+
 def check_count(config: Config, count: int | None, option: str) -> None:
     """Raise `InputError` if there are fewer replicas than are to have a revision."""
-    if config.repository.backend != "cvmfs_server":
-        open_native(config, "replicas are")
+    check_backend(config)
     known = len(config.replicas)
     if not known:
         raise InputError(
@@ -127,6 +136,7 @@ def check_count(config: Config, count: int | None, option: str) -> None:
 
 def open_observer(config: Config) -> Observer:
     """Return what looks at the configured replicas; nothing is read yet."""
+    check_backend(config)
     is_stock = config.repository.backend == "cvmfs_server"
     source = _server_source(config) if is_stock else _native_source(config)
     targets = [
@@ -137,7 +147,7 @@ def open_observer(config: Config) -> Observer:
 
 
 def _native_source(config: Config) -> Source:
-    repository = open_native(config, "replicas are")
+    repository = open_native(config)
 
     def read() -> Manifest:
         with open_own(repository, config.repository.keys) as snapshot:

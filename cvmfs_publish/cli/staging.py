@@ -15,7 +15,7 @@ from cvmfs_publish.cli.fallback import refresh
 from cvmfs_publish.cli.lazy import command_app
 from cvmfs_publish.cli.options import PlatformOption
 from cvmfs_publish.cli.output import error_document, plural
-from cvmfs_publish.cli.replicas import check_count, open_observer, replicas_document, tell_lagging
+from cvmfs_publish.cli.replicas import open_observer, replicas_document, tell_lagging
 from cvmfs_publish.cli.waiting import staged_document
 from cvmfs_publish.config import Config
 from cvmfs_publish.errors import InputError, PublishError
@@ -87,7 +87,12 @@ def switch(
         return _finish(session, repository, Result(tuple(switched)))
     if not staged:
         return _finish(session, repository, Result())
-    check_count(session.config, None, "")
+    if not session.config.replicas:
+        raise InputError(
+            "the configuration names no replicas to wait for; waiting:"
+            f" {plural(len(staged), 'name')}",
+            hint="`cvmfs-publish switch --now IMAGE` asks nobody; or write `replicas`",
+        )
     waited = wait_for_names(session, repository, list(map(StagedName.of, staged)), span)
     lag = still_waiting(waited, wanted_of(session.config), span) if waited.waiting else None
     return _finish(session, repository, Result(waited.switched, waited.waiting, waited.survey, lag))
@@ -171,8 +176,12 @@ def switched_document(record: Publication) -> dict[str, object]:
 
 
 def wanted_of(config: Config) -> Wanted:
-    """Return what is asked before a name leads to the image it waits for."""
-    return Wanted(config.naming.after_replicas, Compliance.of(config))
+    """Return what is asked before a name leads to the image it waits for.
+
+    More replicas than there are at present can never have it.
+    """
+    count = config.naming.after_replicas or len(config.replicas)
+    return Wanted(count, Compliance.of(config))
 
 
 def wait_for_names(
@@ -262,7 +271,7 @@ def _wait_for_own(
         waited = wait_for_names(session, repository, own.keys(), span)
     except PublishError as problem:
         error = LaggingError(
-            f"the images are published, but replicas cannot be waited for: {problem}",
+            f"the images are published, but their names go on waiting: {problem}",
             hint=problem.hint,
         )
         return Naming(document={"replicas": {"error": error_document(error)}}, lag=error)

@@ -12,6 +12,7 @@ from cvmfs_publish.cli.adopting import (
     as_written,
     default_storage,
     new_config_path,
+    tell_foreign,
     write_config,
 )
 from cvmfs_publish.cli.assembly import open_directory, open_server, open_tree
@@ -137,10 +138,7 @@ def _report_init(
         f"{'created' if is_new else 'adopted'} {repository.name}, revision {revision.number}\n"
         + format_fields([("storage", repository.location), ("configuration", str(config_path))]),
     )
-    if foreign:
-        session.out.note(
-            f"{plural(len(foreign), 'name')} of other programs stay as they are; `info` lists them"
-        )
+    tell_foreign(session, foreign)
     session.out.note("next: cvmfs-publish publish docker.io/library/debian:12")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 from cvmfs_publish import __version__
@@ -20,6 +21,7 @@ from cvmfs_publish.words import format_bytes, plural
 
 DISTRIBUTION = "cvmfs-publish"
 LEAST_BYTES = 5 * 1000**3  # an image may have several GB, and layers are read several at a time
+LEAST_WRITTEN = 4096  # bytes that a folder is to take now
 LEAST_INODES = 200_000  # the largest image seen in the field has 226,831 entries
 CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
 # Several hosts see these; locks of one host mean nothing to another, or are not kept at all.
@@ -116,6 +118,8 @@ def check_state(folder: Path) -> Iterator[Finding]:
     while not present.exists() and present != present.parent:
         present = present.parent
     yield from check_folder("state", present, as_found=folder)
+    if present == folder:
+        yield from check_below("state", folder, depth=2, files="*.sqlite")
     kind = file_system_of(present)
     if kind in REMOTE or kind.startswith("fuse."):
         yield warn(
@@ -133,8 +137,8 @@ def check_folder(subject: str, folder: Path, *, as_found: Path | None = None) ->
     """
     shown = as_found or folder
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(LEAST_WRITTEN))  # a full disk still makes files
     except OSError as error:
         yield missing(
             subject, f"{shown} cannot be written: {error.strerror}", _remedy_of(error, folder)
@@ -154,6 +158,33 @@ def check_folder(subject: str, folder: Path, *, as_found: Path | None = None) ->
         )
     made = "" if folder == shown else ", and is made when it is needed"
     yield good(subject, f"{shown} can be written, {format_bytes(free)} are free{made}")
+
+
+def check_below(
+    subject: str, folder: Path, *, depth: int = 1, files: str = ""
+) -> Iterator[Finding]:
+    """Look whether what is in a folder can be written, too: another account may have made it.
+
+    `files`: a pattern of those directly in it that are changed in their place.
+    """
+    paths = (path for path in (folder.glob(files) if files else ()) if not os.access(path, os.W_OK))
+    closed = next(chain(_find_closed(folder, depth), paths), None)
+    if closed is not None:
+        yield missing(
+            subject,
+            f"{closed} cannot be written by this account",
+            f"give it back: `chown -R` for all of {folder}; and publish as one account only",
+        )
+
+
+def _find_closed(folder: Path, depth: int) -> Iterator[Path]:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield folder
+    elif depth:
+        with os.scandir(folder) as entries:
+            found = sorted(Path(each) for each in entries if each.is_dir(follow_symlinks=False))
+        for path in found:
+            yield from _find_closed(path, depth - 1)
 
 
 def _remedy_of(error: OSError, folder: Path) -> str:

@@ -47,6 +47,11 @@ def unused(subject: str, message: str) -> Finding:
     return Finding(subject, Outcome.UNUSED, message)
 
 
+def is_fit(found: Iterable[Finding]) -> bool:
+    """Whether nothing is missing."""
+    return all(each.outcome is not Outcome.MISSING for each in found)
+
+
 def of_error(subject: str, error: PublishError) -> Finding:
     """Return what an error means that a run would have ended with.
 

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cvmfs_publish.content.store import ContentStore
-from cvmfs_publish.doctor.host import check_folder, check_published
-from cvmfs_publish.doctor.model import Finding, good, missing, warn
+from cvmfs_publish.doctor.host import check_below, check_folder, check_published
+from cvmfs_publish.doctor.model import Finding, good, is_fit, missing, warn
 from cvmfs_publish.errors import LockedError
 from cvmfs_publish.repository.native.repository import NativeRepository
 from cvmfs_publish.repository.native.signing import Keys, fingerprint
@@ -30,8 +30,11 @@ def check_storage(
         yield missing("storage", f"{folder} does not exist", CREATE)
         return
     if folder is not None:
-        yield from check_folder("storage", folder)
-        yield from check_flock(folder)
+        found = list(check_folder("storage", folder))
+        yield from found
+        if is_fit(found):
+            yield from check_below("storage", folder / "data")
+            yield from check_flock(folder)
     else:
         yield from check_lock(repository.store)
     manifest = repository.manifest()

@@ -69,6 +69,8 @@ from cvmfs_publish.repository.spooled import (
 from cvmfs_publish.repository.tree_view import TreeView
 
 _TREES = f"{WORK}/trees"
+# Of the spool: the published revision alone, over which the mount lays what a transaction changes.
+_PUBLISHED = "rdonly"
 _CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _LARGE = 32 * 1024**2  # bytes; `ingest` does not cut larger files into chunks, so clients wait
@@ -177,10 +179,13 @@ class ServerRepository:
 
     @contextmanager
     def open(self) -> Iterator[ServerView]:
+        """Show what is published, also while a transaction is open or was left open."""
         self._check_mount()
-        yield self.view()
+        published = self.conf.spool / _PUBLISHED
+        yield FolderView(Folder(published)) if published.is_mount() else self.view()
 
     def view(self) -> ServerView:
+        """Show the mount, in which an open transaction is seen as well."""
         return FolderView(self.folder)
 
     def _check_mount(self) -> None:

@@ -454,7 +454,7 @@ def _choose(past: History, to: str) -> Event:
     reference = Reference.parse(past.reference)
     present = past.current.manifest_digest if past.current is not None else ""
     if to:
-        found = match_digest(events, to, past.reference)
+        found = match_digest(events, to, past.reference, _how_to_stay(past))
         if found[0].manifest_digest == present:
             return found[0]
     else:
@@ -463,12 +463,28 @@ def _choose(past: History, to: str) -> Event:
         raise InputError(
             f"{past.reference} for {past.platform} never led to anything else, so there is nothing"
             " to go back to",
-            hint=f"`cvmfs-publish history {reference.name}{_option(past.platform)}` shows its past",
+            hint=_how_to_stay(past)
+            or f"`cvmfs-publish history {reference.name}{_option(past.platform)}` shows its past",
         )
     chosen = next((event for event in found if event.manifest_digest in kept), None)
     if chosen is None:
         raise _gone(reference, found[0])
     return chosen
+
+
+def _how_to_stay(past: History) -> str:
+    """Say how a name that waits to lead elsewhere is kept from that; "" if it does not wait."""
+    if past.staged is None:
+        return ""
+    name = f"{Reference.parse(past.reference).name}{_option(past.platform)}"
+    command = (
+        f"unpublish {name}"
+        if past.current is None
+        else f"rollback {name} --to {past.current.digest}"
+    )
+    return (
+        f"it waits to lead to {past.staged.publication.digest}; `cvmfs-publish {command}` ends that"
+    )
 
 
 def _find_replaced(view: View, names: NamePlacement, event: Event) -> Publication | None:
@@ -481,10 +497,11 @@ def _find_replaced(view: View, names: NamePlacement, event: Event) -> Publicatio
     return read_publication(view, f"{folder}/{PUBLICATION_FILE}")
 
 
-def match_digest(events: Sequence[Event], text: str, subject: str) -> list[Event]:
+def match_digest(events: Sequence[Event], text: str, subject: str, remedy: str = "") -> list[Event]:
     """Return those events, in their order, that a digest or the beginning of one is about.
 
-    Raises `InputError` if there is none, or if it means several versions.
+    Raises `InputError` if there is none, or if it means several versions.  `remedy`: what to do
+    where there are no events at all.
     """
     match = _SHORT_DIGEST.fullmatch(text.lower())
     if match is None or len(match[2]) < MIN_PREFIX:
@@ -505,7 +522,7 @@ def match_digest(events: Sequence[Event], text: str, subject: str) -> list[Event
     if not found:
         raise InputError(
             f"{subject} never led to {text}",
-            hint=f"it led to {_listed(event.digest for event in events)}",
+            hint=f"it led to {_listed(event.digest for event in events)}" if events else remedy,
         )
     meant = {digest for event in found for digest in digests(event) if means(digest)}
     if len(meant) > 1 and len({event.manifest_digest for event in found}) > 1:

@@ -192,6 +192,7 @@ def test_init_writes_a_configuration_for_a_repository_of_cvmfs_server(
 def test_init_begins_in_a_folder_that_is_not_empty_only_if_told_to(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     (tmp_path / "repository/library").mkdir(parents=True)
+    (tmp_path / "repository/.images").mkdir()
     target = "/cvmfs/singularity.opensciencegrid.org/.images/ab/cd"
     (tmp_path / "repository/library/debian:12").symlink_to(target)
     ran = shell.run("init", NAME, "--backend", "directory")

@@ -62,6 +62,18 @@ class Setting:
         assert error["hint"]
         assert self.seen() == before
 
+    def lacks(self, words: str) -> None:
+        """`doctor` says so, with a remedy, and says nothing good of the same thing."""
+        ran = self.shell.run("--json", "doctor", "--offline")
+        assert ran.code == 2, ran
+        checks = ran.document["checks"]
+        found = [each for each in checks if words in each["message"]]
+        assert found, checks
+        assert {each["outcome"] for each in found} == {"missing"}
+        assert all(each["remedy"] for each in found)
+        good = {each["check"] for each in checks if each["outcome"] == "ok"}
+        assert good.isdisjoint(each["check"] for each in found)
+
     def recovers(self) -> None:
         assert self.publish("a/two", 0) == {}
         assert len(self.seen()["names"]) == 2
@@ -140,6 +152,7 @@ def test_a_state_that_becomes_full(setting: Setting) -> None:
         filler = setting.shell.cwd / "state/filler"
         fill(filler)
         setting.fails("No space left on device", "space")
+        setting.lacks("No space left on device")
         filler.unlink()
         setting.recovers()
 
@@ -149,4 +162,5 @@ def test_what_is_read_only(setting: Setting, place: str) -> None:
     folder = setting.storage if place == "storage" else setting.shell.cwd / "state"
     with read_only(folder):
         setting.fails("Read-only file system", "writable")
+        setting.lacks("Read-only file system")
     setting.recovers()

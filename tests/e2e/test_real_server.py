@@ -107,3 +107,22 @@ def test_an_open_transaction_of_theirs_is_respected(
     host.run("publish", host.name)
     run(shell, "publish", one)
     check(shell, host)
+
+
+def test_what_a_transaction_that_was_left_open_holds_is_not_taken_for_published(
+    host: RealHost, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    host.empty()
+    shell = Shell(tmp_path)
+    run(shell, "init", host.name, "--backend", "cvmfs_server")
+    one = registry.name("a/one", "1")
+    run(shell, "publish", one)
+    (record,) = host.mount.glob(f".metadata/{one}/publication.json")
+    host.run("transaction", host.name)
+    record.unlink()
+    try:
+        assert [each["reference"] for each in shell.json("list")["images"]] == [one]
+        (image,) = shell.json("publish", one)["images"]
+        assert image["status"] == "unchanged"
+    finally:
+        host.run("abort", "-f", host.name)

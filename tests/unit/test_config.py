@@ -425,6 +425,20 @@ def test_a_wishlist_that_cannot_be_one_is_refused(tmp_path: Path, item: str, mes
     assert message in str(refusal(tmp_path, f"{MINIMAL}wishlists: ['x', {item}]\n"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wishlists: ['https://user:s3cret@example.org/x']",
+        "replicas: ['http://user:s3cret@example.org/x']",
+        "notify: [{webhook: 'ftp://user:s3cret@example.org/x'}]",
+    ],
+)
+def test_a_password_in_an_address_is_not_repeated(tmp_path: Path, text: str) -> None:
+    told = refusal(tmp_path, f"{MINIMAL}{text}\n")
+    assert "s3cret" not in f"{told}{told.hint}"
+    assert "example.org/x" in str(told)
+
+
 def test_webhooks_have_a_secret_and_sources(tmp_path: Path) -> None:
     secret = tmp_path / "hook"
     secret.write_text("a secret of many letters\n")

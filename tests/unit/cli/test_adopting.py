@@ -101,6 +101,7 @@ def test_what_was_found_is_told_as_one_document(stock: Stock, shell: Shell) -> N
         "whitelist_expires_at": document["whitelist_expires_at"],
         "has_master_key": True,
         "tags": 5,
+        "found": [],
     }
 
 

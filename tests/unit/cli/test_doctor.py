@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cvmfs_publish.content.holder import Holder
+from cvmfs_publish.repository import directory
 from cvmfs_publish.repository.native.signing import fingerprint, load_keys
 from cvmfs_publish.repository.native.whitelist import make_whitelist
 from cvmfs_publish.repository.server_program import Note
@@ -216,6 +217,31 @@ def test_a_plain_tree_tells_what_its_file_system_can_do(shell: Shell) -> None:
     assert not lock.exists()
     lock.write_bytes(Holder.this_process(100).dump())
     assert [each["outcome"] for each in look(shell, code=0)["repository"]] == ["ok", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("share", "outcome"), [("reflink", "missing"), ("false", "not applicable")]
+)
+def test_how_a_plain_tree_is_to_share_is_compared_with_what_it_can(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, share: str, outcome: str
+) -> None:
+    monkeypatch.setattr(directory, "clone", lambda *_: False)
+    assert shell.run("init", NAME, "--backend", "directory").code == 0
+    path = shell.cwd / "cvmfs-publish.yaml"
+    path.write_text(path.read_text().replace("#share: auto", f"share: {share}"))
+    (found,) = look(shell)["sharing"]
+    assert found["outcome"] == outcome
+    assert "`repository.directory.share` is" in found["message"]
+
+
+def test_a_storage_that_another_account_made_is_told(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shell.run("init", NAME, "--backend", "directory").code == 0
+    closed = shell.cwd / "repository/.cvmfs-publish/txn"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    outcomes = [each["outcome"] for each in look(shell, code=2)["storage"]]
+    assert outcomes == ["ok", "missing"]
 
 
 # cvmfs_server

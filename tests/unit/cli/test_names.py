@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cvmfs_publish.cli.assembly import open_native
+from cvmfs_publish.config import load_config
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
 from tests.unit.cli.support import Shell
@@ -200,3 +203,54 @@ def test_a_name_by_digest_is_unpublished(home: Shell, registry: FakeRegistry, im
     assert home.run("unpublish", name).code == 0
     assert len(home.json("list")["images"]) == 1
     judged(home)
+
+
+def test_names_of_other_programs_are_listed_after_ours(home: Shell, image: str) -> None:
+    flat, gone = f".flat/ab/ab{'0' * 62}", f".flat/cd/cd{'0' * 62}"
+    repository = open_native(load_config(home.cwd / "cvmfs-publish.yaml"))
+    with repository.transaction(int(time.time())) as transaction:
+        transaction.make_directories(flat)
+        transaction.make_directories("docker.io/library")
+        transaction.put_symlink("docker.io/library/software", f"../../{flat}")
+        for tag, target in (("12", flat), ("11", gone)):
+            name = f"docker.io/library/debian:{tag}"
+            transaction.put_symlink(name, f"../../{target}")
+            transaction.make_directories(f".metadata/{name}")
+            transaction.put_file(f".metadata/{name}/manifest.json", b"{}")
+    assert home.json("list")["foreign"] == [
+        {
+            "path": f"/docker.io/library/debian:{tag}",
+            "target": f"/{target}",
+            "program": "DUCC",
+            "is_there": is_there,
+        }
+        for tag, target, is_there in (("11", gone, False), ("12", flat, True))
+    ]
+    ours, others = home.run("list").out.split("\n\n")
+    assert ours.splitlines()[1].startswith(image)
+    assert [line.split() for line in others.splitlines()] == [
+        ["OF", "OTHERS", "MADE", "BY", "LEADS", "TO"],
+        ["/docker.io/library/debian:11", "DUCC", f"/{gone}", "gone"],
+        ["/docker.io/library/debian:12", "DUCC", f"/{flat}"],
+    ]
+    stock = ["init", NAME, "--adopt", "--storage", "repository", "--keys", "keys"]
+    (home.cwd / "cvmfs-publish.yaml").unlink()
+    assert "left as found: 2 names of other programs" in home.run(*stock).err
+
+
+def test_second_names_and_former_images_of_ours_are_not_of_others(
+    home: Shell, registry: FakeRegistry, image: str
+) -> None:
+    configuration = home.cwd / "cvmfs-publish.yaml"
+    text = configuration.read_text()
+    configuration.write_text(text.replace("\nrepository:\n", "\nrepository:\n  layout: osg\n"))
+    home.json("publish", image)
+    assert home.json("list")["foreign"] == []
+    home.json("unpublish", image)
+    assert home.json("list") | {"revision": 0} == {
+        "repository": NAME,
+        "revision": 0,
+        "images": [],
+        "staged": [],
+        "foreign": [],
+    }

@@ -202,6 +202,49 @@ def test_the_configuration_can_ask_for_it_and_for_less_later(sites: Staging) -> 
     assert "naming.after_replicas: is 3, but `replicas` names 2" in ran.err
 
 
+def test_more_than_the_configuration_asks_for_is_refused(sites: Staging) -> None:
+    home = sites.home
+    sites.configure("naming: {after_replicas: 1, timeout: 0s}")
+    ran = home.run("publish", sites.image, "--name-after", "2")
+    assert ran.code == 2
+    assert "--name-after 2: `naming.after_replicas` is 1" in ran.err
+    assert home.run("publish", sites.image, "--name-after", "1").code == 3
+
+
+def test_replicas_that_are_given_up_are_not_waited_for(sites: Staging) -> None:
+    home = sites.home
+    home.run("publish", sites.image, "--name-after", "2", *AT_ONCE)
+    sites.fetch(sites.folders[0])
+    path = home.cwd / "cvmfs-publish.yaml"
+    with_two = path.read_text()
+    path.write_text(with_two.replace("replicas:", "#replicas:"))
+    ran = home.run("switch")
+    assert ran.code == 2
+    assert "names no replicas to wait for; waiting: 1 name" in ran.err
+    assert "switch --now IMAGE" in ran.err
+    path.write_text(with_two.replace(f", {sites.urls[1]}", ""))
+    assert home.run("switch").code == 0
+    assert sites.leads_to() is not None
+
+
+def test_a_rollback_of_what_never_led_elsewhere_says_how_to_wait_no_more(sites: Staging) -> None:
+    home = sites.home
+    home.run("publish", sites.image, "--name-after", "2", *AT_ONCE)
+    for to in ((), ("--to", "sha256:123456")):
+        ran = home.run("rollback", sites.image, *to)
+        assert ran.code == 2
+        assert f"`cvmfs-publish unpublish {sites.image}` ends that" in ran.err
+    home.json("publish", sites.image, "--name-after", "0")
+    sites.push(b"2")
+    home.run("publish", sites.image, "--name-after", "2", *AT_ONCE)
+    ran = home.run("rollback", sites.image)
+    assert ran.code == 2
+    hint = f"`cvmfs-publish rollback {sites.image} --to {sites.leads_to()}` ends that"
+    assert hint in ran.err
+    assert home.run(*hint.split("`")[1].split()[1:]).code == 0
+    assert sites.staged() == []
+
+
 def test_a_dry_run_waits_for_nobody(sites: Staging) -> None:
     ran = sites.home.run("publish", sites.image, "--dry-run", "--name-after", "1")
     assert ran.code == 0

@@ -11,6 +11,7 @@ import pytest
 
 from cvmfs_publish.doctor import host
 from cvmfs_publish.doctor.host import (
+    check_below,
     check_clock,
     check_folder,
     check_libraries,
@@ -81,6 +82,27 @@ def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above_it(tmp_path: 
 def test_a_folder_that_takes_no_files_is_missing() -> None:
     (found,) = check_folder("state", Path("/proc/self"))
     assert (found.outcome, bool(found.remedy)) == (Outcome.MISSING, True)
+
+
+@pytest.mark.parametrize("closed", ["a", "a/b", "a/b/c", "x.sqlite"])
+def test_what_another_account_made_in_a_folder_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "x.sqlite").touch()
+    (tmp_path / "link").symlink_to("/")
+
+    def may(path: Path, mode: int) -> bool:
+        return Path(path) != tmp_path / closed
+
+    monkeypatch.setattr(os, "access", may)
+    found = list(check_below("state", tmp_path, depth=2, files="*.sqlite"))
+    if closed == "a/b/c":  # that deep nobody looks
+        assert found == []
+    else:
+        (one,) = found
+        assert one.outcome is Outcome.MISSING
+        assert one.message.startswith(f"{tmp_path / closed} cannot be written")
 
 
 def test_a_folder_without_room_is_a_warning(
