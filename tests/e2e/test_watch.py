@@ -111,8 +111,13 @@ def home() -> Iterator[Home]:
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("watch") / "layout"
-    images.small_debian_image(folder)
+    images.debian_image(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return images.tiny_image(tmp_path_factory.mktemp("watch") / "tiny")
 
 
 def configure(home: Home, text: str) -> None:
@@ -158,7 +163,7 @@ def test_what_is_pushed_to_a_registry_is_there_at_once_and_a_job_runs_from_it(
 
 
 def test_what_is_pushed_is_found_by_looking_alone(
-    home: Home, layout: Path, registry: parts.RegistryServer
+    home: Home, tiny: Path, registry: parts.RegistryServer
 ) -> None:
     name = f"{registry.host}/looked/at"
     home.write(
@@ -172,14 +177,14 @@ def test_what_is_pushed_is_found_by_looking_alone(
     with home.watching() as said:
         assert said == f"watching for {NAME}\n"
         home.wait(f"{name}:1", lambda image: image.status == "gone")
-        images.push(layout, f"{name}:1")
+        images.push(tiny, f"{name}:1")
         home.wait(f"{name}:1", is_there)
-        images.push(layout, f"{name}:v7")
+        images.push(tiny, f"{name}:v7")
         home.wait(f"{name}:v7", is_there)
     home.runs_a_job(f"{name}:1")
 
 
-def test_an_archive_that_is_put_into_the_folder_is_published(home: Home, layout: Path) -> None:
+def test_an_archive_that_is_put_into_the_folder_is_published(home: Home, tiny: Path) -> None:
     text = (home.folder / "cvmfs-publish.yaml").read_text()
     home.write("cvmfs-publish.yaml", text.replace("#drop: drop", "drop: drop"))
     name = "registry.example.org/group/dropped:1"
@@ -191,7 +196,7 @@ def test_an_archive_that_is_put_into_the_folder_is_published(home: Home, layout:
         # as slowly as networks do it: the file is there before it is complete
         archive = home.folder / "archive.tar"
         parts.run(
-            [skopeo, "--insecure-policy", "copy", "--quiet", f"oci:{layout}:latest",
+            [skopeo, "--insecure-policy", "copy", "--quiet", f"oci:{tiny}:latest",
              f"oci-archive:{archive}"]
         )  # fmt: skip
         data = archive.read_bytes()
