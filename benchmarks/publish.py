@@ -187,7 +187,9 @@ def run_ducc(bench: Bench) -> Iterator[Run]:
                     [ducc, "convert-single-image", "-p", "-t", str(bench.work), wish, real.name]
                 )
                 if not any(real.mount.glob(f"*:*/**/bench:{tag}/etc")):
-                    raise CommandError(f"cvmfs_ducc: there is no {bench.reference(tag)}")
+                    raise CommandError(
+                        f"cvmfs_ducc ended with 0, but {bench.reference(tag)} is not there"
+                    )
                 total = measure_tree(Path("/srv/cvmfs") / real.name)
                 yield Run(step, done.cost, done.requests, total - before)
                 before = total
