@@ -72,7 +72,6 @@ _TREES = f"{WORK}/trees"
 # Of the spool: the published revision alone, over which the mount lays what a transaction changes.
 _PUBLISHED = "rdonly"
 _CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _LARGE = 32 * 1024**2  # bytes; `ingest` does not cut larger files into chunks, so clients wait
 _SMALL = 1000  # entries; a publish of its own takes longer than to write so many
 _PAUSE = 0.5  # seconds between two looks whether another writer has ended

@@ -45,7 +45,13 @@ from cvmfs_publish.repository.export import remove_tree
 from cvmfs_publish.repository.folder import WORK, Folder, FolderView
 from cvmfs_publish.repository.folder_listing import Listing, Traits, read_back
 from cvmfs_publish.repository.folder_lock import LEASE, hold_folder
-from cvmfs_publish.repository.folder_write import FilePool, Share, TreeWriter, finish_directory
+from cvmfs_publish.repository.folder_write import (
+    FilePool,
+    Share,
+    TreeWriter,
+    finish_directory,
+    write_new,
+)
 from cvmfs_publish.repository.layouts import FLAT
 from cvmfs_publish.repository.native.commit import ignore_step
 from cvmfs_publish.repository.reflink import clone
@@ -68,7 +74,6 @@ _TXN, _TRASH, _FILES, _TREES = (f"{WORK}/{name}" for name in ("txn", "trash", "f
 _SECOND = 1_000_000_000  # nanoseconds
 _PROBE_NS = 123_456_789  # a part of a second that no file system rounds to itself
 _CLOCK_TOLERANCE = 60  # seconds a published time may lie ahead of this host's clock
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _FORGOTTEN = 3600  # seconds; who was taking the lock so long ago has died over it
 _TXN_MODE = 0o711  # other accounts may look whether a sandbox has arrived
 _AT_ONCE = 0  # stands for the time of what no job can have been running in
@@ -391,21 +396,11 @@ class DirectoryRepository:
         self._rename(temporary, path)
 
     def _write(self, path: RepoPath, data: bytes, time: int | None = None) -> None:
-        with self._folder.parent(path) as (above, name):
-            descriptor = os.open(name, _NEW, 0o644, dir_fd=above)
         try:
-            os.fchmod(descriptor, 0o644)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            if time is not None:
-                os.utime(descriptor, (time, time))
-            os.fsync(descriptor)
+            write_new(self._folder, path, data, time, lasting=True)
         except OSError as error:
             error.filename = error.filename or f"{self.location}/{path}"
             raise
-        finally:
-            os.close(descriptor)
 
     def _put_link(self, path: RepoPath, target: str) -> None:
         if self._folder.readlink(path) == target:

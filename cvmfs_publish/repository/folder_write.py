@@ -58,6 +58,33 @@ class FileKey:
         return f"{self.content}-{self.rest}"
 
 
+def write_new(
+    folder: Folder, path: RepoPath, data: bytes, at: int | None = None, *, lasting: bool = False
+) -> None:
+    """Write a small file that is not there yet, readable for everybody.
+
+    Args:
+        folder: where.
+        path: of the file.
+        data: its content.
+        at: its time, Unix seconds; now by default.
+        lasting: return only when it is on the disk.
+    """
+    with folder.parent(path) as (above, name):
+        descriptor = os.open(name, _NEW, 0o644, dir_fd=above)
+    try:
+        os.fchmod(descriptor, 0o644)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if at is not None:
+            os.utime(descriptor, (at, at))
+        if lasting:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class FilePool:
     """Files that sandboxes share, each under what it is: `<folder>/xx/<content>-<rest>`."""
 

@@ -19,10 +19,13 @@ from cvmfs_publish.layers.treedigest import digest_lines, first_difference, sort
 from cvmfs_publish.repository.changes import New, NewDirectory, NewFile, NewLink
 from cvmfs_publish.repository.folder import Folder, FolderView
 from cvmfs_publish.repository.folder_listing import Files, Listing, Traits, read_back
-from cvmfs_publish.repository.folder_write import Contents, TreeWriter, finish_directory
+from cvmfs_publish.repository.folder_write import (
+    Contents,
+    TreeWriter,
+    finish_directory,
+    write_new,
+)
 from cvmfs_publish.repository.layouts import CATALOG_MARKER
-
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +79,7 @@ class MountWriter:
     def put_file(self, path: RepoPath, data: bytes, at: int | None = None) -> None:
         """Write a small file in place of whatever is there."""
         remove_entry(self._folder, path)
-        with self._folder.parent(path) as (above, name):
-            descriptor = os.open(name, _NEW, 0o644, dir_fd=above)
-        try:
-            os.fchmod(descriptor, 0o644)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            if at is not None:
-                os.utime(descriptor, (at, at))
-        finally:
-            os.close(descriptor)
+        write_new(self._folder, path, data, at)
 
     def keep(self, place: RepoPath, listing: Listing) -> None:
         """Write down what a sandbox should be."""
