@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.unit.native.test_reader import served
 
 CLIENT, JUDGE, TALK = "cvmfs2", "cvmfs_swissknife", "cvmfs_talk"
 
@@ -93,24 +92,6 @@ class Replica:
         )
         now = datetime.now(UTC).strftime("%a %b %d %H:%M:%S UTC %Y")
         (self.storage / ".cvmfs_last_snapshot").write_text(f"{now}\n")
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def served(storage: Path) -> Iterator[str]:
-    """Serve a folder over HTTP; yield the URL."""
-    handler = partial(_Quiet, directory=str(storage))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
 
 
 @contextmanager

@@ -238,3 +238,14 @@ def in_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def real_host_or_none() -> Iterator[RealHost | None]:
+    """Make a repository with the real program, if it can be used here."""
+    program = find_real()
+    if program is None:
+        yield None
+        return
+    with real_host(program) as made:
+        yield made

@@ -32,7 +32,7 @@ from cvmfs_publish.repository.records import iter_publications, read_publication
 from cvmfs_publish.repository.removal import apply_removals, plan_removals
 from tests import versions
 from tests.gateway_world import World, stand_in
-from tests.stock_host import RealHost, StockHost, find_real, real_host
+from tests.stock_host import RealHost, StockHost, real_host_or_none
 from tests.support import NAME, keys_of_this_run
 from tests.versions import at, image_id, leads_to, sandbox
 
@@ -89,11 +89,7 @@ PARAMETERS = [
 @pytest.fixture(scope="module")
 def real() -> Iterator[RealHost | None]:
     """The real `cvmfs_server` where it can be used: one repository, emptied for each test."""
-    program = find_real()
-    if program is None:
-        yield None
-        return
-    with real_host(program) as made:
+    with real_host_or_none() as made:
         yield made
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.registry import FakeRegistry
 from tests.images import Tar
-from tests.stock_host import RealHost, StockHost, configure, find_real, real_host
+from tests.stock_host import RealHost, StockHost, configure, real_host_or_none
 from tests.support import NAME
 from tests.unit.cli.support import Shell
 from tests.versions import at
@@ -45,11 +45,7 @@ def host(tmp_path: Path) -> StockHost:
 @pytest.fixture(scope="module")
 def real() -> Iterator[RealHost | None]:
     """The real `cvmfs_server` where it can be used: one repository, emptied for each test."""
-    program = find_real()
-    if program is None:
-        yield None
-        return
-    with real_host(program) as made:
+    with real_host_or_none() as made:
         yield made
 
 

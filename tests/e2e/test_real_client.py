@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests import images, parts
-from tests.real_cvmfs import Mount, Replica, judge, mounted, needed, served
+from tests.real_cvmfs import Mount, Replica, judge, mounted, needed
 from tests.support import NAME, keys_of_this_run
 from tests.unit.cli.support import Shell
+from tests.unit.native.test_reader import served
 
 pytestmark = [pytest.mark.parts, needed]
 BUILD = {"debian": images.debian_image, "hostile": images.hostile_but_legal_image}

@@ -54,7 +54,7 @@ from cvmfs_publish.layers.tree import Directory, Tree, empty_tree
 from cvmfs_publish.repository.base import Transaction
 from cvmfs_publish.repository.folder import Folder, FolderView
 from cvmfs_publish.repository.native.repository import NativeRepository
-from tests.fakes.stock_server import publisher_of
+from tests.fakes.stock_server import publisher_of, write_server_conf
 
 FLAG, LOCK, TOKEN = "in_transaction.lock", "is_publishing.lock", "session_token"
 MARKER = ".cvmfscatalog"
@@ -85,23 +85,14 @@ def make_host(base: Path, host: str, name: str, now: int, web: int, port: int) -
     (place / "idle").mkdir()
     (place / "mount").symlink_to("idle")
     (place / "clock").write_text(str(now))
-    values = {
-        "CVMFS_CREATOR_VERSION": "143",
-        "CVMFS_REPOSITORY_NAME": name,
-        "CVMFS_REPOSITORY_TYPE": "stratum0",
-        "CVMFS_USER": "root",
-        "CVMFS_SPOOL_DIR": str(place / "spool"),
-        "CVMFS_STRATUM0": f"http://127.0.0.1:{web}{base}/gateway/srv",
-        "CVMFS_UPSTREAM_STORAGE": f"gw,/srv/cvmfs/{name}/data/txn,http://127.0.0.1:4929/api/v1",
-        "CVMFS_USE_FILE_CHUNKING": "true",
-        "CVMFS_HASH_ALGORITHM": "sha1",
-        "CVMFS_COMPRESSION_ALGORITHM": "default",
-        "CVMFS_AUTO_TAG": "false",
-        "CVMFS_GARBAGE_COLLECTION": "true",
-        "CVMFS_INCLUDE_XATTRS": "false",
-        "CVMFS_KEYS_DIR": str(base / "gateway/keys"),
-    }
-    (place / "server.conf").write_text("".join(f"{k}={v}\n" for k, v in values.items()))
+    write_server_conf(
+        place / "server.conf",
+        name,
+        spool=place / "spool",
+        stratum0=f"http://127.0.0.1:{web}{base}/gateway/srv",
+        upstream=f"gw,/srv/cvmfs/{name}/data/txn,http://127.0.0.1:4929/api/v1",
+        keys=base / "gateway/keys",
+    )
     program = place / "cvmfs_server"
     program.write_text(_PROGRAM.format(port=port, host=place))
     program.chmod(0o755)

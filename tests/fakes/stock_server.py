@@ -54,23 +54,14 @@ def make_host(base: Path, name: str, keys: Path, now: int) -> Path:
     (base / "views/1").mkdir(parents=True)
     (base / "mount").symlink_to("views/1")
     (base / "clock").write_text(str(now))
-    values = {
-        "CVMFS_CREATOR_VERSION": "143",
-        "CVMFS_REPOSITORY_NAME": name,
-        "CVMFS_REPOSITORY_TYPE": "stratum0",
-        "CVMFS_USER": "root",
-        "CVMFS_SPOOL_DIR": str(base / "spool"),
-        "CVMFS_STRATUM0": f"http://localhost/cvmfs/{name}",
-        "CVMFS_UPSTREAM_STORAGE": f"local,{base}/srv/data/txn,{base}/srv",
-        "CVMFS_USE_FILE_CHUNKING": "true",
-        "CVMFS_HASH_ALGORITHM": "sha1",
-        "CVMFS_COMPRESSION_ALGORITHM": "default",
-        "CVMFS_AUTO_TAG": "false",
-        "CVMFS_GARBAGE_COLLECTION": "true",
-        "CVMFS_INCLUDE_XATTRS": "false",
-        "CVMFS_KEYS_DIR": str(base / "keys"),
-    }
-    (base / "server.conf").write_text("".join(f"{k}={v}\n" for k, v in values.items()))
+    write_server_conf(
+        base / "server.conf",
+        name,
+        spool=base / "spool",
+        stratum0=f"http://localhost/cvmfs/{name}",
+        upstream=f"local,{base}/srv/data/txn,{base}/srv",
+        keys=base / "keys",
+    )
     program = base / "cvmfs_server"
     program.write_text(
         f"#!{sys.executable} -IS\nimport sys\nsys.path[:0] = {[str(ROOT), *sys.path]!r}\n"
@@ -78,6 +69,29 @@ def make_host(base: Path, name: str, keys: Path, now: int) -> Path:
     )
     program.chmod(0o755)
     return program
+
+
+def write_server_conf(
+    path: Path, name: str, *, spool: Path, stratum0: str, upstream: str, keys: Path
+) -> None:
+    """Write what `cvmfs_server mkfs` writes of a repository."""
+    values = {
+        "CVMFS_CREATOR_VERSION": "143",
+        "CVMFS_REPOSITORY_NAME": name,
+        "CVMFS_REPOSITORY_TYPE": "stratum0",
+        "CVMFS_USER": "root",
+        "CVMFS_SPOOL_DIR": str(spool),
+        "CVMFS_STRATUM0": stratum0,
+        "CVMFS_UPSTREAM_STORAGE": upstream,
+        "CVMFS_USE_FILE_CHUNKING": "true",
+        "CVMFS_HASH_ALGORITHM": "sha1",
+        "CVMFS_COMPRESSION_ALGORITHM": "default",
+        "CVMFS_AUTO_TAG": "false",
+        "CVMFS_GARBAGE_COLLECTION": "true",
+        "CVMFS_INCLUDE_XATTRS": "false",
+        "CVMFS_KEYS_DIR": str(keys),
+    }
+    path.write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
 
 class Host:
